@@ -1,0 +1,58 @@
+"""Where a training run's numbers go: a JSON line, TensorBoard and the progress bar."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import tensorboardX
+from etils import epath
+from tqdm import tqdm
+
+
+class Writer:
+    """Appends scalars to `WORKDIR/metrics.jsonl` and TensorBoard files, on process 0 only."""
+
+    def __init__(self, workdir: epath.Path):
+        self._path = workdir / "metrics.jsonl"
+        self._board = tensorboardX.SummaryWriter(str(workdir)) if jax.process_index() == 0 else None
+
+    def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
+        """Records the scalars of one step; each line is complete on disk when this returns."""
+        if self._board is None:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, "split": split, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def drop_after(self, step: int) -> None:
+        """Forgets the lines of steps that a resumed run is about to repeat."""
+        if self._board is None or not self._path.exists():
+            return
+        lines = [line for line in self._path.read_text().splitlines() if _step(line) <= step]
+        self._path.write_text("".join(f"{line}\n" for line in lines))
+
+    def close(self) -> None:
+        """Writes what TensorBoard still buffers."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _step(line: str) -> float:
+    # A line that a killed process left half-written belongs to no finished step.
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int, unit: str, initial: int = 0) -> Iterator[Any]:
+    """A progress bar with rate and time left, shown by process 0."""
+    hidden = jax.process_index() != 0
+    with tqdm(
+        total=total, desc=description, unit=unit, initial=initial, disable=hidden, mininterval=1
+    ) as bar:
+        yield bar

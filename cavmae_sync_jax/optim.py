@@ -1,0 +1,45 @@
+"""The optimiser of the paper's recipe (section 6.3): Adam with coupled L2, per-step schedules."""
+
+import optax
+
+
+def schedule(
+    kind: str, peak: float, steps: int, steps_per_epoch: int, warmup_share: float, floor: float
+) -> optax.Schedule:
+    """The learning rate of each step.
+
+    Args:
+      kind: "cosine" falls from `peak` to `floor * peak`; "halving" is CAV-MAE's: halved every 5
+        epochs from epoch 10 on.
+      peak: the learning rate after the warm-up.
+      steps: length of the training.
+      steps_per_epoch: for "halving" only.
+      warmup_share: share of the steps in which it rises linearly from zero.
+      floor: for "cosine" only.
+
+    Raises:
+      ValueError: if `kind` is unknown.
+    """
+    warmup = int(warmup_share * steps)
+    if kind == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(1, steps - warmup), floor)
+    elif kind == "halving":
+        epochs = range(10, 1 + steps // steps_per_epoch, 5)
+        halvings = {epoch * steps_per_epoch - warmup: 0.5 for epoch in epochs}
+        after = optax.piecewise_constant_schedule(peak, halvings)
+    else:
+        raise ValueError(f"unknown schedule {kind!r}: use cosine or halving")
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0, peak, warmup), after], [warmup])
+
+
+def adam(
+    learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, l2: float
+) -> optax.GradientTransformation:
+    """Adam as PyTorch's `Adam(weight_decay=l2)`: the L2 term is added to the gradient, of all."""
+    return optax.chain(
+        optax.add_decayed_weights(l2),
+        optax.scale_by_adam(b1, b2, eps=1e-8),
+        optax.scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,196 @@
+"""Our model computes what the authors' code computed (golden files), stage by stage."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cavmae_sync_jax import convert, losses, masking, optim
+from cavmae_sync_jax import model as modeling
+from cavmae_sync_jax import patches as patching
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+SHORT = {"audio": "a", "visual": "v"}
+TINY = {
+    "image_size": 64,
+    "image_patch": 16,
+    "audio_rows": 96,
+    "audio_bins": 128,
+    "audio_patch": 16,
+    "width": 48,
+    "depth": 11,
+    "heads": 4,
+    "joint_depth": 1,
+    "mlp_ratio": 4.0,
+    "decoder_width": 32,
+    "decoder_depth": 2,
+    "decoder_heads": 4,
+    "registers": 8,
+    "global_token": True,
+    "registers_in_joint": False,
+    "audio_mean": 0.0,
+    "audio_std": 1.0,
+    "dtype": "float32",
+    "unroll": False,
+    "remat": "none",
+}
+LOSS = {
+    "temperature": 0.05,
+    "contrast_direction": "visual_to_audio",
+    "contrast_groups": 1,
+    "reconstruction_weight": 1.0,
+}
+CASES = {
+    "sync": ({}, 0.1),
+    "cavmae_baseline": ({"registers": 0, "global_token": False}, 0.01),
+}
+
+
+class Case:
+    """A golden file, its weights in our tree, its inputs as patches and kept indices."""
+
+    def __init__(self, name, **overrides):
+        self.golden = dict(np.load(GOLDEN / f"{name}.npz", allow_pickle=False))
+        settings, contrast_weight = CASES[name]
+        self.model = modeling.from_config({**TINY, **settings, **overrides})
+        self.loss = {**LOSS, "contrast_weight": contrast_weight}
+        state = {k.removeprefix("state/"): v for k, v in self.golden.items() if k[:6] == "state/"}
+        self.state = state
+        self.params = convert.from_state_dict(state)
+        pictures = {
+            "audio": patching.fbank_as_picture(jnp.asarray(self.golden["in/fbank"])),
+            "visual": jnp.asarray(self.golden["in/image"]).transpose(0, 2, 3, 1),
+        }
+        self.patches = {m: patching.patchify(p, 16) for m, p in pictures.items()}
+        self.keep = {}
+        for m, grid in self.model.grids.items():
+            kept = masking.kept_patches(grid.patches, 0.75)
+            noise = jnp.asarray(self.golden[f"in/noise_{SHORT[m]}"])
+            self.keep[m] = masking.keep_smallest(noise, kept)
+        self.value_and_grad = jax.jit(jax.value_and_grad(self.objective, has_aux=True))
+
+    def apply(self, *args, method=None):
+        return jax.jit(functools.partial(self.model.apply, method=method))(
+            {"params": self.params}, *args
+        )
+
+    def objective(self, params):
+        outputs = self.model.apply({"params": params}, self.patches, self.keep)
+        masked = {m: masking.is_masked(k, self.patches[m].shape[1]) for m, k in self.keep.items()}
+        embeddings = {m: e.global_token for m, e in outputs.embeddings.items()}
+        loss, parts = losses.total(self.loss, embeddings, outputs.predictions, self.patches, masked)
+        return loss, (parts, outputs, masked)
+
+
+SETTINGS = {"scanned": {}, "unrolled": {"unroll": True}, "rematerialised": {"remat": "full"}}
+RUNS = [(c, s) for c in CASES for s in ("scanned", "unrolled")] + [("sync", "rematerialised")]
+
+
+@pytest.fixture(params=RUNS, ids="-".join, scope="module")
+def case(request):
+    name, setting = request.param
+    return Case(name, **SETTINGS[setting])
+
+
+@pytest.fixture(scope="module")
+def evaluated(case):
+    return case.value_and_grad(case.params)
+
+
+def close(actual, expected, rtol=1e-4):
+    """Relative to the array's largest value: single elements may be near zero."""
+    expected = np.asarray(expected)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=rtol * max(scale, 1e-8))
+
+
+def test_every_weight_has_a_place(case):
+    shapes = jax.eval_shape(case.model.init_params, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, case.params) == jax.tree.map(lambda s: s.shape, shapes)
+    back = convert.to_state_dict(case.params)
+    left = {name for name in case.state if name not in back}
+    assert all(convert.UNUSED.fullmatch(name) for name in left), left
+    assert all(np.array_equal(case.state[name], value) for name, value in back.items())
+
+
+def test_positions_are_the_references(case):
+    for name, dim in (("pos_embed", 48), ("decoder_pos_embed", 32)):
+        for m, grid in case.model.grids.items():
+            expected = case.state[f"{name}_{SHORT[m]}"][0]
+            np.testing.assert_allclose(patching.sincos_positions(grid, dim), expected, atol=1e-6)
+
+
+def test_forward_stages(case, evaluated):
+    (_, (_, outputs, masked)), _ = evaluated
+    golden = case.golden
+    close(outputs.latent, golden["enc/latent"])
+    for m, short in SHORT.items():
+        np.testing.assert_array_equal(masked[m], golden[f"enc/mask_{short}"])
+        order = np.argsort(golden[f"enc/ids_restore_{short}"], axis=1)
+        np.testing.assert_array_equal(case.keep[m], order[:, : case.keep[m].shape[1]])
+        close(outputs.embeddings[m].patch_tokens, golden[f"enc/tokens_{short}"])
+        if f"enc/global_{short}" in golden:
+            close(outputs.embeddings[m].global_token, golden[f"enc/global_{short}"])
+        close(outputs.predictions[m], golden[f"dec/pred_{short}"])
+
+
+def test_losses(case, evaluated):
+    (loss, (parts, outputs, _)), _ = evaluated
+    golden = case.golden
+    close(loss, golden["loss/total"])
+    close(parts["reconstruction_audio"], golden["loss/mae_a"])
+    close(parts["reconstruction_visual"], golden["loss/mae_v"])
+    close(parts["contrast"], golden["loss/nce"])
+    close(parts["nce_accuracy"], golden["loss/nce_acc"])
+    pair = [outputs.embeddings[m].global_token for m in SHORT]
+    both, accuracy = losses.info_nce(*pair, 0.05, "both")
+    close(both, golden["loss/nce_bidirectional"])
+    close(accuracy, golden["loss/nce_bidirectional_acc"])
+
+
+def test_gradients(case, evaluated):
+    _, grads = evaluated
+    ours = convert.to_state_dict(grads)
+    stored = {k.removeprefix("grad/"): v for k, v in case.golden.items() if k[:5] == "grad/"}
+    norms = {
+        k.removeprefix("grad_norm/"): v for k, v in case.golden.items() if k[:9] == "grad_norm"
+    }
+    assert len(stored) >= 9 and set(norms) <= set(ours)
+    for name, expected in stored.items():
+        close(ours[name], expected)
+    for name, expected in norms.items():
+        np.testing.assert_allclose(np.linalg.norm(ours[name]), expected, rtol=1e-4, err_msg=name)
+
+
+def test_unmasked_features(case):
+    for m, short in SHORT.items():
+
+        def embed(model, patches, m=m):
+            return model.join(m, model.encode(m, patches))
+
+        embedding = case.apply(case.patches[m], method=embed)
+        close(embedding.patch_tokens, case.golden[f"feat/tokens_{short}"])
+        if f"feat/global_{short}" in case.golden:
+            close(embedding.global_token, case.golden[f"feat/global_{short}"])
+        else:
+            close(embedding.global_token, case.golden[f"feat/tokens_{short}"].mean(axis=1))
+
+
+def test_five_optimiser_steps(case):
+    optimizer = optim.adam(1e-3, 0.95, 0.999, 5e-4)
+
+    @jax.jit
+    def apply(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state, history = case.params, optimizer.init(case.params), []
+    for _ in range(5):
+        (loss, _), grads = case.value_and_grad(params)
+        params, state = apply(params, state, grads)
+        history.append(loss)
+    close(jnp.stack(history), case.golden["train/losses"])
