@@ -6,6 +6,7 @@ Exit status: 0 only on success, 2 after a user's mistake (one sentence on stderr
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Callable
 
@@ -60,6 +61,9 @@ def _parse_config(arguments: argparse.ArgumentParser, rest: list[str]) -> Config
         arguments.error(f"unrecognized arguments: {' '.join(strange)}")
     if len(files) != 1:
         arguments.error("give one --config=FILE, such as --config=configs/pretrain.py")
+    file = files[0].removeprefix("--config=").split(":")[0]
+    if not os.path.isfile(file):
+        raise UserError(f"no config file {file!r}: give one, such as --config=configs/pretrain.py")
     keys = _flatten(_config_flag(files))
     for override in overrides:
         key, equals, _ = override.removeprefix("--config.").partition("=")
@@ -86,7 +90,7 @@ def _config_flag(argv: list[str]) -> ConfigDict:
     try:
         values(["", *argv])
         return values.config
-    except (flags.Error, OSError) as error:
+    except flags.Error as error:
         # The libraries put the config file's own traceback into the message; its last line says it.
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{' '.join(argv)}: {reason}") from error

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+from ml_collections import ConfigDict
 
 from cavmae_sync_jax.sharding import constrain_batch
 
@@ -79,7 +80,7 @@ def _unit(x: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
 
 
 def total(
-    settings: Mapping[str, Any],
+    settings: ConfigDict | Mapping[str, Any],
     embeddings: Mapping[str, Float[Array, "batch dim"]],
     predictions: Mapping[str, Float[Array, "batch _ _"]],
     patches: Mapping[str, Float[Array, "batch _ _"]],

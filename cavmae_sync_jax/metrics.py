@@ -43,7 +43,7 @@ class Writer:
 def _step(line: str) -> float:
     # A line that a killed process left half-written belongs to no finished step.
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError):
         return float("inf")
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
+from ml_collections import ConfigDict
 
 from cavmae_sync_jax import patches as patching
 from cavmae_sync_jax.cli import UserError
@@ -169,6 +170,12 @@ class CavMaeSync(nn.Module):
         """The number of values in a patch of each modality."""
         return {AUDIO: self.audio_patch**2, VISUAL: 3 * self.image_patch**2}
 
+    def raw_shape(self, modality: str) -> tuple[int, ...]:
+        """The shape of one sample of raw input, as `patchify` takes it."""
+        if modality == AUDIO:
+            return self.audio_rows, self.audio_bins
+        return self.image_size, self.image_size, 3
+
     @property
     def compute_dtype(self) -> Any:
         """bfloat16 on accelerators and float32 on a CPU, unless `dtype` says which."""
@@ -262,7 +269,7 @@ class CavMaeSync(nn.Module):
         return self.init(key, patches, keep)["params"]
 
 
-def from_config(section: Mapping[str, Any]) -> CavMaeSync:
+def from_config(section: ConfigDict | Mapping[str, Any]) -> CavMaeSync:
     """Builds the model of a config's `model` section.
 
     Raises:

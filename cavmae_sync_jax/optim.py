@@ -2,9 +2,11 @@
 
 import optax
 
+SCHEDULES = ("cosine", "halving")
+
 
 def schedule(
-    kind: str, peak: float, steps: int, steps_per_epoch: int, warmup_share: float, floor: float
+    kind: str, peak: float, steps: int, steps_per_epoch: float, warmup_share: float, floor: float
 ) -> optax.Schedule:
     """The learning rate of each step.
 
@@ -24,11 +26,11 @@ def schedule(
     if kind == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, steps - warmup), floor)
     elif kind == "halving":
-        epochs = range(10, 1 + steps // steps_per_epoch, 5)
-        halvings = {epoch * steps_per_epoch - warmup: 0.5 for epoch in epochs}
+        epochs = range(10, 1 + int(steps / steps_per_epoch), 5)
+        halvings = {round(epoch * steps_per_epoch) - warmup: 0.5 for epoch in epochs}
         after = optax.piecewise_constant_schedule(peak, halvings)
     else:
-        raise ValueError(f"unknown schedule {kind!r}: use cosine or halving")
+        raise ValueError(f"unknown schedule {kind!r}: use one of {SCHEDULES}")
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0, peak, warmup), after], [warmup])

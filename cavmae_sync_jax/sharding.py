@@ -60,7 +60,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def state_shardings(state: object, mesh: Mesh) -> object:
     """The sharding of every leaf of a (possibly abstract) train state or parameter tree."""
 
-    def rule(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def rule(path: tuple, leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
         stacked = any(getattr(entry, "key", None) == "blocks" for entry in path)
         return NamedSharding(mesh, _spec(leaf.shape, stacked, mesh.shape["fsdp"]))
 

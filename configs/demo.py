@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
                 "num_frames": 16,
                 "clip_rows": 1024,
                 "augment_audio": False,
-                "workers": 1,
+                "workers": 0,
                 "prefetch": 2,
             },
             "model": {

@@ -1,0 +1,34 @@
+# demo: the whole way on a small dataset · test: lint and the suite · lint · format
+# Each makes its own virtual environment on first use. PYTHON chooses the interpreter (3.11–3.13).
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= runs/demo
+SEED ?= 0
+RUN := $(VENV)/bin/python -m
+export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax
+
+.PHONY: demo test lint format
+
+$(VENV)/installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --editable ".[test]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(RUN) data_prep.scenes --output=$(DEMO)/data --seed=$(SEED) --overwrite
+	rm -rf $(DEMO)/train
+	$(RUN) cavmae_sync_jax.train --config=configs/demo.py --config.seed=$(SEED) \
+		--config.data.dir=$(DEMO)/data --workdir=$(DEMO)/train
+	$(RUN) cavmae_sync_jax.evals.retrieval --checkpoint=$(DEMO)/train --data=$(DEMO)/data \
+		--output=$(DEMO) --baselines
+
+test: lint
+	$(RUN) pytest
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .

@@ -1,0 +1,258 @@
+"""A prepared dataset (TFDS, ArrayRecord) to batches: frames and their audio windows.
+
+The order of training examples is a pure function of (seed, position): position `n` of an endless
+sequence of shuffled epochs. Batch `s` holds positions `s·B … s·B + B - 1`, cut into equal
+consecutive shares for the processes. A run therefore resumes from a number, with any count of
+workers, processes or devices, and every clip comes once an epoch.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import flags
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import UInt8
+from PIL import Image
+
+from cavmae_sync_jax import audio, sharding
+from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.model import AUDIO, VISUAL
+
+FIELDS = ("clip_id", "frames", "fbank")
+Batch = dict[str, Any]
+
+
+class Records:
+    """Random access to a split's records; errors name the record."""
+
+    def __init__(self, directory: epath.PathLike, split: str, fields: tuple[str, ...] = FIELDS):
+        """Opens a split.
+
+        Args:
+          directory: a dataset's version folder, or a folder with one dataset somewhere below.
+          split: "train", "eval" or what else the dataset has.
+          fields: the features that the caller needs.
+
+        Raises:
+          UserError: if there is no such dataset, split or field, or a file of it is damaged.
+        """
+        self.directory = find(directory)
+        self.split = split
+        builder = tfds.builder_from_directory(str(self.directory))
+        self.features = builder.info.features
+        self.metadata: Mapping[str, Any] = builder.info.metadata or {}
+        if split not in builder.info.splits:
+            have = ", ".join(builder.info.splits)
+            raise UserError(f"{self.directory} has no split {split!r}; it has {have}")
+        info = builder.info.splits[split]
+        self.identity = (
+            f"{builder.info.full_name}, split {split}: "
+            f"{info.num_examples} clips, {info.num_bytes} bytes"
+        )
+        missing = [field for field in fields if field not in self.features]
+        if missing:
+            raise UserError(f"{self.directory} has no {', '.join(missing)}, which this needs")
+        try:
+            self._source = builder.as_data_source(split=split)
+            self._length = len(self._source)
+        except Exception as error:
+            raise UserError(
+                f"{self.directory}, split {split}: a file is damaged: {error}"
+            ) from error
+        if not self._length:
+            raise UserError(f"{self.directory}, split {split} is empty")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return self._source[index]
+        except Exception as error:
+            raise UserError(
+                f"{self.directory}, split {self.split}, record {index} is damaged "
+                f"({error}): prepare the dataset again"
+            ) from error
+
+    def ids(self, indices: list[int]) -> list[str]:
+        """The clip ids of some records."""
+        return [self[index]["clip_id"].decode() for index in indices]
+
+
+def find(directory: epath.PathLike) -> epath.Path:
+    """The version folder of the one dataset at or below `directory` (NAME/VERSION).
+
+    Raises:
+      UserError: if there is none, or more than one.
+    """
+    directory = epath.Path(directory)
+    marker = "dataset_info.json"
+    if not str(directory) or not directory.is_dir():
+        raise UserError(
+            f"no dataset folder {str(directory)!r}: give what data_prep had as --output"
+        )
+    found = [p.parent for depth in ("", "*/", "*/*/") for p in directory.glob(depth + marker)]
+    if len(found) != 1:
+        names = ", ".join(sorted(map(str, found))) or "none"
+        raise UserError(f"{directory} must hold one prepared dataset, but it holds {names}")
+    return found[0]
+
+
+class Framing(NamedTuple):
+    """How a clip becomes pairs of a frame and its audio window; all of it a config may change."""
+
+    num_frames: int
+    clip_rows: int
+    audio_rows: int
+    image_size: int
+
+    @classmethod
+    def of(cls, config: Any) -> "Framing":
+        """The framing that a training config asks for."""
+        data, model = config.data, config.model
+        return cls(data.num_frames, data.clip_rows, model.audio_rows, model.image_size)
+
+    def pair(self, record: Mapping[str, Any], frame: int) -> Batch:
+        """Frame `frame` of `num_frames` evenly chosen from those stored, and its window.
+
+        Returns:
+          `visual`: uint8 RGB `[size, size, 3]`; `audio`: raw log-mel `[audio_rows, bins]`.
+
+        Raises:
+          UserError: if the dataset has fewer frames, or frames of another size.
+        """
+        stored = len(record["frames"])
+        if self.num_frames > stored:
+            raise UserError(
+                f"config.data.num_frames={self.num_frames}, but the dataset holds {stored} frames "
+                f"a clip: prepare it with --num_frames={self.num_frames}"
+            )
+        frame = frame * stored // self.num_frames
+        image = decode_jpeg(record["frames"][frame])
+        if image.shape[0] != self.image_size:
+            raise UserError(
+                f"config.model.image_size={self.image_size}, but the dataset's frames have "
+                f"{image.shape[0]} pixels: prepare it with --image_size={self.image_size}"
+            )
+        window = audio.cut_window(record["fbank"], frame, stored, self.clip_rows, self.audio_rows)
+        return {AUDIO: window, VISUAL: image}
+
+
+def decode_jpeg(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes a stored frame.
+
+    Raises:
+      OSError: if the data are truncated or no JPEG.
+    """
+    return np.asarray(Image.open(io.BytesIO(data), formats=["JPEG"]).convert("RGB"))
+
+
+class _RandomPair(grain.transforms.RandomMap):
+    """One random frame of a clip and its window (method: a new choice for each clip and epoch)."""
+
+    def __init__(self, records: Records, framing: Framing):
+        self._records, self._framing = records, framing
+
+    def random_map(self, element: int, rng: np.random.Generator) -> Batch:
+        frame = int(rng.integers(self._framing.num_frames))
+        pair = self._framing.pair(self._records[element], frame)
+        return {**pair, "clip": np.int32(element)}
+
+
+def train_batches(
+    records: Records,
+    framing: Framing,
+    batch_size: int,
+    seed: int,
+    start: int,
+    workers: int,
+    prefetch: int,
+) -> grain.DatasetIterator:
+    """This process's share of the training batches, endlessly, from position `start` on.
+
+    Args:
+      records: the split to train on.
+      framing: how clips become pairs.
+      batch_size: clips in a global batch; a multiple of the number of processes.
+      seed: of the epochs' order and the frames' choice.
+      start: position of the first example, 0 for a new run.
+      workers: processes that read and decode; 0 does it in this process.
+      prefetch: batches each worker holds ready.
+
+    Returns:
+      An iterator of `audio` `[share, rows, bins]`, `visual` `[share, height, width, 3]` and
+      `clip` `[share]` (indices of the records).
+    """
+    processes, rank = jax.process_count(), jax.process_index()
+    pairs = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()
+    pairs = pairs.random_map(_RandomPair(records, framing))[start:]
+    shares = pairs.batch(batch_size // processes)[rank::processes]
+    return iter(_prefetched(shares, workers, prefetch))
+
+
+def _prefetched(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.IterDataset:
+    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+    dataset = batches.to_iter_dataset(threads)
+    if not workers:
+        return dataset
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which we do not use
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+    return dataset.mp_prefetch(options)
+
+
+class _WholeClip(grain.transforms.Map):
+    """All frames of a clip; indices past the end repeat the last clip and are not valid."""
+
+    def __init__(self, records: Records, framing: Framing):
+        self._records, self._framing = records, framing
+
+    def map(self, element: int) -> Batch:
+        record = self._records[min(element, len(self._records) - 1)]
+        pairs = [self._framing.pair(record, frame) for frame in range(self._framing.num_frames)]
+        stacked = {name: np.stack([pair[name] for pair in pairs]) for name in (AUDIO, VISUAL)}
+        return {**stacked, "clip": np.int32(element), "valid": element < len(self._records)}
+
+
+def clip_batches(
+    records: Records, framing: Framing, batch_size: int, workers: int, prefetch: int
+) -> grain.DatasetIterator:
+    """This process's share of one ordered pass over all clips, with all their frames.
+
+    The last global batch is filled up; `valid` tells which clips count.
+
+    Returns:
+      An iterator of `audio` `[share, frames, rows, bins]`, `visual` `[share, frames, height,
+      width, 3]`, `clip` `[share]` and `valid` `[share]`.
+    """
+    processes, rank = jax.process_count(), jax.process_index()
+    padded = -(-len(records) // batch_size) * batch_size
+    clips = grain.MapDataset.range(padded).map(_WholeClip(records, framing))
+    shares = clips.batch(batch_size // processes)[rank::processes]
+    return iter(_prefetched(shares, workers, prefetch))
+
+
+def to_device(
+    batches: grain.DatasetIterator, mesh: Mesh, ahead: int = 2
+) -> Iterator[tuple[Batch, Batch]]:
+    """Yields (global arrays sharded on the mesh, the host's share), `ahead` batches in transfer."""
+    layout = sharding.batch_sharding(mesh)
+    queue: list[tuple[Batch, Batch]] = []
+    try:
+        for batch in batches:
+            arrays = {
+                name: jax.make_array_from_process_local_data(layout, batch[name])
+                for name in (AUDIO, VISUAL)
+            }
+            queue.append((arrays, batch))
+            if len(queue) > ahead:
+                yield queue.pop(0)
+        yield from queue
+    finally:
+        batches.close()  # ends grain's workers

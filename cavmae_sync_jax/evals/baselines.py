@@ -1,0 +1,87 @@
+"""What retrieval scores without a trained model: the figures to read a score against."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cavmae_sync_jax import dataset
+from cavmae_sync_jax.evals import scores
+from cavmae_sync_jax.model import AUDIO, VISUAL
+
+RIDGE = 0.1  # share of the mean variance added to a covariance before it is inverted
+
+
+def chance(clips: int) -> dict[str, dict[str, float]]:
+    """The expected scores of a random order of `clips` targets."""
+    expected = {f"R{k}": min(1.0, k / clips) for k in (1, 5, 10)}
+    expected["median_rank"] = (clips + 1) / 2
+    return {"audio_to_visual": expected, "visual_to_audio": dict(expected)}
+
+
+def linear(
+    train: dataset.Records, held_out: dataset.Records, framing: dataset.Framing
+) -> dict[str, dict[str, float]]:
+    """Canonical correlations between colour statistics and mean log-mel, fitted on `train`.
+
+    If this scores well, colours and timbres alone give the answer away.
+    """
+    fitted = _statistics(train, framing)
+    means = [values.mean(axis=(0, 1)) for values in fitted]
+    flat = [(x - mean).reshape(-1, x.shape[-1]) for x, mean in zip(fitted, means, strict=True)]
+    directions = canonical_directions(*flat)
+    projected = [
+        (x - mean) @ weights
+        for x, mean, weights in zip(_statistics(held_out, framing), means, directions, strict=True)
+    ]
+    return scores.retrieval(*projected)
+
+
+def canonical_directions(
+    x: Float[np.ndarray, "samples dim_x"], y: Float[np.ndarray, "samples dim_y"]
+) -> tuple[Float[np.ndarray, "dim_x dim"], Float[np.ndarray, "dim_y dim"]]:
+    """Ridge-regularised CCA of centred samples; directions are scaled by their correlation."""
+    whiten_x, whiten_y = _whitening(x), _whitening(y)
+    left, correlations, right = np.linalg.svd(
+        whiten_x.T @ (x.T @ y / len(x)) @ whiten_y, full_matrices=False
+    )
+    return whiten_x @ left * correlations, whiten_y @ right.T * correlations
+
+
+def _whitening(x: Float[np.ndarray, "samples dim"]) -> Float[np.ndarray, "dim dim"]:
+    covariance = x.T @ x / len(x)
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors / np.sqrt(values + RIDGE * values.mean()) @ vectors.T
+
+
+def oracle(held_out: dataset.Records, framing: dataset.Framing) -> dict[str, dict[str, float]]:
+    """Knows the true class that sounds in every frame (silence is a class), and nothing else.
+
+    Raises:
+      UserError: if the dataset holds no `frame_class`, as datasets of plain videos.
+    """
+    records = dataset.Records(held_out.directory, held_out.split, ("frame_class",))
+    classes = np.stack([records[i]["frame_class"] for i in range(len(records))])
+    chosen = np.arange(framing.num_frames) * classes.shape[1] // framing.num_frames
+    known = _one_hot(classes[:, chosen])
+    return scores.retrieval(known, known)
+
+
+def _one_hot(classes: Int[np.ndarray, "clips frames"]) -> Float[np.ndarray, "clips frames dim"]:
+    return np.eye(classes.max() + 2, dtype=np.float32)[classes]  # -1, silence, is the last row
+
+
+def _statistics(
+    records: dataset.Records, framing: dataset.Framing
+) -> list[Float[np.ndarray, "clips frames dim"]]:
+    """Per frame: mean and spread of each log-mel bin; mean and spread of each colour in cells."""
+    audio, visual = [], []
+    for batch in dataset.clip_batches(records, framing, 1, workers=0, prefetch=1):
+        audio.append(_moments(batch[AUDIO][0].astype(np.float32), axis=1))
+        image = batch[VISUAL][0].astype(np.float32)
+        halves = [image, *np.array_split(image, 2, axis=1)]
+        cells = halves[:1] + [cell for half in halves[1:] for cell in np.array_split(half, 2, 2)]
+        visual.append(np.concatenate([_moments(cell, axis=(1, 2)) for cell in cells], axis=-1))
+    return [np.stack(audio), np.stack(visual)]
+
+
+def _moments(x: Float[np.ndarray, "frames *shape dim"], axis: int | tuple[int, int]) -> np.ndarray:
+    return np.concatenate([x.mean(axis=axis), x.std(axis=axis)], axis=-1)

@@ -1,0 +1,181 @@
+"""Audio-visual retrieval (paper sections 3.5.1 and 8; Tables 1 and 11) of a trained model.
+
+Example:
+  python -m cavmae_sync_jax.evals.retrieval --checkpoint=runs/sync --data=DATASET --output=runs/r
+
+Prints a table and writes OUTPUT/retrieval.json and OUTPUT/retrieval.png, where some queries are
+shown with their best matches.
+"""
+
+import argparse
+import json
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from cavmae_sync_jax import checkpoint, cli, dataset, features, sharding
+from cavmae_sync_jax.evals import baselines, scores
+from cavmae_sync_jax.features import ClipEmbeddings
+from cavmae_sync_jax.model import AUDIO, VISUAL, CavMaeSync
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+UNTRAINED_SEED = 1_000_003  # not the seed that a training is likely to have begun with
+DIRECTIONS = ("visual_to_audio", "audio_to_visual")
+
+
+def evaluate(
+    module: CavMaeSync, params: Any, records: dataset.Records, framing: dataset.Framing, mesh: Mesh
+) -> dict[str, dict[str, float]]:
+    """Scores of both directions under the paper's strategy, diagonal mean."""
+    return scores.retrieval(*features.embed_clips(module, params, records, framing, mesh))
+
+
+def run(
+    directory: epath.PathLike,
+    data: epath.PathLike,
+    output: epath.PathLike,
+    split: str = "eval",
+    with_baselines: bool = False,
+) -> dict[str, Any]:
+    """Evaluates a checkpoint and writes `retrieval.json` and `retrieval.png` to `output`.
+
+    Args:
+      directory: the workdir of a training.
+      data: a prepared dataset.
+      output: folder of the results; made if need be.
+      split: which clips are queries and targets.
+      with_baselines: also scores chance, an untrained model of the same shape, a linear baseline
+        fitted on the split "train" and, where the dataset knows the truth, an oracle.
+
+    Returns:
+      What `retrieval.json` holds.
+    """
+    pretrained = checkpoint.load(directory)
+    records = dataset.Records(data, split)
+    framing = dataset.Framing.of(pretrained.config)
+    mesh = sharding.make_mesh()
+    embedded = features.embed_clips(pretrained.module, pretrained.params, records, framing, mesh)
+    result: dict[str, Any] = {
+        "clips": len(records),
+        "scores": {name: scores.retrieval(*embedded, name) for name in scores.STRATEGIES},
+    }
+    if with_baselines:
+        result["baselines"] = _baselines(pretrained.module, records, framing, mesh)
+    result |= {
+        "checkpoint": {"directory": str(directory), "step": pretrained.step},
+        "data": {"identity": records.identity, "directory": str(records.directory)},
+        "framing": framing._asdict(),
+        "version": checkpoint.version(),
+    }
+    if jax.process_index() == 0:
+        output = epath.Path(output)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "retrieval.json").write_text(json.dumps(result, indent=2) + "\n")
+        draw_matches(records, framing, embedded, output / "retrieval.png")
+        print(table(result))
+        print(f"written: {output / 'retrieval.json'}, {output / 'retrieval.png'}")
+    return result
+
+
+def _baselines(
+    module: CavMaeSync, records: dataset.Records, framing: dataset.Framing, mesh: Mesh
+) -> dict[str, dict[str, dict[str, float]]]:
+    params = jax.jit(module.init_params)(jax.random.key(UNTRAINED_SEED))
+    train = dataset.Records(records.directory, "train")
+    result = {
+        "chance": baselines.chance(len(records)),
+        "untrained model": evaluate(module, params, records, framing, mesh),
+        "linear (CCA of colours and mean log-mel)": baselines.linear(train, records, framing),
+    }
+    if "frame_class" in records.features:
+        result["oracle (true class of each frame)"] = baselines.oracle(records, framing)
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The scores of `run` as a text table, in percent."""
+    title = f"retrieval, {result['clips']} clips, %"
+    header = f"{title:42}" + "".join(f"  {d.replace('_to_', ' → '):^26}" for d in DIRECTIONS)
+    columns = f"{'':42}" + f"  {'R@1':>5} {'R@5':>5} {'R@10':>5} {'median':>8}" * 2
+    rows = [(f"model, {name.replace('_', ' ')}", score) for name, score in result["scores"].items()]
+    rows += list(result.get("baselines", {}).items())
+    lines = [header, columns]
+    for name, score in rows:
+        cells = [
+            "  "
+            + " ".join(f"{100 * score[direction][k]:5.1f}" for k in ("R1", "R5", "R10"))
+            + f" {score[direction]['median_rank']:8.1f}"
+            for direction in DIRECTIONS
+        ]
+        lines.append(f"{name:42}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def draw_matches(
+    records: dataset.Records,
+    framing: dataset.Framing,
+    embedded: ClipEmbeddings,
+    path: epath.Path,
+    queries: int = 6,
+    matches: int = 5,
+) -> None:
+    """Draws evenly chosen queries by sound, with their own clip and the best matches by picture.
+
+    A clip is shown as its middle frame over its middle window; the true match has a green frame.
+    """
+    similarity = scores.diagonal_mean(*embedded)
+    rank = scores.ranks(similarity)
+    chosen = np.linspace(0, len(records) - 1, min(queries, len(records))).astype(int)
+    columns = 2 + min(matches, len(records))
+    figure, axes = plt.subplots(
+        len(chosen), columns, figsize=(1.7 * columns, 1.9 * len(chosen)), squeeze=False
+    )
+    middle = framing.num_frames // 2
+    for row, query in zip(axes, chosen, strict=True):
+        own = framing.pair(records[int(query)], middle)
+        row[0].imshow(own[AUDIO].astype(np.float32).T, origin="lower", aspect="auto", cmap="magma")
+        row[0].set_title(f"query {query}: sound", fontsize=8)
+        row[1].imshow(own[VISUAL])
+        row[1].set_title(f"its frame (rank {rank[query]:g})", fontsize=8)
+        for place, target in enumerate(np.argsort(-similarity[query])[: columns - 2], 1):
+            axis = row[place + 1]
+            axis.imshow(framing.pair(records[int(target)], middle)[VISUAL])
+            axis.set_title(f"{place}. clip {target}: {similarity[query, target]:.2f}", fontsize=8)
+            if target == query:
+                for spine in axis.spines.values():
+                    spine.set(edgecolor="limegreen", linewidth=4)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    figure.tight_layout()
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=110, format="png")
+    plt.close(figure)
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = cli.parser(__doc__)
+    arguments.add_argument("--checkpoint", required=True, help="workdir of a training")
+    arguments.add_argument("--data", required=True, help="prepared dataset")
+    arguments.add_argument("--split", default="eval", help="which clips are queries and targets")
+    arguments.add_argument("--output", default="runs/retrieval", help="folder of the results")
+    arguments.add_argument(
+        "--baselines",
+        action="store_true",
+        help="also score chance, an untrained model, a linear baseline and an oracle",
+    )
+
+    def start(args: argparse.Namespace) -> None:
+        run(args.checkpoint, args.data, args.output, args.split, args.baselines)
+
+    cli.main(arguments, start)
+
+
+if __name__ == "__main__":
+    main()

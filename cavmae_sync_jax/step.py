@@ -1,0 +1,131 @@
+"""The train step: one pure function of (state, batch), jitted and sharded, and what it needs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from cavmae_sync_jax import losses, masking, optim, sharding
+from cavmae_sync_jax.model import AUDIO, MODALITIES, CavMaeSync
+
+Metrics = dict[str, Float[Array, ""]]
+# One stream of randomness for each purpose, all from (seed, step).
+MASK_STREAM, AUGMENT_STREAM, RATIO_STREAM = range(3)
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a step changes; its leaves are arrays, or their shapes or shardings."""
+
+    step: Any
+    params: Any
+    opt_state: Any
+
+
+def make_optimizer(config: ConfigDict, steps: int, steps_per_epoch: float):
+    """The recipe's optimiser and its learning rate of each step."""
+    rate = optim.schedule(
+        config.schedule,
+        config.learning_rate,
+        steps,
+        steps_per_epoch,
+        config.warmup_share,
+        config.learning_rate_floor,
+    )
+    return optim.adam(rate, config.adam_b1, config.adam_b2, config.l2), rate
+
+
+def init_state(
+    module: CavMaeSync, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """Draws the parameters of a new run."""
+    params = module.init_params(key)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def batch_ratio(ratios: tuple[float, ...], seed: int, step: int) -> float:
+    """The batch's mask ratio; each value compiles its own step, so `ratios` is a short list."""
+    return ratios[int(np.random.default_rng((seed, RATIO_STREAM, step)).integers(len(ratios)))]
+
+
+def augment_audio(
+    key: jax.Array, fbank: Float[Array, "batch rows bins"], std: float
+) -> Float[Array, "batch rows bins"]:
+    """CAV-MAE's augmentation: uniform noise and a circular time shift, drawn for each sample.
+
+    Args:
+      key: the batch's random key.
+      fbank: raw log-mel windows.
+      std: of the normalisation; the noise's amplitude of up to 0.1 is meant after it.
+    """
+
+    def one(key: jax.Array, window: Float[Array, "rows bins"]) -> Float[Array, "rows bins"]:
+        noise_key, amplitude_key, shift_key = jax.random.split(key, 3)
+        amplitude = jax.random.uniform(amplitude_key) * std / 10
+        shift = jax.random.randint(shift_key, (), 0, window.shape[0])
+        noise = jax.random.uniform(noise_key, window.shape) * amplitude
+        return jnp.roll(window + noise, shift, axis=0)
+
+    return jax.vmap(one)(jax.random.split(key, fbank.shape[0]), fbank)
+
+
+def loss_and_metrics(
+    module: CavMaeSync,
+    config: ConfigDict,
+    params: Any,
+    batch: dict[str, Array],
+    step: Int[Array, ""],
+    ratio: float,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The training loss of raw frames and windows, with masks drawn from (seed, step)."""
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    raw = {modality: batch[modality] for modality in MODALITIES}
+    if config.data.augment_audio:
+        audio_key = jax.random.fold_in(key, AUGMENT_STREAM)
+        raw[AUDIO] = augment_audio(audio_key, raw[AUDIO].astype(jnp.float32), module.audio_std)
+    patches = {modality: module.patchify(modality, raw[modality]) for modality in MODALITIES}
+    keep, masked = {}, {}
+    for index, modality in enumerate(MODALITIES):
+        mask_key = jax.random.fold_in(jax.random.fold_in(key, MASK_STREAM), index)
+        structure = config.mask.audio_structure if modality == AUDIO else "unstructured"
+        grid = module.grids[modality]
+        size = patches[modality].shape[0]
+        keep[modality] = masking.draw(mask_key, size, grid, ratio, structure)
+        masked[modality] = masking.is_masked(keep[modality], grid.patches)
+    outputs = module.apply({"params": params}, patches, keep)
+    embeddings = {m: embedding.global_token for m, embedding in outputs.embeddings.items()}
+    return losses.total(config.loss, embeddings, outputs.predictions, patches, masked)
+
+
+def make_train_step(
+    module: CavMaeSync,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    shardings: TrainState,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Returns the jitted `step(state, batch, ratio)`; `ratio` is static, the state is donated."""
+
+    def step(state: TrainState, batch: dict[str, Array], ratio: float):
+        def objective(params: Any) -> tuple[Float[Array, ""], Metrics]:
+            return loss_and_metrics(module, config, params, batch, state.step, ratio)
+
+        (_, scalars), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        scalars["grad_norm"] = optax.global_norm(grads)
+        return TrainState(state.step + 1, params, opt_state), scalars
+
+    mesh = shardings.step.mesh
+    batch = {modality: sharding.batch_sharding(mesh) for modality in MODALITIES}
+    return jax.jit(
+        step,
+        static_argnums=2,
+        donate_argnums=0,
+        in_shardings=(shardings, batch),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )

@@ -1,0 +1,91 @@
+"""Makes small media files whose content tells the frame number and the channel."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.stream import Disposition
+
+LEVEL_STEP = 4
+# Display matrix of a phone held upright: turn the picture 90° clockwise to look at it.
+CLOCKWISE = [0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30]
+
+
+def tone(hertz, seconds, rate, amplitude=0.3):
+    return amplitude * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def picture(number, size=(64, 48)):
+    """Grey, brighter by LEVEL_STEP each frame, with a red upper left corner."""
+    image = np.full((size[1], size[0], 3), 20 + LEVEL_STEP * number % 220, np.uint8)
+    image[: size[1] // 3, : size[0] // 3] = (255, 0, 0)
+    return image
+
+
+def number(image):
+    """Which frame a `picture` was, from its lower right quarter (0 to 54)."""
+    height, width = image.shape[:2]
+    return round((image[-height // 3 :, -width // 3 :].mean() - 20) / LEVEL_STEP)
+
+
+def make_video(
+    path,
+    *,
+    seconds=3,
+    fps=10,
+    size=(64, 48),
+    waves=None,
+    rate=16_000,
+    layout="mono",
+    codecs=("libx264", "aac"),
+    times=None,
+    matrix=None,
+    audio_start=0.0,
+    gap=None,
+    cover=False,
+    options=None,
+    container_options=None,
+    picture=picture,
+):
+    """Writes a file. `waves` [channels, samples] defaults to a tone of 440 Hz a channel.
+
+    `times` (in 1/1000 s) gives a variable frame rate; codecs may be None to leave a stream out.
+    `gap` (begin, end) leaves out the audio packets between two times; `cover` calls the video a
+    cover picture.
+    """
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        frames, blocks = [], []
+        if codecs[0]:
+            video = container.add_stream(codecs[0], rate=fps, options=options or {})
+            video.width, video.height = size
+            video.pix_fmt = "yuvj420p" if codecs[0] == "mjpeg" else "yuv420p"
+            video.bit_rate = 2_000_000
+            if cover:
+                video.disposition = Disposition.attached_pic
+            if matrix:
+                video.set_display_matrix(matrix)
+            if times is not None:
+                video.codec_context.time_base = Fraction(1, 1000)
+            for index in range(round(seconds * fps) if times is None else len(times)):
+                frame = av.VideoFrame.from_ndarray(picture(index, size), format="rgb24")
+                frame.pts = index if times is None else times[index]
+                frames.append(frame)
+        if codecs[1]:
+            audio = container.add_stream(codecs[1], rate=rate, layout=layout)
+            if waves is None:
+                channels = audio.layout.nb_channels
+                waves = np.stack([tone(440, seconds, rate)] * channels)
+            whole = av.AudioFrame.from_ndarray(waves.astype(np.float32), "fltp", layout)
+            whole.rate, whole.pts = rate, round(audio_start * rate)
+            cutter = av.AudioResampler(audio.format.name, layout, rate, frame_size=1024)
+            blocks = cutter.resample(whole) + cutter.resample(None)
+            blocks = [b for b in blocks if gap is None or not gap[0] <= b.pts / rate < gap[1]]
+        for frame in frames:
+            container.mux(video.encode(frame))
+        if frames:
+            container.mux(video.encode())
+        for block in blocks:
+            container.mux(audio.encode(block))
+        if blocks:
+            container.mux(audio.encode())
+    return path

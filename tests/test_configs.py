@@ -1,0 +1,116 @@
+"""Every config and every variant builds, and a change of a recipe shows in a diff."""
+
+import importlib.util
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cavmae_sync_jax import masking, sharding, step
+from cavmae_sync_jax import model as modeling
+from configs import demo, pretrain
+
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def test_every_config_file_is_tested():
+    files = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert files == {"demo", "pretrain"}
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("pretrain", pretrain.get_config()), ("demo", demo.get_config())]
+)
+def test_recipes_are_as_committed(name, config):
+    golden = GOLDEN / f"{name}.json"
+    assert config.to_json(indent=2, sort_keys=True) + "\n" == golden.read_text(), (
+        f"the recipe changed: if you mean it, write the new text to {golden}"
+    )
+
+
+def test_both_configs_have_the_same_keys():
+    def keys(config, prefix=""):
+        for key, value in config.items():
+            yield from keys(value, f"{prefix}{key}.") if hasattr(value, "items") else [prefix + key]
+
+    assert set(keys(pretrain.get_config())) == set(keys(demo.get_config()))
+
+
+@pytest.fixture(scope="module")
+def shape_of_step():
+    """Runs a whole train step by shapes alone."""
+
+    def trace(config):
+        module = modeling.from_config(config.model)
+        optimizer, _ = step.make_optimizer(config, 1000, 100.0)
+        state = jax.eval_shape(lambda k: step.init_state(module, optimizer, k), jax.random.key(0))
+        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        shardings = sharding.state_shardings(state, mesh)
+        batch = {
+            "audio": jax.ShapeDtypeStruct((8, *module.raw_shape("audio")), jnp.float16),
+            "visual": jax.ShapeDtypeStruct((8, *module.raw_shape("visual")), jnp.uint8),
+        }
+        step_fn = step.make_train_step(module, optimizer, config, shardings)
+        return (
+            module,
+            state,
+            [
+                jax.eval_shape(lambda s, b, r=r: step_fn(s, b, r), state, batch)
+                for r in config.mask.ratios
+            ],
+        )
+
+    return trace
+
+
+@pytest.mark.parametrize("variant", pretrain.VARIANTS)
+def test_every_variant_has_a_train_step(variant, shape_of_step):
+    config = pretrain.get_config(variant)
+    config.loss.contrast_groups = min(config.loss.contrast_groups, 4)
+    module, state, results = shape_of_step(config)
+    for new_state, scalars in results:
+        assert jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, state)
+        assert set(scalars) >= {"loss", "contrast", "nce_accuracy", "grad_norm"}
+    flat = {
+        k: v for section in config.values() if hasattr(section, "items") for k, v in section.items()
+    }
+    for key, value in pretrain.VARIANTS[variant].items():
+        name = key.split(".")[-1]
+        assert flat.get(name, config.get(name)) == value
+    assert all(
+        masking.kept_patches(g.patches, r)
+        for g in module.grids.values()
+        for r in config.mask.ratios
+    )
+
+
+def test_the_paper_sizes(shape_of_step):
+    module, state, _ = shape_of_step(pretrain.get_config())
+    assert module.grids == {"audio": (8, 26), "visual": (14, 14)}
+    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    # 190.661 M in the released file, less its fixed positions and the norms that no pass uses.
+    positions = (208 + 196) * (768 + 512)
+    unused = (2 * 11 * 4 * 2 * 768) + (8 * 4 * 2 * 512)
+    assert count + positions + unused == pytest.approx(190.661e6, abs=500)
+
+
+def test_variants_combine_and_unknown_ones_are_told():
+    config = pretrain.get_config("scale+,mask_0.9")
+    assert (config.batch_size, config.mask.ratios) == (128, (0.9,))
+    with pytest.raises(ValueError, match="did you mean 'registers_4'"):
+        pretrain.get_config("register_4")
+    with pytest.raises((KeyError, AttributeError)):
+        config.batchsize = 3
+
+
+def test_headers_state_the_command():
+    for path in (ROOT / "configs").glob("*.py"):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert re.search(rf"--config=configs/{path.stem}\.py", module.__doc__)
+        assert module.__file__ and "cavmae_sync_jax" not in path.read_text().split('"""')[2]

@@ -1,0 +1,172 @@
+"""Training on real (tiny) videos: it learns, resumes exactly and stops on a NaN."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from cavmae_sync_jax import checkpoint, cli, sharding, step, train
+from cavmae_sync_jax import model as modeling
+
+
+def lines(workdir, split="train"):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["split"] == split]
+
+
+def losses(workdir):
+    return [(row["step"], row["loss"]) for row in lines(workdir)]
+
+
+@pytest.fixture(scope="module")
+def finished(dataset_dir, tmp_path_factory):
+    """An uninterrupted run of 15 steps."""
+    workdir = tmp_path_factory.mktemp("finished")
+    config = tiny.config(dataset_dir)
+    return config, workdir, train.train_and_evaluate(config, workdir)
+
+
+def test_workdir_is_as_promised(finished):
+    config, workdir, scores = finished
+    assert {"config.json", "metrics.jsonl", "checkpoints"} <= {p.name for p in workdir.iterdir()}
+    assert list(workdir.glob("events.out.tfevents*"))
+    assert json.loads((workdir / "config.json").read_text()) == json.loads(config.to_json())
+    assert [row["step"] for row in lines(workdir)] == [2, 4, 6, 8, 10, 12, 14, 15]
+    keys = {"loss", "contrast", "nce_accuracy", "reconstruction_audio", "reconstruction_visual"}
+    keys |= {"grad_norm", "learning_rate", "examples_per_second", "data_wait", "epoch"}
+    assert keys <= set(lines(workdir)[0])
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [12, 15]
+    (final,) = lines(workdir, "eval")
+    assert final["step"] == 15 and final["audio_to_visual/R5"] == scores["audio_to_visual/R5"] == 1
+
+
+def test_logged_loss_is_the_sum_of_its_parts(finished):
+    config, workdir, _ = finished
+    for row in lines(workdir):
+        parts = row["reconstruction_audio"] + row["reconstruction_visual"]
+        expected = config.loss.contrast_weight * row["contrast"] + parts
+        assert row["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch):
+    config, workdir, scores = finished
+    real, calls = step.batch_ratio, []
+
+    def interrupt(ratios, seed, number):
+        calls.append(number)
+        if len(calls) == 11:
+            raise KeyboardInterrupt
+        return real(ratios, seed, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(step, "batch_ratio", interrupt)
+        train.train_and_evaluate(config, tmp_path)
+    assert losses(tmp_path)[-1][0] == 10  # two steps past the last checkpoint
+    resumed = config.copy_and_resolve_references()
+    resumed.data.workers = 1  # another number of workers changes nothing
+    again = train.train_and_evaluate(resumed, tmp_path)
+    assert losses(tmp_path) == losses(workdir)
+    assert again == scores
+    ours, theirs = (checkpoint.load(path).params for path in (tmp_path, workdir))
+    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_finished_run_only_evaluates(finished, tmp_path):
+    config, workdir, scores = finished
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    assert train.train_and_evaluate(config, copy) == scores
+    assert losses(copy) == losses(workdir)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model__width": 32}, "config.model.width was 16 and is now 32"),
+        ({"seed": 5}, "config.seed was 0 and is now 5"),
+        ({"data__train_split": "eval"}, "the dataset was .*split train.* and is now .*split eval"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(finished, overrides, message):
+    config, workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    with pytest.raises(cli.UserError, match=message):
+        train.train_and_evaluate(tiny.config(config.data.dir, **overrides), workdir)
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_nan_stops_with_step_and_clips(dataset_dir, tmp_path):
+    config = tiny.config(dataset_dir, learning_rate=1e30, schedule="cosine")
+    with pytest.raises(cli.UserError) as error:
+        train.train_and_evaluate(config, tmp_path)
+    message = str(error.value)
+    assert "the loss of step 2 is nan" in message and "clip" in message
+    assert not any((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_one_batch_is_overfitted():
+    config = tiny.config(learning_rate=3e-3)
+    module = modeling.from_config(config.model)
+    optimizer, _ = step.make_optimizer(config, 150, 10.0)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    state = jax.jit(lambda key: step.init_state(module, optimizer, key))(jax.random.key(0))
+    step_fn = step.make_train_step(module, optimizer, config, sharding.state_shardings(state, mesh))
+    rng = np.random.default_rng(0)
+    batch = {
+        "audio": rng.normal(-5, 4, (8, *module.raw_shape("audio"))).astype(np.float32),
+        "visual": rng.integers(0, 256, (8, *module.raw_shape("visual")), np.uint8),
+    }
+    history = []
+    for _ in range(150):
+        state, scalars = step_fn(state, batch, 0.75)
+        history.append(jax.device_get(scalars))
+    assert np.mean([scalars["nce_accuracy"] for scalars in history[-10:]]) > 0.9
+    assert history[-1]["reconstruction_visual"] < 0.8 * history[0]["reconstruction_visual"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"schedule": "linear"}, "config.schedule='linear' must be one of cosine, halving"),
+        ({"mask__audio_structure": "x"}, "mask.audio_structure='x' must be one of unstructured"),
+        ({"loss__contrast_direction": "x"}, "contrast_direction='x' must be one of"),
+        ({"batch_size": 12}, "config.batch_size=12 must be a multiple of 8 devices"),
+        ({"loss__contrast_groups": 3}, "contrast_groups must divide config.batch_size"),
+        ({"mask__ratios": (1.5,)}, r"mask.ratios=\(1.5,\) must be ratios between 0 and 1"),
+        ({"epochs": -1.0}, "config.epochs=-1.0 must be positive"),
+        ({"data__num_frames": 5}, "the dataset holds 4 frames"),
+        ({"model__image_size": 64}, "frames have 32 pixels"),
+        ({"data__eval_split": "test"}, "no split 'test'; it has"),
+    ],
+)
+def test_settings_are_refused_before_anything_is_written(dataset_dir, tmp_path, overrides, message):
+    workdir = tmp_path / "workdir"
+    with pytest.raises(cli.UserError, match=message):
+        train.train_and_evaluate(tiny.config(dataset_dir, **overrides), workdir)
+    assert not workdir.exists()
+
+
+def test_profile_on_request(dataset_dir, tmp_path):
+    train.train_and_evaluate(tiny.config(dataset_dir, epochs=2.0, profile_step=2), tmp_path)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_mask_ratios_are_drawn_from_seed_and_step():
+    ratios = (0.6, 0.75, 0.9)
+    drawn = [step.batch_ratio(ratios, 0, number) for number in range(60)]
+    assert set(drawn) == set(ratios)
+    assert drawn == [step.batch_ratio(ratios, 0, number) for number in range(60)]
+    assert drawn != [step.batch_ratio(ratios, 1, number) for number in range(60)]
+
+
+def test_augmentation_is_a_shift_and_small_noise():
+    fbank = np.broadcast_to(np.arange(20.0)[:, None] * 10, (3, 20, 4)).astype(np.float32)
+    out = np.asarray(step.augment_audio(jax.random.key(0), jax.numpy.asarray(fbank), 2.0))
+    shifts = [int(np.argmin(sample[:, 0])) for sample in out]
+    assert len(set(shifts)) > 1
+    for sample, shift in zip(out, shifts, strict=True):
+        noise = sample - np.roll(fbank[0], shift, axis=0)
+        assert 0 <= noise.min() and 0 < noise.max() < 0.2 and noise.std() > 0
