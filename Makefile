@@ -1,9 +1,13 @@
 # demo: the whole way on a small dataset · test: lint and the suite · lint · format
-# Each makes its own virtual environment on first use. PYTHON chooses the interpreter (3.11–3.13).
+# Each makes its own virtual environment on first use. PYTHON is the interpreter (3.11–3.13).
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
 SEED ?= 0
+# The split that scores are reported on; settings are chosen on val.
+SPLIT ?= eval
+# Further flags of data_prep.scenes, such as --assets=DIR.
+SCENES ?=
 RUN := $(VENV)/bin/python -m
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax
 
@@ -15,12 +19,13 @@ $(VENV)/installed: setup.py
 	touch $@
 
 demo: $(VENV)/installed
-	$(RUN) data_prep.scenes --output=$(DEMO)/data --seed=$(SEED) --overwrite
-	rm -rf $(DEMO)/train
+	$(RUN) data_prep.scenes --output=$(DEMO)/data --seed=$(SEED) --overwrite $(SCENES)
+	rm -rf $(DEMO)/train $(DEMO)/evals
 	$(RUN) cavmae_sync_jax.train --config=configs/demo.py --config.seed=$(SEED) \
-		--config.data.dir=$(DEMO)/data --workdir=$(DEMO)/train
+		--config.data.dir=$(DEMO)/data --config.data.eval_split=$(SPLIT) --workdir=$(DEMO)/train
 	$(RUN) cavmae_sync_jax.evals.retrieval --checkpoint=$(DEMO)/train --data=$(DEMO)/data \
-		--output=$(DEMO) --baselines
+		--split=$(SPLIT) --output=$(DEMO)/evals --baselines
+	$(RUN) cavmae_sync_jax.evals.summary $(DEMO)/evals --output=$(DEMO)/results.json
 
 test: lint
 	$(RUN) pytest

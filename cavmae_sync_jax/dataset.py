@@ -7,6 +7,7 @@ workers, processes or devices, and every clip comes once an epoch.
 """
 
 import io
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ class Records:
           fields: the features that the caller needs.
 
         Raises:
-          UserError: if there is no such dataset, split or field, or a file of it is damaged.
+          UserError: if there is no such dataset, split or field.
         """
         self.directory = find(directory)
         self.split = split
@@ -58,13 +59,8 @@ class Records:
         missing = [field for field in fields if field not in self.features]
         if missing:
             raise UserError(f"{self.directory} has no {', '.join(missing)}, which this needs")
-        try:
-            self._source = builder.as_data_source(split=split)
-            self._length = len(self._source)
-        except Exception as error:
-            raise UserError(
-                f"{self.directory}, split {split}: a file is damaged: {error}"
-            ) from error
+        self._source = builder.as_data_source(split=split)
+        self._length = info.num_examples
         if not self._length:
             raise UserError(f"{self.directory}, split {split} is empty")
 
@@ -91,12 +87,10 @@ def find(directory: epath.PathLike) -> epath.Path:
     Raises:
       UserError: if there is none, or more than one.
     """
+    directory, marker = os.fspath(directory), "dataset_info.json"
+    if not directory or not epath.Path(directory).is_dir():
+        raise UserError(f"no dataset folder {directory!r}: give what data_prep had as --output")
     directory = epath.Path(directory)
-    marker = "dataset_info.json"
-    if not str(directory) or not directory.is_dir():
-        raise UserError(
-            f"no dataset folder {str(directory)!r}: give what data_prep had as --output"
-        )
     found = [p.parent for depth in ("", "*/", "*/*/") for p in directory.glob(depth + marker)]
     if len(found) != 1:
         names = ", ".join(sorted(map(str, found))) or "none"

@@ -21,6 +21,7 @@ import pytest
 def dataset_dir(tmp_path_factory):
     """A prepared dataset of real little videos: 20 clips to train on, 5 to evaluate."""
     import tiny
+
     from data_prep.clips import Clip, Preparation
     from data_prep.datasets import write_dataset
 

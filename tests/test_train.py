@@ -169,4 +169,4 @@ def test_augmentation_is_a_shift_and_small_noise():
     assert len(set(shifts)) > 1
     for sample, shift in zip(out, shifts, strict=True):
         noise = sample - np.roll(fbank[0], shift, axis=0)
-        assert 0 <= noise.min() and 0 < noise.max() < 0.2 and noise.std() > 0
+        assert noise.min() >= 0 and 0 < noise.max() < 0.2 and noise.std() > 0

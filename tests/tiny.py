@@ -2,13 +2,11 @@
 
 import pathlib
 
-import av
+import media_files
 import numpy as np
 from ml_collections import ConfigDict
 
 from configs import demo
-
-RATE = 16_000
 
 
 def config(data_dir="", **overrides) -> ConfigDict:
@@ -38,22 +36,11 @@ def config(data_dir="", **overrides) -> ConfigDict:
     return tiny
 
 
-def write_video(path: pathlib.Path, colour: int, hertz: float, seconds: int = 4) -> None:
-    """Writes an MP4 of one grey level, growing brighter, with a tone."""
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=4, options={"preset": "ultrafast"})
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        sound = container.add_stream("aac", rate=RATE, layout="mono")
-        for index in range(4 * seconds):
-            pixels = np.full((48, 64, 3), colour + index, np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(video.encode(frame))
-        container.mux(video.encode())
-        time = np.arange(seconds * RATE) / RATE
-        wave = (np.sin(2 * np.pi * hertz * time) * 8000).astype(np.int16)
-        for start in range(0, len(wave), 1024):
-            block = np.ascontiguousarray(wave[None, start : start + 1024])
-            frame = av.AudioFrame.from_ndarray(block, format="s16", layout="mono")
-            frame.rate, frame.pts = RATE, start
-            container.mux(sound.encode(frame))
-        container.mux(sound.encode())
+def write_video(path: pathlib.Path, level: int, hertz: float) -> None:
+    """Writes 4 s of one grey level, growing brighter, with a tone."""
+
+    def picture(number: int, size: tuple[int, int]) -> np.ndarray:
+        return np.full((size[1], size[0], 3), level + number, np.uint8)
+
+    waves = np.stack([media_files.tone(hertz, 4, 16_000)])
+    media_files.make_video(path, seconds=4, fps=4, picture=picture, waves=waves)

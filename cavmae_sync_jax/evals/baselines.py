@@ -7,7 +7,7 @@ from cavmae_sync_jax import dataset
 from cavmae_sync_jax.evals import scores
 from cavmae_sync_jax.model import AUDIO, VISUAL
 
-RIDGE = 0.1  # share of the mean variance added to a covariance before it is inverted
+RIDGE = 0.1  # added to the standardised features' variances of 1
 
 
 def chance(clips: int) -> dict[str, dict[str, float]]:
@@ -47,9 +47,9 @@ def canonical_directions(
 
 
 def _whitening(x: Float[np.ndarray, "samples dim"]) -> Float[np.ndarray, "dim dim"]:
-    covariance = x.T @ x / len(x)
-    values, vectors = np.linalg.eigh(covariance)
-    return vectors / np.sqrt(values + RIDGE * values.mean()) @ vectors.T
+    scale = np.maximum(x.std(axis=0), np.finfo(x.dtype).tiny)
+    values, vectors = np.linalg.eigh((x / scale).T @ (x / scale) / len(x))
+    return vectors / np.sqrt(values + RIDGE) @ vectors.T / scale[:, None]
 
 
 def oracle(held_out: dataset.Records, framing: dataset.Framing) -> dict[str, dict[str, float]]:

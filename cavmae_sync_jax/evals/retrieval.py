@@ -16,11 +16,12 @@ import matplotlib
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 
 from cavmae_sync_jax import checkpoint, cli, dataset, features, sharding
 from cavmae_sync_jax.evals import baselines, scores
 from cavmae_sync_jax.features import ClipEmbeddings
-from cavmae_sync_jax.model import AUDIO, VISUAL, CavMaeSync
+from cavmae_sync_jax.model import VISUAL, CavMaeSync
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -127,25 +128,25 @@ def draw_matches(
 ) -> None:
     """Draws evenly chosen queries by sound, with their own clip and the best matches by picture.
 
-    A clip is shown as its middle frame over its middle window; the true match has a green frame.
+    A sound is the whole clip's log-mel, a clip four of its frames in reading order; the true match
+    has a green frame.
     """
     similarity = scores.diagonal_mean(*embedded)
     rank = scores.ranks(similarity)
     chosen = np.linspace(0, len(records) - 1, min(queries, len(records))).astype(int)
     columns = 2 + min(matches, len(records))
     figure, axes = plt.subplots(
-        len(chosen), columns, figsize=(1.7 * columns, 1.9 * len(chosen)), squeeze=False
+        len(chosen), columns, figsize=(1.9 * columns, 2.1 * len(chosen)), squeeze=False
     )
-    middle = framing.num_frames // 2
     for row, query in zip(axes, chosen, strict=True):
-        own = framing.pair(records[int(query)], middle)
-        row[0].imshow(own[AUDIO].astype(np.float32).T, origin="lower", aspect="auto", cmap="magma")
-        row[0].set_title(f"query {query}: sound", fontsize=8)
-        row[1].imshow(own[VISUAL])
-        row[1].set_title(f"its frame (rank {rank[query]:g})", fontsize=8)
+        fbank = records[int(query)]["fbank"].astype(np.float32)
+        row[0].imshow(fbank.T, origin="lower", aspect="auto", cmap="magma")
+        row[0].set_title(f"query: sound of clip {query}", fontsize=8)
+        row[1].imshow(_mosaic(records, framing, query))
+        row[1].set_title(f"its frames (rank {rank[query]:g})", fontsize=8)
         for place, target in enumerate(np.argsort(-similarity[query])[: columns - 2], 1):
             axis = row[place + 1]
-            axis.imshow(framing.pair(records[int(target)], middle)[VISUAL])
+            axis.imshow(_mosaic(records, framing, target))
             axis.set_title(f"{place}. clip {target}: {similarity[query, target]:.2f}", fontsize=8)
             if target == query:
                 for spine in axis.spines.values():
@@ -156,6 +157,14 @@ def draw_matches(
     with path.open("wb") as file:
         figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
+
+
+def _mosaic(
+    records: dataset.Records, framing: dataset.Framing, clip: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    record = records[int(clip)]
+    frames = [framing.pair(record, i * framing.num_frames // 4)[VISUAL] for i in range(4)]
+    return np.concatenate([np.concatenate(frames[i : i + 2], axis=1) for i in (0, 2)])
 
 
 def main() -> None:

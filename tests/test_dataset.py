@@ -1,0 +1,163 @@
+import collections
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from cavmae_sync_jax import audio, cli, dataset, sharding
+from cavmae_sync_jax.dataset import Framing
+
+FRAMING = Framing(num_frames=4, clip_rows=1024, audio_rows=96, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def records(dataset_dir):
+    return dataset.Records(dataset_dir, "train")
+
+
+def take(iterator, count):
+    batches = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return batches
+
+
+def train(records, start=0, workers=0, batch_size=6, seed=3):
+    return dataset.train_batches(records, FRAMING, batch_size, seed, start, workers, 2)
+
+
+def test_every_clip_comes_once_an_epoch(records):
+    # 20 clips in batches of 6: epochs end inside batches.
+    order = np.concatenate([batch["clip"] for batch in take(train(records), 10)])
+    first, second, third = order[:20], order[20:40], order[40:60]
+    for epoch in (first, second, third):
+        assert sorted(epoch) == list(range(20))
+    assert first.tolist() != second.tolist() and first.tolist() != list(range(20))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_position_continues_the_same_stream(records, workers):
+    whole = take(train(records), 6)
+    resumed = take(train(records, start=12, workers=workers), 4)
+    for before, after in zip(whole[2:], resumed, strict=True):
+        for name in before:
+            np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_seeds_differ(records):
+    one, other = (take(train(records, seed=seed), 1)[0] for seed in (0, 1))
+    assert one["clip"].tolist() != other["clip"].tolist()
+
+
+def test_processes_share_each_batch(records, monkeypatch):
+    whole = take(train(records), 3)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda rank=rank: rank)
+        shares.append(take(train(records), 3))
+    for batch, left, right in zip(whole, *shares, strict=True):
+        for name in batch:
+            joined = np.concatenate([left[name], right[name]])
+            np.testing.assert_array_equal(joined, batch[name])
+
+
+def test_a_pair_is_the_frame_and_its_window(records):
+    record = records[0]
+    pair = FRAMING.pair(record, 2)
+    np.testing.assert_array_equal(pair["visual"], dataset.decode_jpeg(record["frames"][2]))
+    # 4 s are 398 rows, clearly less than the nominal 1024, so frame 2 of 4 is at row 199.
+    assert audio.window_start(2, 4, 398, 96) == 199 - 48
+    np.testing.assert_array_equal(pair["audio"], record["fbank"][151:247])
+
+
+def test_fewer_frames_are_spread_over_the_clip(records):
+    record = records[0]
+    half = FRAMING._replace(num_frames=2)
+    for name, value in half.pair(record, 1).items():
+        np.testing.assert_array_equal(value, FRAMING.pair(record, 2)[name])
+
+
+def test_training_draws_every_frame(records):
+    seen = collections.defaultdict(set)
+    for batch in take(train(records, batch_size=20), 30):
+        for clip, image in zip(batch["clip"], batch["visual"], strict=True):
+            seen[int(clip)].add(image.tobytes())
+    assert all(2 <= len(frames) <= 4 for frames in seen.values())
+    assert sum(len(frames) for frames in seen.values()) > 70
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_evaluation_sees_every_clip_once(dataset_dir, batch_size):
+    records = dataset.Records(dataset_dir, "eval")
+    batches = list(dataset.clip_batches(records, FRAMING, batch_size, 0, 2))
+    clips = np.concatenate([batch["clip"][batch["valid"]] for batch in batches])
+    assert clips.tolist() == [0, 1, 2, 3, 4]
+    assert all(len(batch["clip"]) == batch_size for batch in batches)
+    np.testing.assert_array_equal(batches[0]["visual"][0, 3], FRAMING.pair(records[0], 3)["visual"])
+
+
+def test_to_device_keeps_order_and_shards(records):
+    mesh = sharding.make_mesh()
+    batches = dataset.to_device(train(records, batch_size=8), mesh)
+    arrays, host = next(batches)
+    batches.close()
+    assert len(arrays["audio"].sharding.device_set) == 8
+    assert arrays["audio"].addressable_shards[0].data.shape == (1, 96, 128)
+    np.testing.assert_array_equal(arrays["visual"], host["visual"])
+
+
+def test_wrong_folders_and_splits_are_told(dataset_dir, tmp_path):
+    for folder in (tmp_path / "none", ""):
+        with pytest.raises(cli.UserError, match="no dataset folder"):
+            dataset.Records(folder, "train")
+    with pytest.raises(cli.UserError, match="holds none"):
+        dataset.Records(tmp_path, "train")
+    with pytest.raises(cli.UserError, match=r"no split 'test'; it has .*train"):
+        dataset.Records(dataset_dir, "test")
+    with pytest.raises(cli.UserError, match="has no frame_class, which this needs"):
+        dataset.Records(dataset_dir, "eval", ("frame_class",))
+    shutil.copytree(dataset_dir / "videos", tmp_path / "a")
+    shutil.copytree(dataset_dir / "videos", tmp_path / "b")
+    with pytest.raises(cli.UserError, match=r"must hold one prepared dataset, but it holds .*, "):
+        dataset.Records(tmp_path, "train")
+
+
+def damaged(dataset_dir, folder, change):
+    copy = shutil.copytree(dataset_dir, folder / "copy")
+    (path,) = copy.rglob("*train*array_record*")
+    data = bytearray(path.read_bytes())
+    path.write_bytes(change(data))
+    return copy
+
+
+def flip(data):
+    for place in range(len(data) // 2, len(data) // 2 + 4):
+        data[place] ^= 0xFF
+    return data
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_record_is_named(dataset_dir, tmp_path, workers):
+    records = dataset.Records(damaged(dataset_dir, tmp_path, flip), "train")
+    message = r"copy/videos/1.0.0, split train, record \d+ is damaged"
+    with pytest.raises(cli.UserError, match=message) as error:
+        take(train(records, workers=workers), 4)
+    assert "mismatch" in str(error.value)
+
+
+@pytest.mark.parametrize("change", [lambda data: data[: len(data) // 2], lambda data: b""])
+def test_a_truncated_file_is_named(dataset_dir, tmp_path, change):
+    copy = damaged(dataset_dir, tmp_path, change)
+    records = dataset.Records(copy, "train")
+    with pytest.raises(cli.UserError, match=r"copy/videos/1.0.0, split train, record 0 is damaged"):
+        records[0]
+
+
+def test_a_truncated_jpeg_is_an_error():
+    from cavmae_sync_jax import media
+
+    rng = np.random.default_rng(0)
+    data = media.encode_jpeg(rng.integers(0, 256, (32, 32, 3), np.uint8), 95)
+    with pytest.raises(OSError, match="truncated"):
+        dataset.decode_jpeg(data[: len(data) // 2])

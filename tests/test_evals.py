@@ -1,0 +1,127 @@
+"""Features, baselines and the retrieval evaluation on a tiny trained model."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import cavmae_sync_jax
+from cavmae_sync_jax import checkpoint, cli, dataset, features, sharding, train
+from cavmae_sync_jax.evals import baselines, retrieval, scores
+
+
+@pytest.fixture(scope="module")
+def trained(dataset_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained")
+    train.train_and_evaluate(tiny.config(dataset_dir, epochs=2.0), workdir)
+    return workdir
+
+
+def embed(pretrained, records, devices):
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    framing = dataset.Framing.of(pretrained.config)
+    return features.embed_clips(pretrained.module, pretrained.params, records, framing, mesh)
+
+
+def test_embeddings_do_not_depend_on_the_devices(trained, dataset_dir, monkeypatch):
+    pretrained = checkpoint.load(trained)
+    records = dataset.Records(dataset_dir, "train")
+    monkeypatch.setattr(features, "CLIPS_PER_DEVICE", 1)
+    one, three, eight = (embed(pretrained, records, devices) for devices in (1, 3, 8))
+    for modality in ("audio", "visual"):
+        assert getattr(one, modality).shape == (20, 4, 16)
+        for other in (three, eight):
+            np.testing.assert_allclose(getattr(one, modality), getattr(other, modality), atol=1e-5)
+
+
+def test_load_gives_the_embeddings_of_the_features_stage(trained, dataset_dir):
+    records = dataset.Records(dataset_dir, "eval")
+    pretrained = cavmae_sync_jax.load(str(trained))
+    whole = embed(pretrained, records, 1)
+    framing = dataset.Framing.of(pretrained.config)
+    pair = framing.pair(records[2], 1)
+    audio = pretrained.encode_audio(pair["audio"][None])
+    image = pretrained.encode_image(pair["visual"][None])
+    np.testing.assert_allclose(audio.global_token[0], whole.audio[2, 1], atol=1e-5)
+    np.testing.assert_allclose(image.global_token[0], whole.visual[2, 1], atol=1e-5)
+    assert image.patch_tokens.shape == (1, 4, 16) and audio.patch_tokens.shape == (1, 48, 16)
+    as_float = pretrained.encode_image(pair["visual"][None].astype(np.float32))
+    np.testing.assert_array_equal(as_float.global_token, image.global_token)
+
+
+def test_load_refuses_what_is_not_there(trained, tmp_path):
+    with pytest.raises(cli.UserError, match="holds no checkpoints"):
+        cavmae_sync_jax.load(str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(cli.UserError, match="holds no finished checkpoint"):
+        cavmae_sync_jax.load(str(tmp_path))
+    with pytest.raises(cli.UserError, match=r"no checkpoint of step 3; it has \[4, 5\]"):
+        cavmae_sync_jax.load(str(trained), step=3)
+    with pytest.raises(cli.UserError, match=r"audio of shape \[96, 128\].*not \[95, 128\]"):
+        cavmae_sync_jax.load(str(trained)).encode_audio(np.zeros((1, 95, 128), np.float32))
+
+
+def test_a_checkpoint_of_another_shape_names_every_difference(trained):
+    checkpoints = checkpoint.Checkpoints(trained, keep=2)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wrong = {
+        "params": {"norms_both": {"scale": (17,), "offset": (16,)}},
+    }
+    abstract = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, np.float32, sharding=device),
+        wrong,
+        is_leaf=lambda leaf: isinstance(leaf, tuple),
+    )
+    with pytest.raises(cli.UserError) as error:
+        checkpoints.restore(abstract)
+    assert "params/norms_both/offset (16,) is missing" in str(error.value)
+    assert "params/norms_both/scale (17,) is (16,)" in str(error.value)
+    checkpoints.close()
+
+
+def test_retrieval_writes_what_it_promises(trained, dataset_dir, tmp_path, capsys):
+    result = retrieval.run(trained, dataset_dir, tmp_path, with_baselines=True)
+    assert json.loads((tmp_path / "retrieval.json").read_text()) == result
+    assert (tmp_path / "retrieval.png").read_bytes().startswith(b"\x89PNG")
+    assert result["clips"] == 5 and set(result["scores"]) == set(scores.STRATEGIES)
+    for strategy in result["scores"].values():
+        for direction in ("audio_to_visual", "visual_to_audio"):
+            assert set(strategy[direction]) == {"R1", "R5", "R10", "median_rank"}
+            assert 0 <= strategy[direction]["R1"] <= strategy[direction]["R5"] == 1
+    assert set(result["baselines"]) == {
+        "chance",
+        "untrained model",
+        "linear (CCA of colours and mean log-mel)",
+    }
+    printed = capsys.readouterr().out
+    assert "model, diagonal mean" in printed and "chance" in printed
+
+
+def test_chance_by_hand():
+    expected = {"R1": 1 / 8, "R5": 5 / 8, "R10": 1.0, "median_rank": 4.5}
+    assert baselines.chance(8)["audio_to_visual"] == expected
+    rng = np.random.default_rng(0)
+    drawn = [scores.recall(rng.normal(size=(8, 8))) for _ in range(500)]
+    for name in ("R1", "R5", "R10"):
+        assert np.mean([score[name] for score in drawn]) == pytest.approx(expected[name], abs=0.02)
+
+
+def test_canonical_directions_find_what_is_shared():
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(2000, 1))
+    x = np.concatenate([shared, 30 * rng.normal(size=(2000, 2))], axis=1)
+    y = np.concatenate([10 * rng.normal(size=(2000, 2)), -shared], axis=1)
+    left, right = baselines.canonical_directions(x, y)
+    agreement = np.corrcoef((x @ left)[:, 0], (y @ right)[:, 0])[0, 1]
+    assert agreement > 0.8
+    noise = np.corrcoef((x @ left)[:, 1], (y @ right)[:, 1])[0, 1]
+    assert abs(noise) < 0.1
+
+
+def test_linear_baseline_solves_a_linear_task(dataset_dir):
+    # The tiny videos' grey level and tone rise together from clip to clip.
+    records = [dataset.Records(dataset_dir, split) for split in ("train", "train")]
+    score = baselines.linear(*records, dataset.Framing(4, 1024, 96, 32))
+    assert score["audio_to_visual"]["R5"] > 0.5

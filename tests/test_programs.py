@@ -1,0 +1,139 @@
+"""Every program of the project, run as a user runs it: its help, its work and its errors."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TRAIN, RETRIEVAL = "cavmae_sync_jax.train", "cavmae_sync_jax.evals.retrieval"
+SUMMARY = "cavmae_sync_jax.evals.summary"
+PROGRAMS = [
+    TRAIN,
+    RETRIEVAL,
+    SUMMARY,
+    "data_prep.videos",
+    "data_prep.scenes",
+    "data_prep.scene_preview",
+]
+# The demo's model at the smallest sizes, as a user would ask for it.
+SMALL = [
+    "--config=configs/demo.py",
+    "--config.batch_size=8",
+    "--config.epochs=1",
+    "--config.data.num_frames=4",
+    "--config.model.image_size=32",
+    "--config.model.image_patch=16",
+    "--config.model.audio_rows=96",
+    "--config.model.width=16",
+    "--config.model.depth=1",
+    "--config.model.heads=2",
+    "--config.model.decoder_width=8",
+    "--config.model.decoder_heads=1",
+]
+
+
+def call(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def error_of(*arguments):
+    """The one sentence that a user's mistake gives."""
+    done = call(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    *_, sentence = done.stderr.strip().splitlines()
+    return sentence
+
+
+def test_every_program_is_here():
+    mains = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for folder in ("cavmae_sync_jax", "data_prep")
+        for path in (ROOT / folder).rglob("*.py")
+        if "__main__" in path.read_text() and path.name != "cli.py"
+    ]
+    assert sorted(mains) == sorted(PROGRAMS)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_says_what_it_does_with_an_example(program):
+    done = call(program, "--help")
+    assert done.returncode == 0
+    assert f"python -m {program}" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(dataset_dir, tmp_path_factory):
+    """A workdir that the command line trained, and what it printed."""
+    workdir = tmp_path_factory.mktemp("cli") / "workdir"
+    done = call(TRAIN, *SMALL, f"--config.data.dir={dataset_dir}", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_train_shows_progress_and_leaves_a_workdir(trained):
+    workdir, done = trained
+    assert "train: 100%" in done.stderr and "step/s" in done.stderr
+    assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 16
+    assert (workdir / "checkpoints" / "2").is_dir()
+
+
+def test_retrieval_prints_and_writes(trained, dataset_dir, tmp_path):
+    workdir, _ = trained
+    arguments = [f"--checkpoint={workdir}", f"--data={dataset_dir}", f"--output={tmp_path}"]
+    done = call(RETRIEVAL, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "model, diagonal mean" in done.stdout
+    result = json.loads((tmp_path / "retrieval.json").read_text())
+    assert result["clips"] == 5 and result["checkpoint"]["step"] == 2
+    done = call(SUMMARY, tmp_path, f"--output={tmp_path}/all/results.json")
+    assert f"picture: {tmp_path}/retrieval.png" in done.stdout
+    assert json.loads((tmp_path / "all" / "results.json").read_text()) == {"retrieval": result}
+    assert "holds no evaluation's NAME.json" in error_of(SUMMARY, dataset_dir, "--output=x.json")
+    missing = f"{workdir}/nothing"
+    assert missing in error_of(RETRIEVAL, f"--checkpoint={missing}", *arguments[1:])
+    assert "no split 'val'" in error_of(RETRIEVAL, *arguments, "--split=val")
+
+
+def test_a_checkpoint_of_another_shape(trained, dataset_dir):
+    workdir, _ = trained
+    arguments = [*SMALL, "--config.model.width=32", f"--config.data.dir={dataset_dir}"]
+    sentence = error_of(TRAIN, *arguments, f"--workdir={workdir}")
+    assert "config.model.width was 16 and is now 32" in sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config=configs/nothing.py"], "no config file 'configs/nothing.py'"),
+        (["--config=configs/pretrain.py:register_4"], "did you mean 'registers_4'"),
+        (["--config=configs/pretrain.py", "--config.batchsize=4"], "did you mean 'batch_size'"),
+        (["--config=configs/pretrain.py", "--config.model.witdh=4"], "did you mean 'model.width'"),
+        (["--config=configs/pretrain.py", "--config.batch_size=many"], "many"),
+        (["--config=configs/pretrain.py", "--config.batch_size"], "needs a value"),
+        (["--config=configs/pretrain.py"], "no dataset folder ''"),
+        (["--config=configs/pretrain.py", "--config.data.dir=/none"], "no dataset folder '/none'"),
+        (["--config=configs/pretrain.py", "--wrokdir=x"], "unrecognized arguments: --wrokdir=x"),
+        ([], "give one --config=FILE"),
+    ],
+)
+def test_mistakes_at_the_training_are_one_sentence(arguments, expected, tmp_path):
+    workdir = tmp_path / "workdir"
+    assert expected in error_of(TRAIN, *arguments, f"--workdir={workdir}")
+    assert not workdir.exists()
+
+
+def test_a_folder_without_checkpoints(dataset_dir, tmp_path):
+    sentence = error_of(RETRIEVAL, f"--checkpoint={tmp_path}", f"--data={dataset_dir}")
+    assert f"{tmp_path} holds no checkpoints" in sentence
