@@ -1,0 +1,189 @@
+"""Composes videos in which what sounds, where and when is known exactly, and prepares them.
+
+A scene is a clip of 10 s with one to three sounding objects, one after the other. An object is on
+screen while it sounds and moves with its loudness; often a silent object is on screen as well. By
+default objects are drawn and synthesised: twelve classes, each a silhouette with a kind of sound,
+of any hue, size, place, pitch and loudness. With --assets they are real photos and sounds: a folder
+with NAME.png (transparent background) beside NAME.ogg or NAME.wav, such as Tux Paint's stamps.
+
+OUTPUT/videos/SPLIT gets each clip as .mp4 and its truth as .npz; the dataset to train and evaluate
+on lies beside it. The splits share classes but no instances; val is there so that settings need
+not be chosen on eval. The same flags give the same scenes again, and another number of clips in a
+split leaves the first ones as they were.
+
+Examples:
+  python -m data_prep.scenes --output=data/scenes
+  python -m data_prep.scenes --output=data/stamps --assets=/usr/share/tuxpaint/stamps
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cavmae_sync_jax import cli
+from cavmae_sync_jax.cli import UserError
+from data_prep import datasets, scene_assets, scene_clips, scene_objects
+from data_prep.clips import Clip, Preparation
+from data_prep.scene_clips import SPLITS, Studio
+from data_prep.scene_objects import Background, ObjectSource
+
+SOURCE = "scenes"
+VIDEOS = "videos"
+SETTINGS = "scenes.json"  # in the folder of the videos; marks it as ours
+
+
+def film(
+    folder: Path, studio: Studio, counts: Mapping[str, int], *, workers: int, overwrite: bool
+) -> dict[str, list[Clip]]:
+    """Writes the videos and truths of all splits to `folder`, which is complete or absent.
+
+    Raises:
+      UserError: `folder` holds scenes already and `overwrite` is off, or it holds other things.
+    """
+    if folder.exists() and not (folder / SETTINGS).is_file():
+        raise UserError(f"{folder} is in the way and has no scenes; give another --output")
+    if folder.exists() and not overwrite:
+        raise UserError(f"{folder} has scenes already; replace them with --overwrite")
+    takes = [(split, number) for split, count in counts.items() for number in range(count)]
+    settings = {
+        "seed": studio.seed,
+        "size": studio.size,
+        "splits": dict(counts),
+        "class_names": list(studio.objects.class_names),
+    }
+    work = folder.with_name(f".{folder.name}.incomplete")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        for split in counts:
+            _make_folder(work / "new" / split)
+        labels = list(_shoot_all(studio, takes, work / "new", workers))
+        text = json.dumps(settings, indent=2) + "\n"
+        (work / "new" / SETTINGS).write_text(text, encoding="utf-8")
+        if folder.exists():
+            os.replace(folder, work / "old")
+        os.replace(work / "new", folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    clips: dict[str, list[Clip]] = {split: [] for split in counts}
+    for (split, number), names in zip(takes, labels, strict=True):
+        path = _path(folder, split, number)
+        truth = str(path.with_suffix(".npz"))
+        clips[split].append(Clip(path.stem, str(path), labels=names, truth=truth))
+    return clips
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} can't be made: {error.strerror}") from error
+
+
+def _path(folder: Path, split: str, number: int) -> Path:
+    return folder / split / f"{split}_{number:05d}.mp4"
+
+
+def _shoot_all(
+    studio: Studio, takes: Sequence[tuple[str, int]], folder: Path, workers: int
+) -> Iterator[tuple[str, ...]]:
+    """Yields the classes that sound in each take, in order, once its files are written."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_prep.clips", "data_prep.scene_clips"])
+    pool = ProcessPoolExecutor(workers, context, scene_clips.start_worker, (studio,))
+    paths = [_path(folder, split, number) for split, number in takes]
+    try:
+        shots = pool.map(scene_clips.shoot_in_worker, *zip(*takes, strict=True), paths, chunksize=4)
+        yield from tqdm(shots, total=len(takes), unit="clip", desc="filming scenes")
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, probably by lack of memory: try fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Films and prepares the scenes that the command line asks for and prints what came of it."""
+    counts = {split: getattr(arguments, split) for split in SPLITS}
+    if min(counts.values()) < 0 or not any(counts.values()):
+        raise UserError("--train, --val and --eval must be numbers of clips, not all of them 0")
+    if arguments.seed < 0:
+        raise UserError(f"--seed must be at least 0, not {arguments.seed}")
+    if arguments.workers < 1:
+        raise UserError(f"--workers must be at least 1, not {arguments.workers}")
+    if arguments.size % 2 or not 32 <= arguments.size <= 1024:
+        raise UserError(f"--size must be even and from 32 to 1024, not {arguments.size}")
+    counts = {split: count for split, count in counts.items() if count}
+    preparation = Preparation(image_size=arguments.image_size)
+    studio = Studio(
+        objects=find_objects(arguments),
+        background=find_background(arguments),
+        size=arguments.size,
+        seconds=preparation.clip_seconds,
+        num_frames=preparation.num_frames,
+        seed=arguments.seed,
+    )
+    output = Path(arguments.output)
+    clips = film(
+        output / VIDEOS, studio, counts, workers=arguments.workers, overwrite=arguments.overwrite
+    )
+    summary = datasets.write_dataset(
+        output,
+        clips,
+        preparation,
+        class_names=studio.objects.class_names,
+        source=SOURCE,
+        workers=arguments.workers,
+        overwrite=arguments.overwrite,
+    )
+    count = len(studio.objects.class_names)
+    print(f"{output / VIDEOS} has the videos, of {count} classes, and beside each its truth.")
+    print(summary.report())
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `find_objects` and `find_background` read."""
+    parser.add_argument("--assets", help="folder of photo cut-outs and their sounds")
+    parser.add_argument("--backgrounds", help="folder of pictures to put behind the objects")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes")
+
+
+def find_objects(arguments: argparse.Namespace) -> ObjectSource:
+    """Returns the objects of --assets, or the built-in ones."""
+    if arguments.assets is None:
+        return scene_objects.BuiltInObjects()
+    return scene_assets.find_assets(arguments.assets)
+
+
+def find_background(arguments: argparse.Namespace) -> Background:
+    """Returns the pictures of --backgrounds, or drawn ones."""
+    if arguments.backgrounds is None:
+        return scene_objects.drawn_background
+    return scene_assets.find_backgrounds(arguments.backgrounds)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--output", required=True, help="folder to write to")
+    for split, count in zip(SPLITS, (600, 128, 128), strict=True):
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"clips of {split}")
+    add_sources(parser)
+    parser.add_argument("--size", type=int, default=128, help="pixels of a video's side")
+    parser.add_argument("--image_size", type=int, default=64, help="pixels of a prepared frame")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace scenes that OUTPUT holds already"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    cli.main(_parser(), run)
