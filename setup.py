@@ -25,6 +25,7 @@ setup(
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=12",
+        "scipy>=1.15",
         "tensorboardX>=2.6.4",
         "tensorflow-datasets>=4.9.9,<5",
         "threadpoolctl>=3.5",
@@ -41,6 +42,7 @@ setup(
             "pytest>=8.4",
             "pytest-xdist>=3.7",
             "ruff==0.17.6",
+            "soundfile>=0.13",
         ],
     },
 )

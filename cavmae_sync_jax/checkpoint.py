@@ -5,7 +5,6 @@
 """
 
 import functools
-import importlib.metadata
 from typing import Any, NamedTuple
 
 import jax
@@ -15,18 +14,11 @@ from etils import epath
 from jaxtyping import Num
 from ml_collections import ConfigDict
 
+from cavmae_sync_jax import cli
 from cavmae_sync_jax import model as modeling
 from cavmae_sync_jax.cli import UserError
 
 FOLDER = "checkpoints"
-
-
-def version() -> str:
-    """The installed package's version, "unknown" when run from a bare source tree."""
-    try:
-        return importlib.metadata.version("cavmae_sync_jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 class Checkpoints:
@@ -47,7 +39,7 @@ class Checkpoints:
         """Starts to save; returns as soon as the state has left the device."""
         if step == self.latest:
             return
-        meta = {"config": config.to_dict(), "position": position, "version": version()}
+        meta = {"config": config.to_dict(), "position": position, "version": cli.version()}
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=items, force=True)
 

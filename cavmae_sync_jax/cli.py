@@ -6,6 +6,7 @@ Exit status: 0 only on success, 2 after a user's mistake (one sentence on stderr
 
 import argparse
 import difflib
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +17,14 @@ from ml_collections import ConfigDict, config_flags
 
 class UserError(ValueError):
     """A mistake the user can mend; the message is one sentence naming the file, field or flag."""
+
+
+def version() -> str:
+    """The installed package's version, which results and datasets carry."""
+    try:
+        return importlib.metadata.version("cavmae_sync_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -10,7 +10,6 @@ import contextlib
 import csv
 import dataclasses
 import functools
-import importlib.metadata
 import itertools
 import multiprocessing
 import os
@@ -27,7 +26,7 @@ import tensorflow_datasets as tfds
 import threadpoolctl
 from tqdm import tqdm
 
-from cavmae_sync_jax import audio
+from cavmae_sync_jax import audio, cli
 from cavmae_sync_jax.cli import UserError
 from data_prep.clips import Clip, Preparation, Reject, prepare_clip
 
@@ -113,7 +112,7 @@ def write_dataset(
     output = Path(output)
     clips = [clip for of_split in splits.values() for clip in of_split]
     has_truth = _check_clips(splits, class_names)
-    old = _check_output(output, source, overwrite)
+    old = check_output(output, source, overwrite)
     partial = output / ".incomplete"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -138,7 +137,7 @@ def write_dataset(
                     "class_names": list(class_names),
                     "has_truth": has_truth,
                     "preparation": dataclasses.asdict(preparation),
-                    "code_version": _code_version(),
+                    "code_version": cli.version(),
                 },
                 data_dir=partial,
             )
@@ -289,8 +288,12 @@ def _check_clips(splits: Mapping[str, Sequence[Clip]], class_names: Sequence[str
     return has_truth == {True}
 
 
-def _check_output(output: Path, source: str, overwrite: bool) -> list[Path]:
-    """Returns the folders of the datasets in `output`, which are to be replaced."""
+def check_output(output: Path, source: str, overwrite: bool) -> list[Path]:
+    """Returns the folders of the datasets in `output`, which are to be replaced.
+
+    Raises:
+      UserError: there are some and `overwrite` is not set, or something else is in the way.
+    """
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file; give a folder")
     old = sorted({info.parents[1] for info in output.glob("*/*/dataset_info.json")})
@@ -306,10 +309,3 @@ def _write_rejects(path: Path, rejects: Sequence[Reject]) -> None:
         writer = csv.writer(file)
         writer.writerow(field.name for field in dataclasses.fields(Reject))
         writer.writerows(dataclasses.astuple(reject) for reject in rejects)
-
-
-def _code_version() -> str:
-    try:
-        return importlib.metadata.version("cavmae_sync_jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -132,6 +132,7 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     output = Path(arguments.output)
+    datasets.check_output(output, SOURCE, arguments.overwrite)  # before minutes of filming
     clips = film(
         output / VIDEOS, studio, counts, workers=arguments.workers, overwrite=arguments.overwrite
     )

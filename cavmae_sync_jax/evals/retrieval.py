@@ -72,7 +72,7 @@ def run(
         "checkpoint": {"directory": str(directory), "step": pretrained.step},
         "data": {"identity": records.identity, "directory": str(records.directory)},
         "framing": framing._asdict(),
-        "version": checkpoint.version(),
+        "version": cli.version(),
     }
     if jax.process_index() == 0:
         output = epath.Path(output)
