@@ -174,7 +174,7 @@ def find_background(arguments: argparse.Namespace) -> Background:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--output", required=True, help="folder to write to")
-    for split, count in zip(SPLITS, (600, 128, 128), strict=True):
+    for split, count in zip(SPLITS, (1500, 128, 128), strict=True):
         parser.add_argument(f"--{split}", type=int, default=count, help=f"clips of {split}")
     add_sources(parser)
     parser.add_argument("--size", type=int, default=128, help="pixels of a video's side")
