@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from absl import flags
+from absl import flags, logging
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 
@@ -25,6 +26,20 @@ def version() -> str:
         return importlib.metadata.version("cavmae_sync_jax")
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def make_folder(path: epath.PathLike) -> epath.Path:
+    """Makes an output folder before the work whose results it is for.
+
+    Raises:
+      UserError: if it can't be made.
+    """
+    folder = epath.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} can't be made: {error.strerror}") from error
+    return folder
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -49,6 +64,7 @@ def main(
     With `config`, the program takes `--config=FILE[:VARIANT]` and `--config.KEY=VALUE` besides,
     and `run` gets the config as its second argument.
     """
+    logging.set_verbosity(logging.ERROR)  # the libraries' warnings are about our own settings
     try:
         if config:
             known, rest = arguments.parse_known_args()
@@ -73,24 +89,25 @@ def _parse_config(arguments: argparse.ArgumentParser, rest: list[str]) -> Config
     file = files[0].removeprefix("--config=").split(":")[0]
     if not os.path.isfile(file):
         raise UserError(f"no config file {file!r}: give one, such as --config=configs/pretrain.py")
-    keys = _flatten(_config_flag(files))
+    known = keys(_config_flag(files))
     for override in overrides:
         key, equals, _ = override.removeprefix("--config.").partition("=")
         if not equals:
             raise UserError(f"{override} needs a value: --config.{key}=VALUE")
-        if key not in keys:
-            near = difflib.get_close_matches(key, keys, 1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(keys)}"
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(known)}"
             raise UserError(f"{files[0]} has no key {key!r}{hint}")
     return _config_flag(files + overrides)
 
 
-def _flatten(config: ConfigDict, prefix: str = "") -> list[str]:
-    keys = []
+def keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    """The dotted keys of all values of a config."""
+    dotted = []
     for key, value in config.items():
         deeper = isinstance(value, ConfigDict)
-        keys += _flatten(value, f"{prefix}{key}.") if deeper else [f"{prefix}{key}"]
-    return keys
+        dotted += keys(value, f"{prefix}{key}.") if deeper else [f"{prefix}{key}"]
+    return dotted
 
 
 def _config_flag(argv: list[str]) -> ConfigDict:
@@ -102,6 +119,8 @@ def _config_flag(argv: list[str]) -> ConfigDict:
     except flags.Error as error:
         # The libraries put the config file's own traceback into the message; its last line says it.
         reason = str(error).strip().splitlines()[-1].strip()
+        if "get_config() takes 0 positional arguments" in reason:
+            reason = "this config has no variants; leave out the colon and what is behind it"
         raise UserError(f"{' '.join(argv)}: {reason}") from error
 
 

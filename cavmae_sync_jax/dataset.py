@@ -8,7 +8,7 @@ workers, processes or devices, and every clip comes once an epoch.
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import grain
@@ -27,6 +27,8 @@ from cavmae_sync_jax.model import AUDIO, VISUAL
 
 FIELDS = ("clip_id", "frames", "fbank")
 Batch = dict[str, Any]
+# Clips may have this much more than the nominal rows, which are cut off.
+LONGEST = 1.05
 
 
 class Records:
@@ -47,7 +49,6 @@ class Records:
         self.split = split
         builder = tfds.builder_from_directory(str(self.directory))
         self.features = builder.info.features
-        self.metadata: Mapping[str, Any] = builder.info.metadata or {}
         if split not in builder.info.splits:
             have = ", ".join(builder.info.splits)
             raise UserError(f"{self.directory} has no split {split!r}; it has {have}")
@@ -71,10 +72,21 @@ class Records:
         try:
             return self._source[index]
         except Exception as error:
-            raise UserError(
-                f"{self.directory}, split {self.split}, record {index} is damaged "
-                f"({error}): prepare the dataset again"
-            ) from error
+            raise self._damaged(index, error) from error
+
+    def pairs(self, index: int, framing: "Framing", frames: Iterable[int]) -> list[Batch]:
+        """Some of a clip's frames with their windows, see `Framing.pair`."""
+        record = self[index]
+        try:
+            return [framing.pair(record, frame) for frame in frames]
+        except OSError as error:
+            raise self._damaged(index, error) from error
+
+    def _damaged(self, index: int, error: Exception) -> UserError:
+        return UserError(
+            f"{self.directory}, split {self.split}, record {index} is damaged "
+            f"({error}): prepare the dataset again"
+        )
 
     def ids(self, indices: list[int]) -> list[str]:
         """The clip ids of some records."""
@@ -104,13 +116,15 @@ class Framing(NamedTuple):
     num_frames: int
     clip_rows: int
     audio_rows: int
+    audio_bins: int
     image_size: int
 
     @classmethod
     def of(cls, config: Any) -> "Framing":
         """The framing that a training config asks for."""
         data, model = config.data, config.model
-        return cls(data.num_frames, data.clip_rows, model.audio_rows, model.image_size)
+        sizes = model.audio_rows, model.audio_bins, model.image_size
+        return cls(data.num_frames, data.clip_rows, *sizes)
 
     def pair(self, record: Mapping[str, Any], frame: int) -> Batch:
         """Frame `frame` of `num_frames` evenly chosen from those stored, and its window.
@@ -119,9 +133,19 @@ class Framing(NamedTuple):
           `visual`: uint8 RGB `[size, size, 3]`; `audio`: raw log-mel `[audio_rows, bins]`.
 
         Raises:
-          UserError: if the dataset has fewer frames, or frames of another size.
+          OSError: if the frame is no readable JPEG.
+          UserError: if the dataset has fewer frames, frames or log-mels of another size.
         """
-        stored = len(record["frames"])
+        stored, (rows, bins) = len(record["frames"]), record["fbank"].shape
+        if bins != self.audio_bins:
+            raise UserError(
+                f"config.model.audio_bins={self.audio_bins}, but the dataset has {bins}"
+            )
+        if rows > LONGEST * self.clip_rows:
+            raise UserError(
+                f"config.data.clip_rows={self.clip_rows}, but the dataset holds clips of {rows} "
+                f"rows, over which their frames are spread: set --config.data.clip_rows={rows}"
+            )
         if self.num_frames > stored:
             raise UserError(
                 f"config.data.num_frames={self.num_frames}, but the dataset holds {stored} frames "
@@ -155,7 +179,7 @@ class _RandomPair(grain.transforms.RandomMap):
 
     def random_map(self, element: int, rng: np.random.Generator) -> Batch:
         frame = int(rng.integers(self._framing.num_frames))
-        pair = self._framing.pair(self._records[element], frame)
+        (pair,) = self._records.pairs(element, self._framing, [frame])
         return {**pair, "clip": np.int32(element)}
 
 
@@ -208,8 +232,8 @@ class _WholeClip(grain.transforms.Map):
         self._records, self._framing = records, framing
 
     def map(self, element: int) -> Batch:
-        record = self._records[min(element, len(self._records) - 1)]
-        pairs = [self._framing.pair(record, frame) for frame in range(self._framing.num_frames)]
+        index = min(element, len(self._records) - 1)
+        pairs = self._records.pairs(index, self._framing, range(self._framing.num_frames))
         stacked = {name: np.stack([pair[name] for pair in pairs]) for name in (AUDIO, VISUAL)}
         return {**stacked, "clip": np.int32(element), "valid": element < len(self._records)}
 
@@ -241,8 +265,8 @@ def to_device(
     try:
         for batch in batches:
             arrays = {
-                name: jax.make_array_from_process_local_data(layout, batch[name])
-                for name in (AUDIO, VISUAL)
+                name: jax.make_array_from_process_local_data(layout, values)
+                for name, values in batch.items()
             }
             queue.append((arrays, batch))
             if len(queue) > ahead:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Num
 
 from cavmae_sync_jax import dataset, metrics, sharding
+from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.model import MODALITIES, CavMaeSync
 
 CLIPS_PER_DEVICE = 8
@@ -28,27 +29,41 @@ def embed_clips(
     records: dataset.Records,
     framing: dataset.Framing,
     mesh: Mesh,
-    workers: int = 0,
-    prefetch: int = 2,
+    workers: int,
+    prefetch: int,
 ) -> ClipEmbeddings:
     """Embeds all frames and windows of a split, nothing masked, on all devices of the mesh.
 
     The last batch is filled up and its filling dropped, so that every clip counts once on any
-    number of devices. Every process gets the whole result.
+    number of devices. Every process gets the whole result. `workers` and `prefetch` are those of
+    `dataset.clip_batches`.
+
+    Raises:
+      UserError: if an embedding is not finite, as those of a diverged model.
     """
     batch_size = CLIPS_PER_DEVICE * mesh.size
     params = jax.device_put(params, sharding.replicated(mesh))
-    parts: dict[str, list[np.ndarray]] = {modality: [] for modality in MODALITIES}
+    size = (len(records), framing.num_frames, module.width)
+    whole = {modality: np.empty(size, np.float32) for modality in MODALITIES}
     batches = dataset.clip_batches(records, framing, batch_size, workers, prefetch)
     with jax.set_mesh(mesh), metrics.progress("embed", len(records), "clip") as bar:
         for arrays, _ in dataset.to_device(batches, mesh):
+            # Rows of a global array follow the mesh, not the processes: each brings its index.
+            rows = {m: _embed(module, m, params, arrays[m]) for m in MODALITIES}
+            rows |= {name: arrays[name] for name in ("clip", "valid")}
+            rows = multihost_utils.process_allgather(rows, tiled=True)
+            valid = rows["valid"]
             for modality in MODALITIES:
-                embedded = _embed(module, modality, params, arrays[modality])
-                whole = multihost_utils.process_allgather(embedded, tiled=True)
-                parts[modality].append(np.asarray(whole))
-            bar.update(min(batch_size, len(records) - bar.n))
-    joined = {name: np.concatenate(rows)[: len(records)] for name, rows in parts.items()}
-    return ClipEmbeddings(**joined)
+                whole[modality][rows["clip"][valid]] = rows[modality][valid]
+            bar.update(int(valid.sum()))
+    for modality, embedded in whole.items():
+        bad = np.flatnonzero(~np.isfinite(embedded).all(axis=(1, 2)))
+        if bad.size:
+            raise UserError(
+                f"the {modality} embeddings of {bad.size} clips are not finite "
+                f"(the first: {records.ids([int(bad[0])])[0]}): the model has diverged"
+            )
+    return ClipEmbeddings(**whole)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

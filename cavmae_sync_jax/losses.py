@@ -76,7 +76,7 @@ def info_nce(
 
 
 def _unit(x: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def total(

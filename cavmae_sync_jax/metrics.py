@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,10 +30,21 @@ class Writer:
 
     def drop_after(self, step: int) -> None:
         """Forgets the lines of steps that a resumed run is about to repeat."""
-        if self._board is None or not self._path.exists():
+        if self._board is None:
             return
-        lines = [line for line in self._path.read_text().splitlines() if _step(line) <= step]
-        self._path.write_text("".join(f"{line}\n" for line in lines))
+        kept = "".join(f"{line}\n" for line in self._lines() if _step(line) <= step)
+        fresh = self._path.with_suffix(".jsonl.new")
+        fresh.write_text(kept)
+        fresh.replace(self._path)
+
+    def has(self, step: int, split: str) -> bool:
+        """Whether a line of this step and split was written."""
+        return any(
+            _step(line) == step and json.loads(line)["split"] == split for line in self._lines()
+        )
+
+    def _lines(self) -> list[str]:
+        return self._path.read_text().splitlines() if self._path.exists() else []
 
     def close(self) -> None:
         """Writes what TensorBoard still buffers."""
@@ -46,6 +58,12 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError):
         return float("inf")
+
+
+def tell(message: str) -> None:
+    """Says something to the user beside the progress bars, from process 0."""
+    if jax.process_index() == 0:
+        tqdm.write(message, file=sys.stderr)
 
 
 @contextlib.contextmanager

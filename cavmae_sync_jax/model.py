@@ -281,6 +281,10 @@ def from_config(section: ConfigDict | Mapping[str, Any]) -> CavMaeSync:
             f"config.model has missing keys {sorted(names - set(section))} "
             f"and unknown keys {sorted(set(section) - names)}"
         )
+    sizes = [name for name in names if type(section[name]) is int and name != "registers"]
+    for name in sizes:
+        if section[name] < 1:
+            raise UserError(f"config.model.{name}={section[name]} must be at least 1")
     model = CavMaeSync(**section)
     for larger, smaller in (
         ("image_size", "image_patch"),

@@ -27,9 +27,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = 
     """
     devices = jax.devices() if devices is None else devices
     shape = [data, fsdp]
-    if shape.count(-1) == 1:
+    if shape.count(-1) == 1 and 0 not in shape:
         shape[shape.index(-1)] = max(1, len(devices) // -(data * fsdp))
-    if shape[0] * shape[1] != len(devices):
+    if min(shape) < 1 or shape[0] * shape[1] != len(devices):
         raise UserError(
             f"mesh data={data}, fsdp={fsdp} does not fit {len(devices)} devices: "
             "their product must be the number of devices (-1 stands for the rest)"

@@ -118,6 +118,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         scalars["grad_norm"] = optax.global_norm(grads)
+        scalars["update_norm"] = optax.global_norm(updates)
         return TrainState(state.step + 1, params, opt_state), scalars
 
     mesh = shardings.step.mesh

@@ -8,12 +8,13 @@ The workdir gets config.json, metrics.jsonl, TensorBoard files and checkpoints/.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 from jaxtyping import Int
 from ml_collections import ConfigDict
@@ -25,9 +26,15 @@ from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.evals import retrieval
 
 PROFILED_STEPS = 5
+# What may change when a run is resumed; a longer run keeps its past and gets a new schedule.
+FREE = {
+    *("epochs", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "profile_step"),
+    *("mesh.data", "mesh.fsdp", "data.dir", "data.eval_split", "data.workers", "data.prefetch"),
+    *("model.dtype", "model.unroll", "model.remat"),
+}
 
 
-def check(config: ConfigDict, devices: int) -> None:
+def check(config: ConfigDict, module: modeling.CavMaeSync, devices: int) -> None:
     """Refuses settings that no later stage would understand.
 
     Raises:
@@ -38,22 +45,47 @@ def check(config: ConfigDict, devices: int) -> None:
         ("mask.audio_structure", masking.STRUCTURES),
         ("loss.contrast_direction", losses.DIRECTIONS),
     ):
-        value = config
-        for part in key.split("."):
-            value = value[part]
-        if value not in allowed:
-            raise UserError(f"config.{key}={value!r} must be one of {', '.join(allowed)}")
-    if config.batch_size % devices:
+        if _get(config, key) not in allowed:
+            raise UserError(
+                f"config.{key}={_get(config, key)!r} must be one of {', '.join(allowed)}"
+            )
+    for least, keys in (
+        (0, "seed data.workers eval_every profile_step learning_rate_floor warmup_share l2"),
+        (1, "batch_size log_every checkpoint_every keep_checkpoints loss.contrast_groups"),
+        (1, "data.num_frames data.clip_rows data.prefetch"),
+    ):
+        for key in keys.split():
+            if _get(config, key) < least:
+                raise UserError(f"config.{key}={_get(config, key)} must be at least {least}")
+    for key in ("epochs", "learning_rate", "loss.temperature"):
+        if not _get(config, key) > 0:
+            raise UserError(f"config.{key}={_get(config, key)} must be above 0")
+    if config.warmup_share > 1:
+        raise UserError(f"config.warmup_share={config.warmup_share} must be at most 1")
+    for divisor, name in (
+        (devices, f"{devices} devices"),
+        (config.loss.contrast_groups, f"config.loss.contrast_groups={config.loss.contrast_groups}"),
+    ):
+        if config.batch_size % divisor:
+            raise UserError(f"config.batch_size={config.batch_size} must be a multiple of {name}")
+    fewest = min(grid.patches for grid in module.grids.values())
+    ratios = config.mask.ratios
+    if not ratios or not all(
+        isinstance(ratio, float) and 0 < ratio < 1 and masking.kept_patches(fewest, ratio)
+        for ratio in ratios
+    ):
         raise UserError(
-            f"config.batch_size={config.batch_size} must be a multiple of {devices} devices"
+            f"config.mask.ratios={ratios} must be ratios between 0 and 1 "
+            f"that keep some of {fewest} patches"
         )
-    if config.batch_size % config.loss.contrast_groups:
-        raise UserError("config.loss.contrast_groups must divide config.batch_size")
-    if not config.mask.ratios or not all(0 < ratio < 1 for ratio in config.mask.ratios):
-        raise UserError(f"config.mask.ratios={config.mask.ratios} must be ratios between 0 and 1")
-    for key in ("batch_size", "epochs", "learning_rate", "log_every", "checkpoint_every"):
-        if config[key] <= 0:
-            raise UserError(f"config.{key}={config[key]} must be positive")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value  # as JSON stores it
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    return functools.reduce(lambda section, name: section[name], key.split("."), config)
 
 
 class History:
@@ -61,6 +93,10 @@ class History:
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, stepping.Metrics, np.ndarray]] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock anew, so that a compilation or an evaluation does not count."""
         self._began, self._waited = time.perf_counter(), 0.0
 
     def waited(self, seconds: float) -> None:
@@ -75,23 +111,25 @@ class History:
         """Means over the steps since the last flush, with examples/s and the data-wait share.
 
         Raises:
-          UserError: if the loss of one of them is not finite, naming the step and its clips.
+          UserError: if the loss, gradient or update of one of them is not finite, naming the step
+            and its clips.
         """
         fetched = jax.device_get([scalars for _, scalars, _ in self._pending])
         for (step, _, clips), scalars in zip(self._pending, fetched, strict=True):
-            if not np.isfinite(scalars["loss"]):
+            bad = [name for name, value in scalars.items() if not np.isfinite(value)]
+            if bad:
                 ids = ", ".join(records.ids(clips[:8].tolist()))
                 raise UserError(
-                    f"the loss of step {step} is {scalars['loss']}; its batch began with the clips "
-                    f"{ids}; the last good checkpoint is of step {last_good}: lower "
+                    f"the {bad[0]} of step {step} is {scalars[bad[0]]}; its batch began with the "
+                    f"clips {ids}; the last good checkpoint is of step {last_good}: lower "
                     "config.learning_rate or look at these clips, then start again on this workdir"
                 )
-        now = time.perf_counter()
-        elapsed = now - self._began
+        elapsed = time.perf_counter() - self._began
         means = {name: float(np.mean([s[name] for s in fetched])) for name in fetched[0]}
         means["examples_per_second"] = batch_size * len(fetched) / elapsed
         means["data_wait"] = self._waited / elapsed
-        self._pending, self._began, self._waited = [], now, 0.0
+        self._pending = []
+        self.restart()
         return means
 
 
@@ -104,18 +142,15 @@ def resume(
     """The newest checkpoint's state and the position of the next example.
 
     Raises:
-      UserError: if it was trained with another model, seed or dataset.
+      UserError: if it was trained with another dataset, or settings that are not `FREE`.
     """
     meta = checkpoints.meta()
     stored, position = ConfigDict(meta["config"]), meta["position"]
     changed = [
-        f"config.{key} was {stored[section][name]!r} and is now {value!r}"
-        for section in ("model",)
-        for name, value in config[section].items()
-        if stored[section].get(name) != value and (key := f"{section}.{name}")
+        f"config.{key} was {_get(stored, key)!r} and is now {_get(config, key)!r}"
+        for key in cli.keys(config)
+        if key not in FREE and _plain(_get(stored, key)) != _plain(_get(config, key))
     ]
-    if stored.seed != config.seed:
-        changed.append(f"config.seed was {stored.seed} and is now {config.seed}")
     if position["dataset"] != identity:
         changed.append(f"the dataset was {position['dataset']} and is now {identity}")
     if changed:
@@ -137,13 +172,16 @@ def train_and_evaluate(config: ConfigDict, workdir: epath.PathLike) -> dict[str,
     """
     workdir = epath.Path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
-    check(config, mesh.size)
     module = modeling.from_config(config.model)
+    check(config, module, mesh.size)
     framing = dataset.Framing.of(config)
     records = dataset.Records(config.data.dir, config.data.train_split)
-    held_out = dataset.Records(config.data.dir, config.data.eval_split)
-    for split in (records, held_out):
-        framing.pair(split[0], 0)  # refuses sizes that don't fit before anything is written
+    held_out = None
+    if config.data.eval_split:
+        held_out = dataset.Records(config.data.dir, config.data.eval_split)
+    for split in filter(None, (records, held_out)):
+        split.pairs(0, framing, [0])  # refuses sizes that don't fit before anything is written
+    cli.make_folder(workdir)
     steps_per_epoch = len(records) / config.batch_size
     steps = max(1, round(config.epochs * steps_per_epoch))
     eval_every = round(config.eval_every * steps_per_epoch) or steps
@@ -159,6 +197,7 @@ def train_and_evaluate(config: ConfigDict, workdir: epath.PathLike) -> dict[str,
             lambda key: stepping.init_state(module, optimizer, key), out_shardings=shardings
         )
         state, examples = draw(key), 0
+        writer.drop_after(0)
     else:
         abstract = jax.tree.map(
             lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
@@ -166,15 +205,18 @@ def train_and_evaluate(config: ConfigDict, workdir: epath.PathLike) -> dict[str,
             shardings,
         )
         state, examples = resume(checkpoints, config, records.identity, abstract)
-        logging.info("resuming %s at step %d", workdir, checkpoints.latest)
+        metrics.tell(f"resuming {workdir} at step {checkpoints.latest}")
         writer.drop_after(checkpoints.latest)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
 
     def evaluate(step: int) -> dict[str, float]:
-        scores = retrieval.evaluate(module, state.params, held_out, framing, mesh)
+        if held_out is None:
+            return {}
+        scores = retrieval.evaluate(module, state.params, held_out, config, mesh)
         flat = {f"{d}/{name}": v for d, score in scores.items() for name, v in score.items()}
-        writer.write(step, config.data.eval_split, flat)
+        if not writer.has(step, config.data.eval_split):
+            writer.write(step, config.data.eval_split, flat)
         return flat
 
     first, scores = int(state.step), {}
@@ -203,12 +245,16 @@ def train_and_evaluate(config: ConfigDict, workdir: epath.PathLike) -> dict[str,
         for step in range(first + 1, steps + 1):
             profile(step)
             began = time.perf_counter()
-            batch, host = next(batches)
+            arrays, host = next(batches)
+            batch = {modality: arrays[modality] for modality in modeling.MODALITIES}
             history.waited(time.perf_counter() - began)
             ratio = stepping.batch_ratio(tuple(config.mask.ratios), config.seed, step)
             with jax.transfer_guard("disallow"):
                 state, scalars = step_fn(state, batch, ratio)
             history.add(step, scalars, host["clip"])
+            if step == first + 1:
+                jax.block_until_ready(scalars)
+                history.restart()
             examples += config.batch_size
             bar.update()
             due = step == steps or step % config.checkpoint_every == 0
@@ -222,6 +268,7 @@ def train_and_evaluate(config: ConfigDict, workdir: epath.PathLike) -> dict[str,
                 checkpoints.save(step, state, config, position)
             if step % eval_every == 0 or step == steps:
                 scores = evaluate(step)
+                history.restart()
         return scores or evaluate(steps)
 
 
@@ -239,9 +286,11 @@ def _profiler(workdir: epath.Path, first: int) -> Iterator[Callable[[int], None]
             jax.profiler.stop_trace()
             tracing = False
 
-    yield before
-    if tracing:
-        jax.profiler.stop_trace()
+    try:
+        yield before
+    finally:
+        if tracing:
+            jax.profiler.stop_trace()
 
 
 def main() -> None:

@@ -152,9 +152,14 @@ def write_dataset(
             raise RuntimeError(
                 f"{len(clips)} clips became {counts} examples and {len(rejects)} rejects"
             )
-        for number, folder in enumerate(old):
-            os.replace(folder, partial / f"old{number}")
-        os.replace(partial / source, output / source)
+        if old:
+            os.replace(old, partial / "old")
+        try:
+            os.replace(partial / source, output / source)
+        except OSError:
+            if old:
+                os.replace(partial / "old", old)
+            raise
         _write_rejects(output / REJECTS, rejects)
     except UserError:
         # Where the old dataset stays, so does its list.
@@ -288,20 +293,24 @@ def _check_clips(splits: Mapping[str, Sequence[Clip]], class_names: Sequence[str
     return has_truth == {True}
 
 
-def check_output(output: Path, source: str, overwrite: bool) -> list[Path]:
-    """Returns the folders of the datasets in `output`, which are to be replaced.
+def check_output(output: Path, source: str, overwrite: bool) -> Path | None:
+    """Returns the dataset `OUTPUT/SOURCE` that is to be replaced, None if there is none.
 
     Raises:
-      UserError: there are some and `overwrite` is not set, or something else is in the way.
+      UserError: there is one and `overwrite` is not set, there is another dataset, which would
+        make OUTPUT ambiguous and is not ours to delete, or something else is in the way.
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file; give a folder")
-    old = sorted({info.parents[1] for info in output.glob("*/*/dataset_info.json")})
-    if old and not overwrite:
-        raise UserError(f"{old[0]} is a dataset already; replace it with --overwrite")
-    if (output / source).exists() and output / source not in old:
-        raise UserError(f"{output / source} is in the way; give another --output")
-    return old
+    own, found = output / source, {info.parents[1] for info in output.glob("*/*/dataset_info.json")}
+    others = sorted(found - {own})
+    if others:
+        raise UserError(f"{others[0]} is another dataset; give another --output")
+    if own in found and not overwrite:
+        raise UserError(f"{own} is a dataset already; replace it with --overwrite")
+    if own.exists() and own not in found:
+        raise UserError(f"{own} is in the way; give another --output")
+    return own if own in found else None
 
 
 def _write_rejects(path: Path, rejects: Sequence[Reject]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from cavmae_sync_jax import audio, cli, dataset, sharding
 from cavmae_sync_jax.dataset import Framing
 
-FRAMING = Framing(num_frames=4, clip_rows=1024, audio_rows=96, image_size=32)
+FRAMING = Framing(4, clip_rows=1024, audio_rows=96, audio_bins=128, image_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,12 @@ def test_fewer_frames_are_spread_over_the_clip(records):
     half = FRAMING._replace(num_frames=2)
     for name, value in half.pair(record, 1).items():
         np.testing.assert_array_equal(value, FRAMING.pair(record, 2)[name])
+
+
+def test_clips_longer_than_the_nominal_rows_are_refused(records):
+    # Their late frames would get the sound of an earlier moment.
+    with pytest.raises(cli.UserError, match=r"set --config.data.clip_rows=398"):
+        FRAMING._replace(clip_rows=304).pair(records[0], 0)
 
 
 def test_training_draws_every_frame(records):
@@ -154,10 +160,13 @@ def test_a_truncated_file_is_named(dataset_dir, tmp_path, change):
         records[0]
 
 
-def test_a_truncated_jpeg_is_an_error():
-    from cavmae_sync_jax import media
+def test_a_truncated_jpeg_is_named(records, monkeypatch):
+    class Damaged:
+        def __getitem__(self, index):
+            record = records[index]
+            return {**record, "frames": [frame[: len(frame) // 2] for frame in record["frames"]]}
 
-    rng = np.random.default_rng(0)
-    data = media.encode_jpeg(rng.integers(0, 256, (32, 32, 3), np.uint8), 95)
-    with pytest.raises(OSError, match="truncated"):
-        dataset.decode_jpeg(data[: len(data) // 2])
+    broken = dataset.Records(records.directory, "train")
+    monkeypatch.setattr(broken, "_source", Damaged())
+    with pytest.raises(cli.UserError, match=r"split train, record 3 is damaged .*Truncated"):
+        broken.pairs(3, FRAMING, [0])

@@ -222,9 +222,11 @@ def test_an_existing_dataset_stays_until_its_successor_is_complete(tmp_path, vid
         write(tmp_path, {"train": [Clip("bad", str(silent))]}, overwrite=True)
     assert rejects_in(tmp_path) == []
     assert {path.name for path in tmp_path.iterdir()} == {"little", "rejects.csv"}
-    new = write(tmp_path, {"train": [Clip("new", str(video))]}, overwrite=True, source="other")
+    with pytest.raises(UserError, match="little is another dataset; give another --output"):
+        write(tmp_path, good, overwrite=True, source="other")
+    new = write(tmp_path, {"train": [Clip("new", str(video))]}, overwrite=True)
     assert [record["clip_id"] for record in records(new, "train")] == [b"new"]
-    assert {path.name for path in tmp_path.iterdir()} == {"other", "rejects.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"little", "rejects.csv"}
 
 
 def test_a_failure_leaves_no_dataset_but_the_rejects(tmp_path, silent):

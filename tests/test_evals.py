@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from jax.sharding import Mesh
 
 import cavmae_sync_jax
 from cavmae_sync_jax import checkpoint, cli, dataset, features, sharding, train
@@ -22,7 +23,8 @@ def trained(dataset_dir, tmp_path_factory):
 def embed(pretrained, records, devices):
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     framing = dataset.Framing.of(pretrained.config)
-    return features.embed_clips(pretrained.module, pretrained.params, records, framing, mesh)
+    params = jax.device_get(pretrained.params)
+    return features.embed_clips(pretrained.module, params, records, framing, mesh, 0, 2)
 
 
 def test_embeddings_do_not_depend_on_the_devices(trained, dataset_dir, monkeypatch):
@@ -34,6 +36,27 @@ def test_embeddings_do_not_depend_on_the_devices(trained, dataset_dir, monkeypat
         assert getattr(one, modality).shape == (20, 4, 16)
         for other in (three, eight):
             np.testing.assert_allclose(getattr(one, modality), getattr(other, modality), atol=1e-5)
+
+
+def test_a_diverged_model_is_told(trained, dataset_dir):
+    pretrained = checkpoint.load(trained)
+    broken = pretrained._replace(params=jax.tree.map(lambda x: x * np.nan, pretrained.params))
+    with pytest.raises(cli.UserError, match=r"audio embeddings of 5 clips are not finite .*clip2"):
+        embed(broken, dataset.Records(dataset_dir, "eval"), 1)
+
+
+def test_rows_find_their_clips_whatever_the_order_of_the_devices(trained, dataset_dir, monkeypatch):
+    pretrained, records = checkpoint.load(trained), dataset.Records(dataset_dir, "eval")
+    monkeypatch.setattr(features, "CLIPS_PER_DEVICE", 1)
+    expected = embed(pretrained, records, 8)
+    monkeypatch.setattr(
+        sharding,
+        "make_mesh",
+        lambda devices: Mesh(
+            np.array(devices)[[3, 1, 0, 7, 5, 2, 6, 4]].reshape(4, 2), sharding.AXES
+        ),
+    )
+    np.testing.assert_array_equal(embed(pretrained, records, 8).audio, expected.audio)
 
 
 def test_load_gives_the_embeddings_of_the_features_stage(trained, dataset_dir):
@@ -123,5 +146,5 @@ def test_canonical_directions_find_what_is_shared():
 def test_linear_baseline_solves_a_linear_task(dataset_dir):
     # The tiny videos' grey level and tone rise together from clip to clip.
     records = [dataset.Records(dataset_dir, split) for split in ("train", "train")]
-    score = baselines.linear(*records, dataset.Framing(4, 1024, 96, 32))
+    score = baselines.linear(*records, dataset.Framing(4, 1024, 96, 128, 32))
     assert score["audio_to_visual"]["R5"] > 0.5

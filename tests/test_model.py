@@ -113,3 +113,21 @@ def test_missing_and_unknown_keys_are_told():
     section["hight"] = section.pop("width")
     with pytest.raises(cli.UserError, match=r"missing keys \['width'\].*unknown keys \['hight'\]"):
         modeling.from_config(section)
+
+
+def test_bfloat16_is_close_to_float32():
+    losses, embeddings = [], []
+    for dtype in ("float32", "bfloat16"):
+        config = tiny.config(model__dtype=dtype)
+        module = modeling.from_config(config.model)
+        params, batch = draw(module), batch_of(module)
+        loss = functools.partial(step.loss_and_metrics, module, config)
+        value = jax.jit(lambda p, loss=loss, batch=batch: loss(p, batch, jnp.int32(0), 0.75)[1])
+        losses.append(jax.device_get(value(params)))
+        embed = jax.jit(functools.partial(module.apply, method="embed"), static_argnums=1)
+        embeddings.append(embed({"params": params}, "audio", batch["audio"]))
+    assert embeddings[1].global_token.dtype == jnp.bfloat16
+    for name, value in losses[0].items():
+        assert losses[1][name] == pytest.approx(float(value), rel=0.05, abs=0.3), name
+    error = np.abs(np.asarray(embeddings[1].patch_tokens, np.float32) - embeddings[0].patch_tokens)
+    assert 0 < error.max() < 0.15

@@ -116,6 +116,7 @@ def test_a_checkpoint_of_another_shape(trained, dataset_dir):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["--config=configs/demo.py:large"], "this config has no variants"),
         (["--config=configs/nothing.py"], "no config file 'configs/nothing.py'"),
         (["--config=configs/pretrain.py:register_4"], "did you mean 'registers_4'"),
         (["--config=configs/pretrain.py", "--config.batchsize=4"], "did you mean 'batch_size'"),

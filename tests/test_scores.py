@@ -53,3 +53,8 @@ def test_blocks_do_not_change_the_maximum(monkeypatch):
     whole = scores.maximum(a, b)
     monkeypatch.setattr(scores, "BLOCK", 2)
     np.testing.assert_array_equal(scores.maximum(a, b), whole)
+
+
+def test_what_is_not_a_number_has_no_rank():
+    with pytest.raises(ValueError, match="not a number"):
+        scores.ranks(np.array([[np.nan, 0.0], [0.0, 1.0]]))

@@ -3,10 +3,11 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from cavmae_sync_jax import dataset
+from cavmae_sync_jax import dataset, metrics
 from cavmae_sync_jax.evals import scores
 from cavmae_sync_jax.model import AUDIO, VISUAL
 
+FITTED_CLIPS = 2000
 RIDGE = 0.1  # added to the standardised features' variances of 1
 
 
@@ -22,15 +23,16 @@ def linear(
 ) -> dict[str, dict[str, float]]:
     """Canonical correlations between colour statistics and mean log-mel, fitted on `train`.
 
+    At most `FITTED_CLIPS` clips are fitted, evenly chosen.
     If this scores well, colours and timbres alone give the answer away.
     """
-    fitted = _statistics(train, framing)
+    fitted = _statistics(train, framing, sample=True)
     means = [values.mean(axis=(0, 1)) for values in fitted]
     flat = [(x - mean).reshape(-1, x.shape[-1]) for x, mean in zip(fitted, means, strict=True)]
     directions = canonical_directions(*flat)
+    statistics = _statistics(held_out, framing, sample=False)
     projected = [
-        (x - mean) @ weights
-        for x, mean, weights in zip(_statistics(held_out, framing), means, directions, strict=True)
+        (x - mean) @ weights for x, mean, weights in zip(statistics, means, directions, strict=True)
     ]
     return scores.retrieval(*projected)
 
@@ -70,16 +72,22 @@ def _one_hot(classes: Int[np.ndarray, "clips frames"]) -> Float[np.ndarray, "cli
 
 
 def _statistics(
-    records: dataset.Records, framing: dataset.Framing
+    records: dataset.Records, framing: dataset.Framing, sample: bool
 ) -> list[Float[np.ndarray, "clips frames dim"]]:
     """Per frame: mean and spread of each log-mel bin; mean and spread of each colour in cells."""
     audio, visual = [], []
-    for batch in dataset.clip_batches(records, framing, 1, workers=0, prefetch=1):
-        audio.append(_moments(batch[AUDIO][0].astype(np.float32), axis=1))
-        image = batch[VISUAL][0].astype(np.float32)
-        halves = [image, *np.array_split(image, 2, axis=1)]
-        cells = halves[:1] + [cell for half in halves[1:] for cell in np.array_split(half, 2, 2)]
-        visual.append(np.concatenate([_moments(cell, axis=(1, 2)) for cell in cells], axis=-1))
+    chosen = np.unique(np.linspace(0, len(records) - 1, FITTED_CLIPS).astype(int))
+    indices = chosen if sample else range(len(records))
+    with metrics.progress("statistics", len(indices), "clip") as bar:
+        for index in indices:
+            pairs = records.pairs(int(index), framing, range(framing.num_frames))
+            windows = np.stack([pair[AUDIO] for pair in pairs]).astype(np.float32)
+            audio.append(_moments(windows, axis=1))
+            image = np.stack([pair[VISUAL] for pair in pairs]).astype(np.float32)
+            cells = [c for half in np.array_split(image, 2, 1) for c in np.array_split(half, 2, 2)]
+            moments = [_moments(cell, axis=(1, 2)) for cell in (image, *cells)]
+            visual.append(np.concatenate(moments, axis=-1))
+            bar.update()
     return [np.stack(audio), np.stack(visual)]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import UInt8
+from ml_collections import ConfigDict
 
 from cavmae_sync_jax import checkpoint, cli, dataset, features, sharding
 from cavmae_sync_jax.evals import baselines, scores
@@ -31,10 +32,17 @@ DIRECTIONS = ("visual_to_audio", "audio_to_visual")
 
 
 def evaluate(
-    module: CavMaeSync, params: Any, records: dataset.Records, framing: dataset.Framing, mesh: Mesh
+    module: CavMaeSync, params: Any, records: dataset.Records, config: ConfigDict, mesh: Mesh
 ) -> dict[str, dict[str, float]]:
     """Scores of both directions under the paper's strategy, diagonal mean."""
-    return scores.retrieval(*features.embed_clips(module, params, records, framing, mesh))
+    return scores.retrieval(*_embed(module, params, records, config, mesh))
+
+
+def _embed(
+    module: CavMaeSync, params: Any, records: dataset.Records, config: ConfigDict, mesh: Mesh
+) -> ClipEmbeddings:
+    framing, data = dataset.Framing.of(config), config.data
+    return features.embed_clips(module, params, records, framing, mesh, data.workers, data.prefetch)
 
 
 def run(
@@ -59,15 +67,18 @@ def run(
     """
     pretrained = checkpoint.load(directory)
     records = dataset.Records(data, split)
-    framing = dataset.Framing.of(pretrained.config)
-    mesh = sharding.make_mesh()
-    embedded = features.embed_clips(pretrained.module, pretrained.params, records, framing, mesh)
+    module, config, mesh = pretrained.module, pretrained.config, sharding.make_mesh()
+    framing = dataset.Framing.of(config)
+    output = cli.make_folder(output)
+    # From the host, because one device of this process can't give to those of another.
+    params = jax.device_get(pretrained.params)
+    embedded = _embed(module, params, records, config, mesh)
     result: dict[str, Any] = {
         "clips": len(records),
         "scores": {name: scores.retrieval(*embedded, name) for name in scores.STRATEGIES},
     }
     if with_baselines:
-        result["baselines"] = _baselines(pretrained.module, records, framing, mesh)
+        result["baselines"] = _baselines(module, records, config, mesh)
     result |= {
         "checkpoint": {"directory": str(directory), "step": pretrained.step},
         "data": {"identity": records.identity, "directory": str(records.directory)},
@@ -75,8 +86,6 @@ def run(
         "version": cli.version(),
     }
     if jax.process_index() == 0:
-        output = epath.Path(output)
-        output.mkdir(parents=True, exist_ok=True)
         (output / "retrieval.json").write_text(json.dumps(result, indent=2) + "\n")
         draw_matches(records, framing, embedded, output / "retrieval.png")
         print(table(result))
@@ -85,13 +94,14 @@ def run(
 
 
 def _baselines(
-    module: CavMaeSync, records: dataset.Records, framing: dataset.Framing, mesh: Mesh
+    module: CavMaeSync, records: dataset.Records, config: ConfigDict, mesh: Mesh
 ) -> dict[str, dict[str, dict[str, float]]]:
+    framing = dataset.Framing.of(config)
     params = jax.jit(module.init_params)(jax.random.key(UNTRAINED_SEED))
     train = dataset.Records(records.directory, "train")
     result = {
         "chance": baselines.chance(len(records)),
-        "untrained model": evaluate(module, params, records, framing, mesh),
+        "untrained model": evaluate(module, params, records, config, mesh),
         "linear (CCA of colours and mean log-mel)": baselines.linear(train, records, framing),
     }
     if "frame_class" in records.features:
@@ -142,11 +152,11 @@ def draw_matches(
         fbank = records[int(query)]["fbank"].astype(np.float32)
         row[0].imshow(fbank.T, origin="lower", aspect="auto", cmap="magma")
         row[0].set_title(f"query: sound of clip {query}", fontsize=8)
-        row[1].imshow(_mosaic(records, framing, query))
+        row[1].imshow(_mosaic(records, framing, int(query)))
         row[1].set_title(f"its frames (rank {rank[query]:g})", fontsize=8)
         for place, target in enumerate(np.argsort(-similarity[query])[: columns - 2], 1):
             axis = row[place + 1]
-            axis.imshow(_mosaic(records, framing, target))
+            axis.imshow(_mosaic(records, framing, int(target)))
             axis.set_title(f"{place}. clip {target}: {similarity[query, target]:.2f}", fontsize=8)
             if target == query:
                 for spine in axis.spines.values():
@@ -162,8 +172,8 @@ def draw_matches(
 def _mosaic(
     records: dataset.Records, framing: dataset.Framing, clip: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    record = records[int(clip)]
-    frames = [framing.pair(record, i * framing.num_frames // 4)[VISUAL] for i in range(4)]
+    quarters = [i * framing.num_frames // 4 for i in range(4)]
+    frames = [pair[VISUAL] for pair in records.pairs(clip, framing, quarters)]
     return np.concatenate([np.concatenate(frames[i : i + 2], axis=1) for i in (0, 2)])
 
 

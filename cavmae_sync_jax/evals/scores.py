@@ -73,7 +73,12 @@ def ranks(similarity: Float[np.ndarray, "clips clips"]) -> Float[np.ndarray, " c
 
     Ties: 1 + the number of strictly better targets + half the number of the equal others, so that
     a constant similarity scores as chance, not as perfect.
+
+    Raises:
+      ValueError: if a similarity is not a number; nothing could be said of its rank.
     """
+    if np.isnan(similarity).any():
+        raise ValueError("a similarity is not a number")
     own = np.diagonal(similarity)[:, None]
     return 1 + (similarity > own).sum(axis=1) + ((similarity == own).sum(axis=1) - 1) / 2
 

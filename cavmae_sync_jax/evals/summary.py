@@ -32,7 +32,7 @@ def run(folder: epath.PathLike, output: epath.PathLike) -> dict[str, Any]:
     if not results:
         raise UserError(f"{folder} holds no evaluation's NAME.json")
     output = epath.Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    cli.make_folder(output.parent)
     output.write_text(json.dumps(results, indent=2) + "\n")
     print(f"scores: {output}")
     for picture in sorted(folder.glob("*.png")):
