@@ -1,4 +1,8 @@
-"""Package and extras. Ranges are those whose lowest and newest releases were tested."""
+"""Package and extras.
+
+A range begins with the release that the suite runs with and ends before the next one that may break
+an interface; README.md says which releases of Python and JAX have passed it.
+"""
 
 from setuptools import find_packages, setup
 
@@ -10,26 +14,26 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["cavmae_sync_jax*", "data_prep*"]),
     install_requires=[
-        "absl-py>=2.3",
-        "array-record>=0.8.3,<0.9",
-        "av>=17,<19",
-        "etils[epath]>=1.13",
-        "flax>=0.12,<0.13",
-        "grain>=0.2.15,<0.3",
-        "jax>=0.10,<0.13",
-        "jaxtyping>=0.3.5",
+        "absl-py>=2.5,<3",
+        "array-record>=0.8.6,<0.9",
+        "av>=18.1,<19",
+        "etils[epath]>=1.15,<2",
+        "flax>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "jax>=0.10.2,<0.13",
+        "jaxtyping>=0.3.11,<0.4",
         "librosa>=0.11,<0.12",
-        "matplotlib>=3.10",
+        "matplotlib>=3.11,<4",
         "ml_collections>=1.1,<2",
-        "numpy>=2.1",
-        "optax>=0.2.6,<0.3",
-        "orbax-checkpoint>=0.12,<0.13",
-        "pillow>=12",
-        "scipy>=1.15",
-        "tensorboardX>=2.6.4",
-        "tensorflow-datasets>=4.9.9,<5",
-        "threadpoolctl>=3.5",
-        "tqdm>=4.67",
+        "numpy>=2.4,<3",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "pillow>=12,<14",  # Apache Beam wants 12
+        "scipy>=1.17,<2",
+        "tensorboardX>=2.6.5,<3",
+        "tensorflow-datasets>=4.9.10,<5",
+        "threadpoolctl>=3.8,<4",
+        "tqdm>=4.70,<5",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
