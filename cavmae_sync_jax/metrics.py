@@ -17,12 +17,15 @@ class Writer:
 
     def __init__(self, workdir: epath.Path):
         self._path = workdir / "metrics.jsonl"
-        self._board = tensorboardX.SummaryWriter(str(workdir)) if jax.process_index() == 0 else None
+        self._active = jax.process_index() == 0
+        self._board: tensorboardX.SummaryWriter | None = None
 
     def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
         """Records the scalars of one step; each line is complete on disk when this returns."""
-        if self._board is None:
+        if not self._active:
             return
+        # Made with the first line, so that a run that is refused leaves neither file nor thread.
+        self._board = self._board or tensorboardX.SummaryWriter(str(self._path.parent))
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, "split": split, **scalars}) + "\n")
         for name, value in scalars.items():
@@ -30,7 +33,7 @@ class Writer:
 
     def drop_after(self, step: int) -> None:
         """Forgets the lines of steps that a resumed run is about to repeat."""
-        if self._board is None:
+        if not self._active or not self._path.exists():
             return
         kept = "".join(f"{line}\n" for line in self._lines() if _step(line) <= step)
         fresh = self._path.with_suffix(".jsonl.new")
