@@ -178,6 +178,7 @@ class _RandomPair(grain.transforms.RandomMap):
         self._records, self._framing = records, framing
 
     def random_map(self, element: int, rng: np.random.Generator) -> Batch:
+        """The pair of record `element`, and its index."""
         frame = int(rng.integers(self._framing.num_frames))
         (pair,) = self._records.pairs(element, self._framing, [frame])
         return {**pair, "clip": np.int32(element)}
@@ -232,6 +233,7 @@ class _WholeClip(grain.transforms.Map):
         self._records, self._framing = records, framing
 
     def map(self, element: int) -> Batch:
+        """All pairs of record `element`, its index and whether it counts."""
         index = min(element, len(self._records) - 1)
         pairs = self._records.pairs(index, self._framing, range(self._framing.num_frames))
         stacked = {name: np.stack([pair[name] for pair in pairs]) for name in (AUDIO, VISUAL)}
