@@ -89,6 +89,13 @@ def test_finished_run_only_evaluates(finished, tmp_path):
     assert (copy / "metrics.jsonl").read_text() == before
 
 
+def test_periodic_evaluation_and_several_mask_ratios(dataset_dir, tmp_path):
+    config = tiny.config(dataset_dir, epochs=2.0, eval_every=1.0, mask__ratios=(0.5, 0.7))
+    train.train_and_evaluate(config, tmp_path)  # an epoch is 2.5 steps
+    assert [row["step"] for row in lines(tmp_path, "eval")] == [2, 4, 5]
+    assert all(np.isfinite(row["loss"]) for row in lines(tmp_path))
+
+
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(dataset_dir, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "split": "train", "loss": 1}\n{"step": 4')
     train.train_and_evaluate(tiny.config(dataset_dir, epochs=1.0, data__eval_split=""), tmp_path)
