@@ -19,8 +19,8 @@ $(VENV)/installed: setup.py
 	touch $@
 
 demo: $(VENV)/installed
+	test ! -e $(DEMO)/data/videos/scenes.json || rm -rf $(DEMO)/train $(DEMO)/evals
 	$(RUN) data_prep.scenes --output=$(DEMO)/data --seed=$(SEED) --overwrite $(SCENES)
-	rm -rf $(DEMO)/train $(DEMO)/evals
 	$(RUN) cavmae_sync_jax.train --config=configs/demo.py --config.seed=$(SEED) \
 		--config.data.dir=$(DEMO)/data --config.data.eval_split=$(SPLIT) --workdir=$(DEMO)/train
 	$(RUN) cavmae_sync_jax.evals.retrieval --checkpoint=$(DEMO)/train --data=$(DEMO)/data \

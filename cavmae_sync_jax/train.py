@@ -107,7 +107,7 @@ class History:
         """Remembers a step's scalars and the records it read."""
         self._pending.append((step, scalars, clips))
 
-    def flush(self, records: dataset.Records, batch_size: int, last_good: int | None):
+    def flush(self, records: dataset.Records, batch_size: int, last_good: int | None) -> dict:
         """Means over the steps since the last flush, with examples/s and the data-wait share.
 
         Raises:

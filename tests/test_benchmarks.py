@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from benchmarks import demo_seeds, retrieval
+from cavmae_sync_jax import cli
 
 
 def test_retrieval_times_every_aggregation(monkeypatch, capsys):
@@ -25,8 +28,10 @@ def test_demo_seeds_by_hand(tmp_path, capsys):
         results = {"retrieval": {"scores": {"diagonal_mean": both}, "baselines": {"chance": both}}}
         (tmp_path / str(seed)).mkdir()
         (tmp_path / str(seed) / "results.json").write_text(json.dumps(results))
-    demo_seeds.main([str(tmp_path / "0"), str(tmp_path / "1")])
+    demo_seeds.run([str(tmp_path / "0"), str(tmp_path / "1")])
     *_, model, chance = capsys.readouterr().out.splitlines()
     cells = " | ".join(["20.0 ± 14.1 | 50.0 ± 0.0 | 4.0 ± 0.0"] * 2)
     assert model == f"| model, diagonal mean | {cells} |"
     assert chance == f"| chance | {cells} |"
+    with pytest.raises(cli.UserError, match=r"holds no results\.json"):
+        demo_seeds.run([str(tmp_path)])

@@ -101,7 +101,7 @@ def evaluated(case):
     return case.value_and_grad(case.params)
 
 
-def close(actual, expected, rtol=1e-4):
+def check_close(actual, expected, rtol=1e-4):
     """Relative to the array's largest value: single elements may be near zero."""
     expected = np.asarray(expected)
     scale = np.abs(expected).max()
@@ -127,29 +127,29 @@ def test_positions_are_the_references(case):
 def test_forward_stages(case, evaluated):
     (_, (_, outputs, masked)), _ = evaluated
     golden = case.golden
-    close(outputs.latent, golden["enc/latent"])
+    check_close(outputs.latent, golden["enc/latent"])
     for m, short in SHORT.items():
         np.testing.assert_array_equal(masked[m], golden[f"enc/mask_{short}"])
         order = np.argsort(golden[f"enc/ids_restore_{short}"], axis=1)
         np.testing.assert_array_equal(case.keep[m], order[:, : case.keep[m].shape[1]])
-        close(outputs.embeddings[m].patch_tokens, golden[f"enc/tokens_{short}"])
+        check_close(outputs.embeddings[m].patch_tokens, golden[f"enc/tokens_{short}"])
         if f"enc/global_{short}" in golden:
-            close(outputs.embeddings[m].global_token, golden[f"enc/global_{short}"])
-        close(outputs.predictions[m], golden[f"dec/pred_{short}"])
+            check_close(outputs.embeddings[m].global_token, golden[f"enc/global_{short}"])
+        check_close(outputs.predictions[m], golden[f"dec/pred_{short}"])
 
 
 def test_losses(case, evaluated):
     (loss, (parts, outputs, _)), _ = evaluated
     golden = case.golden
-    close(loss, golden["loss/total"])
-    close(parts["reconstruction_audio"], golden["loss/mae_a"])
-    close(parts["reconstruction_visual"], golden["loss/mae_v"])
-    close(parts["contrast"], golden["loss/nce"])
-    close(parts["nce_accuracy"], golden["loss/nce_acc"])
+    check_close(loss, golden["loss/total"])
+    check_close(parts["reconstruction_audio"], golden["loss/mae_a"])
+    check_close(parts["reconstruction_visual"], golden["loss/mae_v"])
+    check_close(parts["contrast"], golden["loss/nce"])
+    check_close(parts["nce_accuracy"], golden["loss/nce_acc"])
     pair = [outputs.embeddings[m].global_token for m in SHORT]
     both, accuracy = losses.info_nce(*pair, 0.05, "both")
-    close(both, golden["loss/nce_bidirectional"])
-    close(accuracy, golden["loss/nce_bidirectional_acc"])
+    check_close(both, golden["loss/nce_bidirectional"])
+    check_close(accuracy, golden["loss/nce_bidirectional_acc"])
 
 
 def test_gradients(case, evaluated):
@@ -161,7 +161,7 @@ def test_gradients(case, evaluated):
     }
     assert len(stored) >= 9 and set(norms) <= set(ours)
     for name, expected in stored.items():
-        close(ours[name], expected)
+        check_close(ours[name], expected)
     for name, expected in norms.items():
         np.testing.assert_allclose(np.linalg.norm(ours[name]), expected, rtol=1e-4, err_msg=name)
 
@@ -173,11 +173,11 @@ def test_unmasked_features(case):
             return model.join(m, model.encode(m, patches))
 
         embedding = case.apply(case.patches[m], method=embed)
-        close(embedding.patch_tokens, case.golden[f"feat/tokens_{short}"])
+        check_close(embedding.patch_tokens, case.golden[f"feat/tokens_{short}"])
         if f"feat/global_{short}" in case.golden:
-            close(embedding.global_token, case.golden[f"feat/global_{short}"])
+            check_close(embedding.global_token, case.golden[f"feat/global_{short}"])
         else:
-            close(embedding.global_token, case.golden[f"feat/tokens_{short}"].mean(axis=1))
+            check_close(embedding.global_token, case.golden[f"feat/tokens_{short}"].mean(axis=1))
 
 
 def test_five_optimiser_steps(case):
@@ -193,4 +193,4 @@ def test_five_optimiser_steps(case):
         (loss, _), grads = case.value_and_grad(params)
         params, state = apply(params, state, grads)
         history.append(loss)
-    close(jnp.stack(history), case.golden["train/losses"])
+    check_close(jnp.stack(history), case.golden["train/losses"])
