@@ -25,9 +25,8 @@ def run(folders: list[str]) -> None:
         results.append(json.loads(path.read_text())["retrieval"])
     rows = {f"model, {name}": [r["scores"][name] for r in results] for name in results[0]["scores"]}
     rows |= {name: [r["baselines"][name] for r in results] for name in results[0]["baselines"]}
-    print(
-        "| | " + " | ".join(f"{d.replace('_to_', ' → ')}: R@1 | R@5 | median" for d in DIRECTIONS)
-    )
+    titles = (f"{d.replace('_to_', ' → ')}: R@1 | R@5 | median" for d in DIRECTIONS)
+    print(f"| | {' | '.join(titles)} |")
     print("|---" * 7 + "|")
     for name, runs in rows.items():
         cells = []
