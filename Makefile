@@ -15,7 +15,11 @@ export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax
 
 $(VENV)/installed: setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable ".[test]"
+	$(VENV)/bin/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/testing: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --editable ".[convert,test]"
 	touch $@
 
 demo: $(VENV)/installed
@@ -30,10 +34,10 @@ demo: $(VENV)/installed
 test: lint
 	$(RUN) pytest
 
-lint: $(VENV)/installed
+lint: $(VENV)/testing
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-format: $(VENV)/installed
+format: $(VENV)/testing
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .

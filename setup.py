@@ -38,7 +38,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
-        "convert": ["torch==2.13.0", "safetensors>=0.5"],
+        "convert": ["torch==2.13.0", "safetensors>=0.8,<0.9"],
         "beam": ["apache-beam>=2.77,<3"],
         "test": [
             "beartype>=0.21",

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cavmae_sync_jax.checkpoint import Pretrained
+    from cavmae_sync_jax.pretrained import Pretrained
 
 
 def load(directory: str, step: int | None = None) -> "Pretrained":
@@ -13,12 +13,12 @@ def load(directory: str, step: int | None = None) -> "Pretrained":
     raw log-mel `[batch, rows, bins]` and RGB 0–255 `[batch, height, width, 3]`.
 
     Args:
-      directory: the `--workdir` of a training.
+      directory: the `--workdir` of a training or the destination of a conversion.
       step: which checkpoint; None takes the newest.
 
     Raises:
       cavmae_sync_jax.cli.UserError: if there is no such checkpoint.
     """
-    from cavmae_sync_jax import checkpoint  # JAX is heavy, and data preparation needs none
+    from cavmae_sync_jax import pretrained  # JAX is heavy, and data preparation needs none
 
-    return checkpoint.load(directory, step)
+    return pretrained.load(directory, step)

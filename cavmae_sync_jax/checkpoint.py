@@ -4,21 +4,23 @@
 `position` and the code's `version`), so that an evaluation needs nothing but the directory.
 """
 
-import functools
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jaxtyping import Num
 from ml_collections import ConfigDict
 
 from cavmae_sync_jax import cli
-from cavmae_sync_jax import model as modeling
 from cavmae_sync_jax.cli import UserError
 
 FOLDER = "checkpoints"
+LAYER = re.compile(r"\.(\d+)\.")
+Shape = tuple[int, ...]
 
 
 class Checkpoints:
@@ -62,26 +64,154 @@ class Checkpoints:
         self._manager.close()
 
 
+def write(directory: epath.PathLike, state: dict[str, Any], config: ConfigDict) -> None:
+    """Writes a new workdir whose one checkpoint, of step 0, holds `state`; it appears complete.
+
+    Args:
+      directory: what must not exist yet.
+      state: trees of arrays; `params` among them.
+      config: with the section that `params` belong to.
+
+    Raises:
+      UserError: if `directory` exists or can't be made.
+    """
+    directory = epath.Path(directory)
+    if directory.exists():
+        raise UserError(f"{directory} exists already: delete it or give another name")
+    partial = directory.parent / f"{directory.name}.partial"
+    if partial.exists():  # left by a conversion that was killed
+        partial.rmtree()
+    cli.make_folder(partial)
+    try:
+        checkpoints = Checkpoints(partial, keep=1)
+        # Orbax copies NumPy's arrays before it saves them, but not JAX's.
+        checkpoints.save(0, jax.tree.map(jax.device_put, state), config, position={})
+        checkpoints.close()
+        partial.rename(directory)
+    except BaseException:
+        partial.rmtree()
+        raise
+
+
+class Stored(NamedTuple):
+    """A finished checkpoint, opened for reading."""
+
+    config: ConfigDict
+    step: int
+    folder: epath.Path
+    manager: ocp.CheckpointManager
+
+    def restore(self, abstract: Any) -> Any:
+        """What `abstract` names, laid out as its shapes and shardings say.
+
+        Raises:
+          UserError: if names or shapes differ.
+        """
+        return _restore(self.manager, self.step, abstract, self.folder)
+
+    def arrays(self, *names: str) -> dict[str, Any]:
+        """The trees of these names, as far as there are any, as NumPy arrays."""
+        stored = self.manager.item_metadata(self.step).state.tree
+        abstract = {name: stored[name] for name in names if stored.get(name)}
+        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+        arguments = ocp.args.PyTreeRestore(abstract, restore_args=kinds, partial_restore=True)
+        return self.manager.restore(self.step, args=ocp.args.Composite(state=arguments)).state
+
+
+def exists(directory: epath.PathLike) -> bool:
+    """Whether a workdir holds a finished checkpoint."""
+    return _folder(directory).is_dir() and bool(ocp.utils.checkpoint_steps(_folder(directory)))
+
+
+def _folder(directory: epath.PathLike) -> epath.Path:
+    directory = epath.Path(directory)
+    return directory if directory.name == FOLDER else directory / FOLDER
+
+
+@contextlib.contextmanager
+def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Stored]:
+    """Opens the newest checkpoint of a workdir (or its `checkpoints` folder), or that of `step`.
+
+    Raises:
+      UserError: if there is no such checkpoint.
+    """
+    folder = _folder(directory)
+    if not folder.is_dir():
+        raise UserError(
+            f"{directory} holds no checkpoints: give the folder of a training or a conversion"
+        )
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with _manager(folder.resolve(), options) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps:
+            raise UserError(f"{folder} holds no finished checkpoint")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise UserError(f"{folder} has no checkpoint of step {step}; it has {steps}")
+        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        config = ConfigDict(manager.restore(step, args=items).meta["config"])
+        yield Stored(config, step, folder, manager)
+
+
+def mismatch(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
+    """All missing, unexpected and wrongly shaped names, one kind a line; None if there are none.
+
+    Names that differ only in a layer's number are told as one, such as `blocks.{0–10}.bias`.
+    """
+    both = [name for name in expected if name in found]
+    wrong = [
+        (name, f"{list(found[name])} instead of {list(expected[name])}")
+        for name in both
+        if tuple(found[name]) != tuple(expected[name])
+    ]
+    lines = [
+        f"\n  {title}: {', '.join(_grouped(named))}"
+        for title, named in (
+            ("missing", [(name, "") for name in expected if name not in found]),
+            ("unexpected", [(name, "") for name in found if name not in expected]),
+            ("wrongly shaped", wrong),
+        )
+        if named
+    ]
+    return "".join(lines) or None
+
+
+def _grouped(named: Iterable[tuple[str, str]]) -> Iterator[str]:
+    layers: dict[tuple[str, str], list[int]] = {}
+    for name, text in named:
+        numbers = LAYER.findall(name)
+        layers.setdefault((LAYER.sub(".{}.", name), text), []).extend(map(int, numbers))
+    for (name, text), numbers in layers.items():
+        yield f"{name.format(_ranges(sorted(numbers)))} {text}".rstrip()
+
+
+def _ranges(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return str(numbers[0])
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return "{" + ", ".join(f"{r[0]}–{r[-1]}" if r[1:] else str(r[0]) for r in runs) + "}"
+
+
 def _manager(directory: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-    handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    # Compressing weights saves a twelfth of the disk and costs a save as much memory as they have.
+    state = ocp.PyTreeCheckpointHandler(use_compression=False)
+    handlers = {"state": state, "meta": ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, abstract: Any, where: epath.Path) -> Any:
     """Restores what `abstract` names, after comparing every name and shape with what is stored."""
-    stored = manager.item_metadata(step).state.tree
-    names = {name: leaf.shape for name, leaf in _leaves(stored).items()}
-    wrong = [
-        f"{name} {tuple(leaf.shape)}"
-        + (f" is {tuple(names[name])}" if name in names else " is missing")
-        for name, leaf in _leaves(abstract).items()
-        if names.get(name) is None or tuple(names[name]) != tuple(leaf.shape)
-    ]
-    if wrong:
-        raise UserError(
-            f"checkpoint {where}/{step} does not hold this model: {'; '.join(wrong[:8])}"
-            + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
-        )
+    expected = {name: leaf.shape for name, leaf in _leaves(abstract).items()}
+    parts = {name.split("/")[0] for name in expected}
+    stored = _leaves(manager.item_metadata(step).state.tree)
+    found = {name: leaf.shape for name, leaf in stored.items() if name.split("/")[0] in parts}
+    if wrong := mismatch(expected, found):
+        raise UserError(f"checkpoint {where}/{step} does not hold this model:{wrong}")
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
     arguments = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
     return manager.restore(step, args=ocp.args.Composite(state=arguments)).state
@@ -94,71 +224,3 @@ def _leaves(tree: Any) -> dict[str, Any]:
         "/".join(str(getattr(e, "key", getattr(e, "name", getattr(e, "idx", e)))) for e in path): x
         for path, x in leaves
     }
-
-
-class Pretrained(NamedTuple):
-    """A trained model with its parameters on the device, for evaluation and use."""
-
-    module: modeling.CavMaeSync
-    params: Any
-    config: ConfigDict
-    step: int
-    directory: str
-
-    def encode_audio(self, fbank: Num[np.ndarray, "batch rows bins"]) -> modeling.Embedding:
-        """Raw log-mel windows to `(global_token, patch_tokens)`, unnormalised."""
-        return self._encode(modeling.AUDIO, fbank)
-
-    def encode_image(self, image: Num[np.ndarray, "batch height width 3"]) -> modeling.Embedding:
-        """RGB 0–255 (uint8 or float) to `(global_token, patch_tokens)`, unnormalised."""
-        return self._encode(modeling.VISUAL, image)
-
-    def _encode(self, modality: str, raw: Num[np.ndarray, "batch *shape"]) -> modeling.Embedding:
-        expected = self.module.raw_shape(modality)
-        if tuple(raw.shape[1:]) != expected:
-            raise UserError(
-                f"this model takes {modality} of shape {list(expected)} "
-                f"after the batch axis, not {list(raw.shape[1:])}"
-            )
-        return _embed(self.module, modality, self.params, raw)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _embed(
-    module: modeling.CavMaeSync, modality: str, params: Any, raw: jax.Array
-) -> modeling.Embedding:
-    return module.apply({"params": params}, modality, raw, method="embed")
-
-
-def load(directory: epath.PathLike, step: int | None = None) -> Pretrained:
-    """Loads a model from a training workdir (or its `checkpoints` folder), its config included.
-
-    Args:
-      directory: what `--workdir` of the training was.
-      step: which checkpoint; None takes the newest.
-
-    Raises:
-      UserError: if there is no such checkpoint, or it does not hold the model of its config.
-    """
-    directory = epath.Path(directory)
-    folder = directory if directory.name == FOLDER else directory / FOLDER
-    if not folder.is_dir():
-        raise UserError(f"{directory} holds no checkpoints: give the --workdir of a training")
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with _manager(folder.resolve(), options) as manager:
-        steps = sorted(manager.all_steps())
-        if not steps:
-            raise UserError(f"{folder} holds no finished checkpoint")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise UserError(f"{folder} has no checkpoint of step {step}; it has {steps}")
-        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        config = ConfigDict(manager.restore(step, args=items).meta["config"])
-        module = modeling.from_config(config.model)
-        shapes = jax.eval_shape(module.init_params, jax.random.key(0))
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
-        )
-        state = _restore(manager, step, {"params": abstract}, folder)
-    return Pretrained(module, state["params"], config, step, str(directory))

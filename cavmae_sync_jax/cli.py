@@ -9,7 +9,8 @@ import difflib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags, logging
 from etils import epath
@@ -57,20 +58,28 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def main(
-    arguments: argparse.ArgumentParser, run: Callable[..., None], *, config: bool = False
+    arguments: argparse.ArgumentParser,
+    run: Callable[..., Any],
+    *,
+    config: bool = False,
+    overrides: bool = False,
 ) -> None:
     """Parses the command line, calls `run` with the result and exits with the promised status.
 
     With `config`, the program takes `--config=FILE[:VARIANT]` and `--config.KEY=VALUE` besides,
-    and `run` gets the config as its second argument.
+    and `run` gets the config as its second argument. With `overrides`, it takes only the latter,
+    and `run` gets them as a list for `override`.
     """
     logging.set_verbosity(logging.ERROR)  # the libraries' warnings are about our own settings
     try:
+        known, rest = arguments.parse_known_args()
         if config:
-            known, rest = arguments.parse_known_args()
             run(known, _parse_config(arguments, rest))
+        elif overrides:
+            run(known, _only(arguments, rest, "--config."))
         else:
-            run(arguments.parse_args())
+            _only(arguments, rest)
+            run(known)
     except UserError as error:
         sys.exit(_tell(arguments.prog, str(error), 2))
     except KeyboardInterrupt:
@@ -79,26 +88,45 @@ def main(
 
 def _parse_config(arguments: argparse.ArgumentParser, rest: list[str]) -> ConfigDict:
     """Reads the config file and the overrides, all choices checked against the file's keys."""
+    _only(arguments, rest, "--config=", "--config.")
     files = [argument for argument in rest if argument.startswith("--config=")]
     overrides = [argument for argument in rest if argument.startswith("--config.")]
-    strange = [argument for argument in rest if argument not in files + overrides]
-    if strange:
-        arguments.error(f"unrecognized arguments: {' '.join(strange)}")
     if len(files) != 1:
         arguments.error("give one --config=FILE, such as --config=configs/pretrain.py")
     file = files[0].removeprefix("--config=").split(":")[0]
     if not os.path.isfile(file):
         raise UserError(f"no config file {file!r}: give one, such as --config=configs/pretrain.py")
-    known = keys(_config_flag(files))
-    for override in overrides:
-        key, equals, _ = override.removeprefix("--config.").partition("=")
+    _check_overrides(overrides, _config_flag(files), files[0])
+    return _config_flag(files + overrides)
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Returns a copy of a config with `--config.KEY=VALUE` strings applied.
+
+    Raises:
+      UserError: for an unknown key, with the nearest one, or a value of another type.
+    """
+    _check_overrides(overrides, config, "this config")
+    return _config_flag(overrides, config.copy_and_resolve_references())
+
+
+def _only(arguments: argparse.ArgumentParser, rest: Sequence[str], *prefixes: str) -> Sequence[str]:
+    strange = [argument for argument in rest if not argument.startswith(prefixes)]
+    if strange:
+        arguments.error(f"unrecognized arguments: {' '.join(strange)}")
+    return rest
+
+
+def _check_overrides(overrides: Sequence[str], config: ConfigDict, name: str) -> None:
+    known = keys(config)
+    for argument in overrides:
+        key, equals, _ = argument.removeprefix("--config.").partition("=")
         if not equals:
-            raise UserError(f"{override} needs a value: --config.{key}=VALUE")
+            raise UserError(f"{argument} needs a value: --config.{key}=VALUE")
         if key not in known:
             near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(known)}"
-            raise UserError(f"{files[0]} has no key {key!r}{hint}")
-    return _config_flag(files + overrides)
+            raise UserError(f"{name} has no key {key!r}{hint}")
 
 
 def keys(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -110,9 +138,13 @@ def keys(config: ConfigDict, prefix: str = "") -> list[str]:
     return dotted
 
 
-def _config_flag(argv: list[str]) -> ConfigDict:
+def _config_flag(argv: Sequence[str], config: ConfigDict | None = None) -> ConfigDict:
+    """Has absl parse `argv` onto `config`, or onto the config file that `argv` names."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *argv])
+    if config is None:
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *argv])
+    else:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *argv])
     try:
         values(["", *argv])
         return values.config

@@ -1,121 +1,237 @@
-"""The authors' PyTorch names and layouts ↔ ours: one table, used in both directions.
+"""Converts PyTorch checkpoints into ours, and ours back.
 
-A row holds a PyTorch name, the place of the same weights in our parameter tree and how the layout
-differs. `{i}` in a name stands for the layers that we keep stacked in one array. Fixed sin-cos
-positions and the norms that a PyTorch block carries but never uses have no place in our tree.
+Examples:
+  python -m cavmae_sync_jax.convert cav_mae_sync.pth checkpoints/sync
+  python -m cavmae_sync_jax.convert mae_pretrain_vit_base_full.pth checkpoints/mae
+  python -m cavmae_sync_jax.convert runs/sync sync.safetensors
+
+A file (.pth, .pt, .bin or .safetensors) of CAV-MAE Sync, CAV-MAE, a MAE ViT with or without its
+decoder, or a probe's head is told by its names. Its sizes are read from its shapes and written with
+it, so that evaluations and --config.init_from take DESTINATION as they take a training's workdir.
+What shapes do not tell is as in configs/pretrain.py; --config.KEY=VALUE says otherwise, such as
+--config.model.heads=4, and asks for another length of audio or size of image than the file's:
+--config.model.audio_rows=1024.
+
+A SOURCE that is a folder, a workdir or a conversion, is written as a file for the authors' classes.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+import argparse
+from collections.abc import Sequence
+from typing import Any
 
 import flax.traverse_util
+import jax
 import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
 
-Arrays = list[np.ndarray]
-UNUSED = re.compile(
-    r"(decoder_)?pos_embed_[av]|(blocks_[av]|decoder_blocks)\.\d+\.norm[12]_[av]\..*"
-)
-
-
-class Layout(NamedTuple):
-    """How one PyTorch array becomes ours (several, where we keep them apart), and back."""
-
-    ours: Callable[[np.ndarray], Arrays]
-    theirs: Callable[[Arrays, int], np.ndarray]
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    name: str
-    paths: tuple[str, ...]
-    layout: Layout
+from cavmae_sync_jax import checkpoint, cli, mae, metrics, patches, pretrained, torch_files
+from cavmae_sync_jax import model as modeling
+from cavmae_sync_jax import torch_kinds as kinds
+from cavmae_sync_jax import torch_names as names
+from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.model import AUDIO, VISUAL, CavMaeSync
+from cavmae_sync_jax.probe_head import ProbeHead
+from cavmae_sync_jax.torch_files import StateDict
 
 
-def _kernel(weight: np.ndarray) -> Arrays:
-    return [weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])]
+def bring_in(
+    source: str, destination: str, overrides: Sequence[str] = (), seed: int = 0
+) -> dict[str, int]:
+    """Writes a PyTorch file's weights as a checkpoint of ours.
+
+    Args:
+      source: the file.
+      destination: a folder that must not exist; it appears complete or not at all.
+      overrides: `--config.KEY=VALUE` strings.
+      seed: draws what is new to MAE.
+
+    Returns:
+      `tensors`, how many the file has, `values`, how many numbers they hold, and `parameters`,
+      how many numbers of them and of those drawn the model has.
+
+    Raises:
+      UserError: if the file can't be read, is none of the kinds known, or does not hold the model
+        of its sizes, with all names that do not fit.
+    """
+    _refuse_existing(destination)
+    state = torch_files.read(source)
+    counts = {"tensors": len(state), "values": sum(array.size for array in state.values())}
+    kind = kinds.kind_of(state, source)
+    is_mae = kind in (kinds.MAE, kinds.MAE_ENCODER)
+    if is_mae:
+        state = mae.rename(state)
+    own = kinds.infer(state, kind)
+    config = cli.override(own, overrides)
+    _check_heads(config, source)
+    target = build(config)
+    module = target
+    if isinstance(target, CavMaeSync):  # as the file has it
+        module = target.clone(image_size=own.model.image_size, audio_rows=own.model.audio_rows)
+    shapes = jax.eval_shape(module.init_params, jax.random.key(seed))
+    _compare(source, kind, module, shapes, state)
+    leftovers = _take_leftovers(state, module, target)
+    flat = flax.traverse_util.flatten_dict(names.take_params(state), sep="/")
+    new = sorted(set(flax.traverse_util.flatten_dict(shapes, sep="/")) - set(flat))
+    if new:
+        flat |= _draw(module, tuple(new), seed)
+        parts = sorted({"/".join(name.split("/")[:2]) for name in new})
+        metrics.tell(f"not in {source}, drawn from seed {seed}: {', '.join(parts)}")
+    params = flax.traverse_util.unflatten_dict(flat, sep="/")
+    del flat
+    if isinstance(target, CavMaeSync):
+        params = pretrained.fit_positions(params, module, target)
+    counts["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
+    trees = {"params": params} | ({"leftovers": leftovers} if leftovers else {})
+    checkpoint.write(destination, trees, config)
+    metrics.tell(
+        f"{source}: {kind.title}, {counts['tensors']} tensors, {counts['values'] / 1e6:.3f} M "
+        f"values; written to {destination}: {counts['parameters'] / 1e6:.3f} M parameters"
+    )
+    return counts
 
 
-def _conv(arrays: Arrays, channels: int) -> np.ndarray:
-    pixels, width = arrays[0].shape
-    patch = int((pixels // channels) ** 0.5)
-    return arrays[0].reshape(patch, patch, channels, width).transpose(3, 2, 0, 1)
+def take_out(source: str, destination: str, module_prefix: bool = False) -> int:
+    """Writes the newest checkpoint of a workdir as a file that the authors' class loads strictly.
+
+    Fixed positions and the norms that their class has and never uses are part of it: as they were,
+    if the checkpoint was converted from a file, and else as their class initialises them.
+
+    Args:
+      source: a training's workdir or a conversion's destination.
+      destination: a file that must not exist; its suffix tells the format.
+      module_prefix: whether the names begin with `module.`.
+
+    Returns:
+      The number of tensors.
+
+    Raises:
+      UserError: if there is no checkpoint, or the file exists or can't be written.
+    """
+    torch_files.check_suffix(destination)
+    _refuse_existing(destination)
+    with checkpoint.opened(source) as stored:
+        trees, config = stored.arrays("params", "leftovers"), stored.config
+    state = complete(trees.pop("params"), build(config)) | trees.get("leftovers", {})
+    prefix = torch_files.PREFIX if module_prefix else ""
+    torch_files.write(destination, {f"{prefix}{name}": state[name] for name in state})
+    values = sum(array.size for array in state.values()) / 1e6
+    metrics.tell(f"written: {destination}, {len(state)} tensors, {values:.3f} M values")
+    return len(state)
 
 
-SAME = Layout(lambda a: [a], lambda arrays, _: arrays[0])
-LINEAR = Layout(lambda a: [a.T], lambda arrays, _: arrays[0].T)
-CONV = Layout(_kernel, _conv)
-HALVES = Layout(lambda a: list(np.split(a[None], 2, axis=1)), lambda a, _: np.concatenate(a, 1)[0])
+def build(config: ConfigDict) -> CavMaeSync | ProbeHead:
+    """The module of a checkpoint's config."""
+    return ProbeHead(**config.head) if "head" in config else modeling.from_config(config.model)
 
 
-def _pair(name: str, path: str, layout: Layout = LINEAR) -> Iterator[Row]:
-    weight = "scale" if layout is SAME else "kernel"
-    yield Row(f"{name}.weight", (f"{path}/{weight}",), layout)
-    yield Row(f"{name}.bias", (f"{path}/bias",), SAME)
+def complete(params: Any, module: CavMaeSync | ProbeHead) -> StateDict:
+    """All that the authors' class holds: the parameters, fixed positions and its unused norms."""
+    state = names.state_dict(params)
+    if isinstance(module, CavMaeSync) and not module.learned_positions:
+        for short, modality in (("a", AUDIO), ("v", VISUAL)):
+            grid = module.grids[modality]
+            for prefix, width in (("", module.width), ("decoder_", module.decoder_width)):
+                positions = patches.sincos_positions(grid, width)[None]
+                state[f"{prefix}pos_embed_{short}"] = positions
+    return state | names.unused_norms(state)
 
 
-def _blocks(name: str, path: str, norms: Mapping[str, str]) -> Iterator[Row]:
-    name, path = f"{name}.{{i}}", f"{path}/blocks"
-    for theirs, ours in norms.items():
-        yield from _pair(f"{name}.norm1{theirs}", f"{path}/attention_norm{ours}", SAME)
-        yield from _pair(f"{name}.norm2{theirs}", f"{path}/mlp_norm{ours}", SAME)
-    yield from _pair(f"{name}.attn.qkv", f"{path}/attention/qkv")
-    yield from _pair(f"{name}.attn.proj", f"{path}/attention/projection")
-    yield from _pair(f"{name}.mlp.fc1", f"{path}/mlp/hidden")
-    yield from _pair(f"{name}.mlp.fc2", f"{path}/mlp/output")
+def _refuse_existing(destination: str) -> None:
+    if epath.Path(destination).exists():
+        raise UserError(f"{destination} exists already: delete it or give another name")
 
 
-def _table() -> Iterator[Row]:
-    for short, modality in (("a", "audio"), ("v", "visual")):
-        encoder = f"encoders_{modality}"
-        yield Row(f"modality_{short}", (f"{encoder}/modality",), SAME)
-        yield Row(f"cls_token_{short}", (f"{encoder}/global_token",), SAME)
-        yield from _pair(f"patch_embed_{short}.proj", f"{encoder}/patch_projection", CONV)
-        yield from _blocks(f"blocks_{short}", f"{encoder}/stack", {"": ""})
-        yield from _pair(f"norm_{short}", f"norms_{modality}", SAME)
-        yield Row(f"decoder_modality_{short}", (f"decoder/modality_{modality}",), SAME)
-        yield from _pair(f"decoder_pred_{short}", f"decoder/head_{modality}")
-    registers = tuple(f"encoders_{modality}/registers" for modality in ("audio", "visual"))
-    yield Row("register_tokens", registers, HALVES)
-    yield from _blocks("blocks_u", "joint", {"": "_both", "_a": "_audio", "_v": "_visual"})
-    yield from _pair("norm", "norms_both", SAME)
-    yield from _pair("decoder_embed", "decoder/embed")
-    yield Row("mask_token", ("decoder/mask_token",), SAME)
-    yield from _blocks("decoder_blocks", "decoder/stack", {"": ""})
-    yield from _pair("decoder_norm", "decoder/norm", SAME)
+def _check_heads(config: ConfigDict, source: str) -> None:
+    unknown = [key for key in cli.keys(config) if key.endswith("heads") and not _value(config, key)]
+    if unknown:
+        flags = ", ".join(f"--config.{key}=N" for key in unknown)
+        raise UserError(
+            f"the shapes in {source} do not tell how many heads there are: give {flags}"
+        )
 
 
-TABLE = tuple(_table())
+def _value(config: ConfigDict, key: str) -> Any:
+    section, name = key.split(".")
+    return config[section][name]
 
 
-def from_state_dict(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The parameter tree of a PyTorch state dict (names without `module.`)."""
-    flat = {}
-    for row in TABLE:
-        pattern = re.compile(re.escape(row.name).replace(r"\{i\}", r"(\d+)"))
-        layers = {m[1] if m.groups() else None: n for n in state if (m := pattern.fullmatch(n))}
-        if not layers:
-            continue
-        ordered = [layers[key] for key in sorted(layers, key=lambda key: int(key or 0))]
-        parts = zip(*(row.layout.ours(np.asarray(state[name])) for name in ordered), strict=True)
-        for path, arrays in zip(row.paths, parts, strict=True):
-            flat[path] = np.stack(arrays) if "{i}" in row.name else arrays[0]
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+def _compare(
+    source: str, kind: kinds.Kind, module: CavMaeSync | ProbeHead, shapes: Any, state: StateDict
+) -> None:
+    """Refuses a state dict that does not hold all of `module`, nothing else, in its shapes."""
+    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    expected = {name: array.shape for name, array in complete(zeros, module).items()}
+    expected = {
+        name: shape for name, shape in expected.items() if name in state or not kind.lacks(name)
+    }
+    found = {name: array.shape for name, array in state.items()}
+
+    def told(name: str) -> str:
+        is_mae = kind in (kinds.MAE, kinds.MAE_ENCODER) and name in expected
+        return mae.original(name, module.depth) if is_mae else name
+
+    wrong = {name for name in expected if found.get(name) != expected[name]}
+    differences = checkpoint.mismatch(
+        {told(name): expected[name] for name in expected if name in wrong},
+        {told(name): found[name] for name in found if name in wrong or name not in expected},
+    )
+    if differences:
+        raise UserError(f"{source} does not hold {kind.title} of its sizes:{differences}")
 
 
-def to_state_dict(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The PyTorch state dict of a parameter tree, with the authors' names."""
-    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
-    state = {}
-    for row in TABLE:
-        if row.paths[0] not in flat:
-            continue
-        arrays = [np.asarray(flat[path]) for path in row.paths]
-        channels = 1 if row.name.startswith("patch_embed_a") else 3
-        if "{i}" not in row.name:
-            state[row.name] = row.layout.theirs(arrays, channels)
-            continue
-        for i, layer in enumerate(zip(*arrays, strict=True)):
-            state[row.name.format(i=i)] = row.layout.theirs(list(layer), channels)
-    return state
+def _take_leftovers(
+    state: StateDict, module: CavMaeSync | ProbeHead, target: CavMaeSync | ProbeHead
+) -> StateDict:
+    """Takes what has no place in our model out of `state`; what `target` can still use is kept."""
+    resized: set[str] = set()
+    fixed = isinstance(module, CavMaeSync) and not module.learned_positions
+    if fixed:
+        for short, modality in (("a", AUDIO), ("v", VISUAL)):
+            if module.grids[modality] != target.grids[modality]:
+                resized |= {f"pos_embed_{short}", f"decoder_pos_embed_{short}"}
+    taken = {
+        name: state.pop(name)
+        for name in list(state)
+        if names.UNUSED_NORMS.fullmatch(name) or (fixed and names.POSITIONS.fullmatch(name))
+    }
+    return {name: array for name, array in taken.items() if name not in resized}
+
+
+def _draw(module: CavMaeSync | ProbeHead, new: tuple[str, ...], seed: int) -> StateDict:
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        drawn = flax.traverse_util.flatten_dict(module.init_params(key), sep="/")
+        return {name: drawn[name] for name in new}
+
+    return jax.device_get(jax.jit(draw)(jax.random.key(seed)))
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = cli.parser(__doc__)
+    arguments.add_argument("source", help="a file of PyTorch weights, or a folder of checkpoints")
+    arguments.add_argument("destination", help="a new folder, or a new file of weights")
+    arguments.add_argument(
+        "--seed", type=int, default=0, help="for what MAE lacks: tokens, the audio's codes …"
+    )
+    arguments.add_argument(
+        "--module_prefix",
+        action="store_true",
+        help="begin the file's names with `module.`, as the authors' scripts expect them",
+    )
+
+    def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+        if not epath.Path(args.source).is_dir():
+            if args.module_prefix:
+                raise UserError("--module_prefix is for writing a file; SOURCE is one")
+            bring_in(args.source, args.destination, overrides, args.seed)
+        elif overrides:
+            raise UserError(f"{overrides[0]} can't change a checkpoint's weights; leave it out")
+        else:
+            take_out(args.source, args.destination, args.module_prefix)
+
+    cli.main(arguments, run, overrides=True)
+
+
+if __name__ == "__main__":
+    main()

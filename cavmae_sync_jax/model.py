@@ -50,6 +50,14 @@ class Outputs(NamedTuple):
     predictions: dict[str, Float[Array, "batch patches pixels"]]
 
 
+def _positions(
+    owner: nn.Module, name: str, grid: Grid, dim: int, learned: bool
+) -> Float[Array, "1 patches {dim}"]:
+    """Sin-cos positions: fixed ones, or a parameter that begins with them."""
+    fixed = jnp.asarray(patching.sincos_positions(grid, dim))[None]
+    return owner.param(name, lambda _: fixed) if learned else fixed
+
+
 class Encoder(nn.Module):
     """A ViT over the kept patches of one modality: `[global, patches, registers]`."""
 
@@ -57,6 +65,7 @@ class Encoder(nn.Module):
     width: int
     registers: int
     global_token: bool
+    learned_positions: bool
     stack: dict[str, Any]
 
     @nn.compact
@@ -67,7 +76,7 @@ class Encoder(nn.Module):
     ) -> Tokens:
         """Encodes the patches in `keep` (all, if None). Masked patches cost nothing."""
         dtype, width = self.stack["dtype"], self.width
-        positions = jnp.asarray(patching.sincos_positions(self.grid, width))[None]
+        positions = _positions(self, "positions", self.grid, width, self.learned_positions)
         if keep is not None:
             patches = patching.gather(patches, keep)
             positions = positions[0][keep]
@@ -104,6 +113,7 @@ class Decoder(nn.Module):
     grids: dict[str, Grid]
     pixels: dict[str, int]
     width: int
+    learned_positions: bool
     stack: dict[str, Any]
 
     @nn.compact
@@ -121,7 +131,8 @@ class Decoder(nn.Module):
         for modality, tokens in zip(MODALITIES, kept, strict=True):
             grid = self.grids[modality]
             x = patching.scatter(tokens, keep[modality], grid.patches, mask_token)
-            positions = jnp.asarray(patching.sincos_positions(grid, self.width))[None]
+            name, learned = f"positions_{modality}", self.learned_positions
+            positions = _positions(self, name, grid, self.width, learned)
             code = self.param(f"modality_{modality}", small, (1, 1, self.width))
             parts.append(x + (positions + code).astype(dtype))
         x = Stack(**self.stack, name="stack")(jnp.concatenate(parts, axis=1))
@@ -152,6 +163,7 @@ class CavMaeSync(nn.Module):
     registers: int
     global_token: bool
     registers_in_joint: bool
+    learned_positions: bool
     audio_mean: float
     audio_std: float
     dtype: str
@@ -193,7 +205,12 @@ class CavMaeSync(nn.Module):
         encoder = {**shared, "depth": self.depth, "heads": self.heads}
         self.encoders = {
             modality: Encoder(
-                self.grids[modality], self.width, self.registers, self.global_token, encoder
+                self.grids[modality],
+                self.width,
+                self.registers,
+                self.global_token,
+                self.learned_positions,
+                encoder,
             )
             for modality in MODALITIES
         }
@@ -201,7 +218,9 @@ class CavMaeSync(nn.Module):
         self.joint = Stack(**shared, depth=self.joint_depth, heads=self.heads, norm_sets=passes)
         self.norms = {name: norm(self.compute_dtype) for name in passes}
         decoder = {**shared, "depth": self.decoder_depth, "heads": self.decoder_heads}
-        self.decoder = Decoder(self.grids, self.pixels, self.decoder_width, decoder)
+        self.decoder = Decoder(
+            self.grids, self.pixels, self.decoder_width, self.learned_positions, decoder
+        )
 
     def patchify(self, modality: str, raw: Num[Array, "batch *shape"]) -> Float[Array, "batch _ _"]:
         """Normalises raw input and cuts it into patches; the same array is input and target.

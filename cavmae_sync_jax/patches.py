@@ -64,11 +64,22 @@ def sincos_positions(grid: Grid, dim: int) -> Float[np.ndarray, "patches {dim}"]
     """
     if dim % 4:
         raise ValueError(f"sin-cos positions need a width that is a multiple of 4, not {dim}")
-    omega = 10_000.0 ** (-np.arange(dim // 4, dtype=np.float64) / (dim / 4))
-    row, column = np.divmod(np.arange(grid.patches), grid.columns)
+    # In float32 throughout, in this order: the reference's arrays to the last bit.
+    omega = 1 / np.float32(10_000) ** (np.arange(dim // 4, dtype=np.float32) / (dim / 4))
+    row, column = np.divmod(np.arange(grid.patches, dtype=np.float32), grid.columns)
     angles = [coordinate[:, None] * omega for coordinate in (column, row)]
     halves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
-    return np.concatenate(halves, axis=1).astype(np.float32)
+    return np.concatenate(halves, axis=1, dtype=np.float32)
+
+
+def resize_positions(
+    positions: Num[Array, "1 patches dim"], grid: Grid, target: Grid
+) -> Num[Array, "1 {target.patches} dim"]:
+    """Interpolates learned positions (bicubic) from one grid of patches to another."""
+    dim = positions.shape[-1]
+    plane = positions.reshape(grid.rows, grid.columns, dim)
+    resized = jax.image.resize(plane, (target.rows, target.columns, dim), "bicubic")
+    return resized.reshape(1, target.patches, dim)
 
 
 def gather(

@@ -24,6 +24,7 @@ from cavmae_sync_jax import model as modeling
 from cavmae_sync_jax import step as stepping
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.evals import retrieval
+from cavmae_sync_jax.pretrained import initial_params
 
 PROFILED_STEPS = 5
 # What may change when a run is resumed; a longer run keeps its past and gets a new schedule.
@@ -181,6 +182,9 @@ def train_and_evaluate(config: ConfigDict, workdir: epath.PathLike) -> dict[str,
         held_out = dataset.Records(config.data.dir, config.data.eval_split)
     for split in filter(None, (records, held_out)):
         split.pairs(0, framing, [0])  # refuses sizes that don't fit before anything is written
+    given = None
+    if config.init_from and not checkpoint.exists(workdir):
+        given = initial_params(config.init_from, module, mesh)
     cli.make_folder(workdir)
     steps_per_epoch = len(records) / config.batch_size
     steps = max(1, round(config.epochs * steps_per_epoch))
@@ -197,6 +201,8 @@ def train_and_evaluate(config: ConfigDict, workdir: epath.PathLike) -> dict[str,
             lambda key: stepping.init_state(module, optimizer, key), out_shardings=shardings
         )
         state, examples = draw(key), 0
+        if given is not None:
+            state = state.replace(params=given)
         writer.drop_after(0)
     else:
         abstract = jax.tree.map(

@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
+            "init_from": "",
             "batch_size": 64,
             "epochs": 47.0,
             "learning_rate": 2e-3,
@@ -55,6 +56,7 @@ def get_config() -> ConfigDict:
                 "registers": 4,
                 "global_token": True,
                 "registers_in_joint": False,
+                "learned_positions": False,
                 "audio_mean": -5.081,
                 "audio_std": 4.4849,
                 "dtype": "auto",

@@ -64,6 +64,7 @@ def get_config(variant: str = "sync") -> ConfigDict:
     config = ConfigDict(
         {
             "seed": 0,
+            "init_from": "",  # weights to begin with: a converted checkpoint or another workdir
             "batch_size": 512,  # clips in a global batch
             "epochs": 25.0,
             "learning_rate": 2e-4,  # its peak
@@ -106,6 +107,7 @@ def get_config(variant: str = "sync") -> ConfigDict:
                 "registers": 8,  # of each modality
                 "global_token": True,
                 "registers_in_joint": False,  # paper's text yes, released code no
+                "learned_positions": False,  # beginning as the fixed sin-cos ones
                 "audio_mean": -5.081,  # of AudioSet's log-mel
                 "audio_std": 4.4849,
                 "dtype": "auto",  # bfloat16, on a CPU float32

@@ -5,11 +5,11 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIERS = {
-    0: "cli media audio patches masking layers losses optim sharding",
-    1: "model dataset checkpoint convert metrics step",
+    0: "cli torch_files media audio patches masking layers losses optim sharding",
+    1: "model dataset checkpoint metrics step pretrained probe_head mae torch_names torch_kinds",
     2: "features",
     3: "evals.scores evals.baselines evals.retrieval evals.summary",
-    4: "train",
+    4: "train convert",
 }
 TIER = {f"cavmae_sync_jax.{name}": tier for tier, names in TIERS.items() for name in names.split()}
 LONGEST = 400

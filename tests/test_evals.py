@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 import cavmae_sync_jax
 from cavmae_sync_jax import checkpoint, cli, dataset, features, sharding, train
 from cavmae_sync_jax.evals import baselines, retrieval, scores
+from cavmae_sync_jax.pretrained import load
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def embed(pretrained, records, devices):
 
 
 def test_embeddings_do_not_depend_on_the_devices(trained, dataset_dir, monkeypatch):
-    pretrained = checkpoint.load(trained)
+    pretrained = load(trained)
     records = dataset.Records(dataset_dir, "train")
     monkeypatch.setattr(features, "CLIPS_PER_DEVICE", 1)
     one, three, eight = (embed(pretrained, records, devices) for devices in (1, 3, 8))
@@ -41,14 +42,14 @@ def test_embeddings_do_not_depend_on_the_devices(trained, dataset_dir, monkeypat
 
 
 def test_a_diverged_model_is_told(trained, dataset_dir):
-    pretrained = checkpoint.load(trained)
+    pretrained = load(trained)
     broken = pretrained._replace(params=jax.tree.map(lambda x: x * np.nan, pretrained.params))
     with pytest.raises(cli.UserError, match=r"audio embeddings of 5 clips are not finite .*clip2"):
         embed(broken, dataset.Records(dataset_dir, "eval"), 1)
 
 
 def test_rows_find_their_clips_whatever_the_order_of_the_devices(trained, dataset_dir, monkeypatch):
-    pretrained, records = checkpoint.load(trained), dataset.Records(dataset_dir, "eval")
+    pretrained, records = load(trained), dataset.Records(dataset_dir, "eval")
     monkeypatch.setattr(features, "CLIPS_PER_DEVICE", 1)
     expected = embed(pretrained, records, 8)
     monkeypatch.setattr(
@@ -78,11 +79,15 @@ def test_load_gives_the_embeddings_of_the_features_stage(trained, dataset_dir):
 
 def test_the_readme_example_runs(trained, tmp_path, monkeypatch):
     readme = pathlib.Path(__file__).parent.parent / "README.md"
-    (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    example, video = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    assert len([line for line in example.splitlines() if line]) == 5
     tiny.write_video(tmp_path / "video.mp4", 50, 440)
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(code.replace('"runs/mine"', repr(str(trained))), names)
+    exec(example.replace('"runs/mine"', repr(str(trained))), names)
+    assert names["sound"].global_token.shape == (3, 16)
+    assert names["picture"].patch_tokens.shape == (1, 4, 16)
+    exec(video, names)
     assert names["sound"].global_token.shape == (16, 16)
     assert names["picture"].patch_tokens.shape == (16, 4, 16)
 
@@ -112,8 +117,10 @@ def test_a_checkpoint_of_another_shape_names_every_difference(trained):
     )
     with pytest.raises(cli.UserError) as error:
         checkpoints.restore(abstract)
-    assert "params/norms_both/offset (16,) is missing" in str(error.value)
-    assert "params/norms_both/scale (17,) is (16,)" in str(error.value)
+    _, missing, unexpected, shaped = str(error.value).splitlines()
+    assert missing == "  missing: params/norms_both/offset"
+    assert "params/norms_both/bias" in unexpected and "params/norms_visual/scale" in unexpected
+    assert shaped == "  wrongly shaped: params/norms_both/scale [16] instead of [17]"
     checkpoints.close()
 
 

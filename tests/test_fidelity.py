@@ -2,6 +2,8 @@
 
 import functools
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from cavmae_sync_jax import convert, losses, masking, optim
+from cavmae_sync_jax import losses, masking, optim, torch_files, torch_names
 from cavmae_sync_jax import model as modeling
 from cavmae_sync_jax import patches as patching
+from cavmae_sync_jax.pretrained import load
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHORT = {"audio": "a", "visual": "v"}
@@ -32,6 +35,7 @@ TINY = {
     "registers": 8,
     "global_token": True,
     "registers_in_joint": False,
+    "learned_positions": False,
     "audio_mean": 0.0,
     "audio_std": 1.0,
     "dtype": "float32",
@@ -53,14 +57,19 @@ CASES = {
 class Case:
     """A golden file, its weights in our tree, its inputs as patches and kept indices."""
 
-    def __init__(self, name, **overrides):
+    def __init__(self, name, overrides, file, folder):
         self.golden = dict(np.load(GOLDEN / f"{name}.npz", allow_pickle=False))
         settings, contrast_weight = CASES[name]
-        self.model = modeling.from_config({**TINY, **settings, **overrides})
         self.loss = {**LOSS, "contrast_weight": contrast_weight}
         state = {k.removeprefix("state/"): v for k, v in self.golden.items() if k[:6] == "state/"}
         self.state = state
-        self.params = convert.from_state_dict(state)
+        if file:
+            converted = convert_by_command(state, folder / file, folder / "converted")
+            self.model, self.params = converted.module, converted.params
+        else:
+            self.model = modeling.from_config({**TINY, **settings, **overrides})
+            learned = {k: v for k, v in state.items() if not torch_names.POSITIONS.fullmatch(k)}
+            self.params = torch_names.take_params(learned)
         pictures = {
             "audio": patching.fbank_as_picture(jnp.asarray(self.golden["in/fbank"])),
             "visual": jnp.asarray(self.golden["in/image"]).transpose(0, 2, 3, 1),
@@ -86,14 +95,31 @@ class Case:
         return loss, (parts, outputs, masked)
 
 
-SETTINGS = {"scanned": {}, "unrolled": {"unroll": True}, "rematerialised": {"remat": "full"}}
-RUNS = [(c, s) for c in CASES for s in ("scanned", "unrolled")] + [("sync", "rematerialised")]
+def convert_by_command(state, source, destination):
+    """Writes a real file of PyTorch weights and brings it in as a user does."""
+    torch_files.write(str(source), {f"module.{name}": state[name] for name in state})
+    command = [sys.executable, "-m", "cavmae_sync_jax.convert", str(source), str(destination)]
+    heads = ["--config.model.heads=4", "--config.model.decoder_heads=4"]
+    subprocess.run([*command, *heads], check=True)
+    return load(destination)
+
+
+# What is set, and as which file the weights come, if not straight into the tree.
+SETTINGS = {
+    "scanned": ({}, None),
+    "unrolled": ({"unroll": True}, None),
+    "rematerialised": ({"remat": "full"}, None),
+    "from_pth": ({}, "file.pth"),
+    "from_safetensors": ({}, "file.safetensors"),
+}
+RUNS = [(c, s) for c in CASES for s in ("scanned", "unrolled", "from_pth")]
+RUNS += [("sync", "rematerialised"), ("sync", "from_safetensors")]
 
 
 @pytest.fixture(params=RUNS, ids="-".join, scope="module")
-def case(request):
+def case(request, tmp_path_factory):
     name, setting = request.param
-    return Case(name, **SETTINGS[setting])
+    return Case(name, *SETTINGS[setting], tmp_path_factory.mktemp("case"))
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +137,12 @@ def check_close(actual, expected, rtol=1e-4):
 def test_every_weight_has_a_place(case):
     shapes = jax.eval_shape(case.model.init_params, jax.random.key(0))
     assert jax.tree.map(jnp.shape, case.params) == jax.tree.map(lambda s: s.shape, shapes)
-    back = convert.to_state_dict(case.params)
+    back = torch_names.state_dict(case.params)
     left = {name for name in case.state if name not in back}
-    assert all(convert.UNUSED.fullmatch(name) for name in left), left
+    assert all(
+        torch_names.UNUSED_NORMS.fullmatch(name) or torch_names.POSITIONS.fullmatch(name)
+        for name in left
+    ), left
     assert all(np.array_equal(case.state[name], value) for name, value in back.items())
 
 
@@ -121,7 +150,7 @@ def test_positions_are_the_references(case):
     for name, dim in (("pos_embed", 48), ("decoder_pos_embed", 32)):
         for m, grid in case.model.grids.items():
             expected = case.state[f"{name}_{SHORT[m]}"][0]
-            np.testing.assert_allclose(patching.sincos_positions(grid, dim), expected, atol=1e-6)
+            np.testing.assert_array_equal(patching.sincos_positions(grid, dim), expected)
 
 
 def test_forward_stages(case, evaluated):
@@ -154,7 +183,7 @@ def test_losses(case, evaluated):
 
 def test_gradients(case, evaluated):
     _, grads = evaluated
-    ours = convert.to_state_dict(grads)
+    ours = torch_names.state_dict(grads)
     stored = {k.removeprefix("grad/"): v for k, v in case.golden.items() if k[:5] == "grad/"}
     norms = {
         k.removeprefix("grad_norm/"): v for k, v in case.golden.items() if k[:9] == "grad_norm"

@@ -11,10 +11,12 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN, RETRIEVAL = "cavmae_sync_jax.train", "cavmae_sync_jax.evals.retrieval"
 SUMMARY = "cavmae_sync_jax.evals.summary"
+CONVERT = "cavmae_sync_jax.convert"
 PROGRAMS = [
     TRAIN,
     RETRIEVAL,
     SUMMARY,
+    CONVERT,
     "data_prep.videos",
     "data_prep.scenes",
     "data_prep.scene_preview",
@@ -133,6 +135,44 @@ def test_mistakes_at_the_training_are_one_sentence(arguments, expected, tmp_path
     workdir = tmp_path / "workdir"
     assert expected in error_of(TRAIN, *arguments, f"--workdir={workdir}")
     assert not workdir.exists()
+
+
+def test_convert_and_evaluate_what_came_of_it(trained, dataset_dir, tmp_path):
+    workdir, _ = trained
+    done = call(CONVERT, workdir, tmp_path / "file.safetensors")
+    assert done.returncode == 0 and "written:" in done.stderr
+    heads = ["--config.model.heads=2", "--config.model.decoder_heads=1"]
+    done = call(
+        CONVERT,
+        tmp_path / "file.safetensors",
+        tmp_path / "back",
+        *heads,
+        "--config.data.num_frames=4",
+        "--config.data.workers=0",
+    )
+    assert done.returncode == 0, done.stderr
+    results = []
+    for checkpoint in (workdir, tmp_path / "back"):
+        output = tmp_path / f"evals_{checkpoint.name}"
+        arguments = [f"--checkpoint={checkpoint}", f"--data={dataset_dir}", f"--output={output}"]
+        assert call(RETRIEVAL, *arguments).returncode == 0
+        results.append(json.loads((output / "retrieval.json").read_text())["scores"])
+    assert results[0] == results[1]
+
+
+def test_mistakes_at_a_conversion_are_one_sentence(trained, tmp_path):
+    workdir, _ = trained
+    out, file = tmp_path / "out", tmp_path / "out.pth"
+    (tmp_path / "broken.pth").write_bytes(b"PK")
+    assert "broken.pth can't be read" in error_of(CONVERT, tmp_path / "broken.pth", out)
+    assert "no file" in error_of(CONVERT, tmp_path / "none.pth", out)
+    assert "must end in one of .pth" in error_of(CONVERT, workdir, out)
+    assert "holds no checkpoints" in error_of(CONVERT, tmp_path, file)
+    flag = "--config.model.heads=2"
+    assert "can't change a checkpoint's weights" in error_of(CONVERT, workdir, file, flag)
+    prefix = "--module_prefix"
+    assert "is for writing" in error_of(CONVERT, tmp_path / "broken.pth", out, prefix)
+    assert not out.exists() and not file.exists()
 
 
 def test_a_folder_without_checkpoints(dataset_dir, tmp_path):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from cavmae_sync_jax import checkpoint, cli, dataset, sharding, step, train
+from cavmae_sync_jax import cli, dataset, sharding, step, train
 from cavmae_sync_jax import model as modeling
+from cavmae_sync_jax.pretrained import load
 
 
 def lines(workdir, split="train"):
@@ -72,7 +73,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, monkey
     assert f"resuming {tmp_path} at step 8" in capsys.readouterr().err
     assert losses(tmp_path) == losses(workdir)
     assert again == scores
-    ours, theirs = (checkpoint.load(path).params for path in (tmp_path, workdir))
+    ours, theirs = (load(path).params for path in (tmp_path, workdir))
     for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(mine, other)
 

@@ -19,10 +19,11 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import checkpoint, cli, dataset, features, sharding
+from cavmae_sync_jax import cli, dataset, features, sharding
 from cavmae_sync_jax.evals import baselines, scores
 from cavmae_sync_jax.features import ClipEmbeddings
 from cavmae_sync_jax.model import VISUAL, CavMaeSync
+from cavmae_sync_jax.pretrained import load
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -65,7 +66,7 @@ def run(
     Returns:
       What `retrieval.json` holds.
     """
-    pretrained = checkpoint.load(directory)
+    pretrained = load(directory)
     records = dataset.Records(data, split)
     module, config, mesh = pretrained.module, pretrained.config, sharding.make_mesh()
     framing = dataset.Framing.of(config)
