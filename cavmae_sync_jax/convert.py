@@ -10,7 +10,8 @@ decoder, or a probe's head is told by its names. Its sizes are read from its sha
 it, so that evaluations and --config.init_from take DESTINATION as they take a training's workdir.
 What shapes do not tell is as in configs/pretrain.py; --config.KEY=VALUE says otherwise, such as
 --config.model.heads=4, and asks for another length of audio or size of image than the file's:
---config.model.audio_rows=1024.
+--config.model.audio_rows=1024. For a CAV-MAE, --config.model.global_token=True and
+--config.model.registers=8 ask for the tokens that Sync adds.
 
 A SOURCE that is a folder, a workdir or a conversion, is written as a file for the authors' classes.
 """
@@ -44,7 +45,7 @@ def bring_in(
       source: the file.
       destination: a folder that must not exist; it appears complete or not at all.
       overrides: `--config.KEY=VALUE` strings.
-      seed: draws what is new to MAE.
+      seed: draws what is new to MAE, or to CAV-MAE if tokens are asked for.
 
     Returns:
       `tensors`, how many the file has, `values`, how many numbers they hold, and `parameters`,
@@ -212,7 +213,10 @@ def main() -> None:
     arguments.add_argument("source", help="a file of PyTorch weights, or a folder of checkpoints")
     arguments.add_argument("destination", help="a new folder, or a new file of weights")
     arguments.add_argument(
-        "--seed", type=int, default=0, help="for what MAE lacks: tokens, the audio's codes …"
+        "--seed",
+        type=int,
+        default=0,
+        help="of what the file lacks and a MAE or CAV-MAE may: tokens, codes of modalities …",
     )
     arguments.add_argument(
         "--module_prefix",

@@ -58,7 +58,8 @@ class Kind(NamedTuple):
         return any(pattern.fullmatch(name) for pattern in (names.UNUSED_NORMS, *self.new))
 
 
-SYNC, CAV_MAE, HEAD = Kind("CAV-MAE Sync"), Kind("CAV-MAE"), Kind("a probe's head")
+TOKENS = re.compile(r"cls_token_[av]|register_tokens")  # what Sync added, if they are asked for
+SYNC, CAV_MAE, HEAD = Kind("CAV-MAE Sync"), Kind("CAV-MAE", (TOKENS,)), Kind("a probe's head")
 MAE = Kind("a MAE ViT with decoder", (mae.NEW,))
 MAE_ENCODER = Kind("a MAE ViT without decoder", (mae.NEW, mae.DECODER))
 

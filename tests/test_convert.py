@@ -204,6 +204,16 @@ def test_the_seed_draws_what_mae_lacks(mae_file, tmp_path):
     np.testing.assert_array_equal(a["patch_projection"]["kernel"], c["patch_projection"]["kernel"])
 
 
+def test_cav_mae_gets_the_tokens_that_are_asked_for(tmp_path, capsys):
+    state = sizes.random_state(**SMALL | {"registers": 0, "global_token": False})
+    source = make(tmp_path / "before.pth", state)
+    tokens = ["--config.model.global_token=True", "--config.model.registers=3"]
+    convert.bring_in(source, str(tmp_path / "ours"), [*HEADS, *tokens])
+    encoder = load(str(tmp_path / "ours")).params["encoders_visual"]
+    assert encoder["registers"].shape == (1, 3, 16) and encoder["global_token"].any()
+    assert "drawn from seed 0: encoders_audio/global_token, enc" in capsys.readouterr().err
+
+
 def test_mae_without_decoder_gets_one(tmp_path, capsys):
     source = make(tmp_path / "encoder.safetensors", sizes.mae_state(decoder=False, **SMALL))
     overrides = ["--config.model.heads=2", "--config.model.decoder_width=8"]
