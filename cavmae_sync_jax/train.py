@@ -24,7 +24,7 @@ from cavmae_sync_jax import model as modeling
 from cavmae_sync_jax import step as stepping
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.evals import retrieval
-from cavmae_sync_jax.pretrained import initial_params
+from cavmae_sync_jax.pretrained import Pretrained, initial_params
 
 PROFILED_STEPS = 5
 # What may change when a run is resumed; a longer run keeps its past and gets a new schedule.
@@ -219,7 +219,9 @@ def train_and_evaluate(config: ConfigDict, workdir: epath.PathLike) -> dict[str,
     def evaluate(step: int) -> dict[str, float]:
         if held_out is None:
             return {}
-        scores = retrieval.evaluate(module, state.params, held_out, config, mesh)
+        model = Pretrained(module, state.params, config, step, str(workdir))
+        result = retrieval.run(model, held_out, mesh=mesh, strategies=["diagonal_mean"])
+        scores = result["scores"]["diagonal_mean"]
         flat = {f"{d}/{name}": v for d, score in scores.items() for name, v in score.items()}
         if not writer.has(step, config.data.eval_split):
             writer.write(step, config.data.eval_split, flat)

@@ -23,43 +23,81 @@ def trained(dataset_dir, tmp_path_factory):
     return workdir
 
 
-def embed(pretrained, records, devices):
+def embed(model, records, devices):
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    framing = dataset.Framing.of(pretrained.config)
-    params = jax.device_get(pretrained.params)
-    return features.embed_clips(pretrained.module, params, records, framing, mesh, 0, 2)
+    return features.extract(features.embeddings, model, records, mesh)
 
 
-def test_embeddings_do_not_depend_on_the_devices(trained, dataset_dir, monkeypatch):
-    pretrained = load(trained)
-    records = dataset.Records(dataset_dir, "train")
+def test_features_do_not_depend_on_the_devices(trained, dataset_dir, monkeypatch):
+    model, records = load(trained), dataset.Records(dataset_dir, "train")
     monkeypatch.setattr(features, "CLIPS_PER_DEVICE", 1)
-    one, three, eight = (embed(pretrained, records, devices) for devices in (1, 3, 8))
+    one, three, eight = (embed(model, records, devices) for devices in (1, 3, 8))
     for modality in ("audio", "visual"):
-        assert getattr(one, modality).shape == (20, 4, 16)
+        assert one[modality].shape == (20, 4, 16) and one[modality].dtype == np.float32
         for other in (three, eight):
-            np.testing.assert_allclose(getattr(one, modality), getattr(other, modality), atol=1e-5)
+            np.testing.assert_allclose(one[modality], other[modality], atol=1e-5)
+
+
+def test_encoder_tokens_are_those_before_the_joint_block(trained, dataset_dir):
+    model, records = load(trained), dataset.Records(dataset_dir, "eval")
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    tokens = features.extract(features.encoder_tokens, model, records, mesh)
+    assert set(tokens) == {
+        f"{m}_{kind}" for m in ("audio", "visual") for kind in ("global", "patches", "registers")
+    }
+    image = dataset.Framing.of(model.config).pair(records[3], 2)["visual"][None]
+
+    def encode(module):
+        return module.encode("visual", module.patchify("visual", jax.numpy.asarray(image)))
+
+    direct = jax.jit(lambda: model.module.apply({"params": model.params}, method=encode))()
+    np.testing.assert_allclose(
+        tokens["visual_global"][3, 2], direct.global_token[0], rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        tokens["visual_registers"][3, 2], direct.registers[0].mean(axis=0), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        tokens["visual_patches"][3, 2], direct.patches[0].mean(axis=0), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_features_are_kept_for_the_same_model_and_data_only(
+    trained, dataset_dir, tmp_path, monkeypatch
+):
+    model, records = load(trained), dataset.Records(dataset_dir, "eval")
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    first = features.extract(features.embeddings, model, records, mesh, tmp_path)
+    calls = []
+    stream = features._stream
+    monkeypatch.setattr(features, "_stream", lambda *a: calls.append(a) or stream(*a))
+    again = features.extract(features.embeddings, model, records, mesh, tmp_path)
+    np.testing.assert_array_equal(first["audio"], again["audio"])
+    assert not calls and len(list(tmp_path.iterdir())) == 1
+    other = model._replace(params=jax.tree.map(lambda leaf: leaf * 1.01, model.params))
+    features.extract(features.embeddings, other, records, mesh, tmp_path)
+    features.extract(
+        features.embeddings, model, dataset.Records(dataset_dir, "train"), mesh, tmp_path
+    )
+    features.extract(features.encoder_tokens, model, records, mesh, tmp_path)
+    assert len(calls) == 3 and len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_diverged_model_is_told(trained, dataset_dir):
-    pretrained = load(trained)
-    broken = pretrained._replace(params=jax.tree.map(lambda x: x * np.nan, pretrained.params))
-    with pytest.raises(cli.UserError, match=r"audio embeddings of 5 clips are not finite .*clip2"):
+    model = load(trained)
+    broken = model._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, model.params))
+    with pytest.raises(cli.UserError, match=r"audio values of 5 clips are not finite .*clip2"):
         embed(broken, dataset.Records(dataset_dir, "eval"), 1)
 
 
 def test_rows_find_their_clips_whatever_the_order_of_the_devices(trained, dataset_dir, monkeypatch):
-    pretrained, records = load(trained), dataset.Records(dataset_dir, "eval")
+    model, records = load(trained), dataset.Records(dataset_dir, "eval")
     monkeypatch.setattr(features, "CLIPS_PER_DEVICE", 1)
-    expected = embed(pretrained, records, 8)
-    monkeypatch.setattr(
-        sharding,
-        "make_mesh",
-        lambda devices: Mesh(
-            np.array(devices)[[3, 1, 0, 7, 5, 2, 6, 4]].reshape(4, 2), sharding.AXES
-        ),
-    )
-    np.testing.assert_array_equal(embed(pretrained, records, 8).audio, expected.audio)
+    expected = embed(model, records, 8)
+    shuffled = np.array(jax.devices())[[3, 1, 0, 7, 5, 2, 6, 4]].reshape(4, 2)
+    mesh = Mesh(shuffled, sharding.AXES)
+    found = features.extract(features.embeddings, model, records, mesh)
+    np.testing.assert_array_equal(found["audio"], expected["audio"])
 
 
 def test_load_gives_the_embeddings_of_the_features_stage(trained, dataset_dir):
@@ -70,8 +108,8 @@ def test_load_gives_the_embeddings_of_the_features_stage(trained, dataset_dir):
     pair = framing.pair(records[2], 1)
     audio = pretrained.encode_audio(pair["audio"][None])
     image = pretrained.encode_image(pair["visual"][None])
-    np.testing.assert_allclose(audio.global_token[0], whole.audio[2, 1], atol=1e-5)
-    np.testing.assert_allclose(image.global_token[0], whole.visual[2, 1], atol=1e-5)
+    np.testing.assert_allclose(audio.global_token[0], whole["audio"][2, 1], atol=1e-5)
+    np.testing.assert_allclose(image.global_token[0], whole["visual"][2, 1], atol=1e-5)
     assert image.patch_tokens.shape == (1, 4, 16) and audio.patch_tokens.shape == (1, 48, 16)
     as_float = pretrained.encode_image(pair["visual"][None].astype(np.float32))
     np.testing.assert_array_equal(as_float.global_token, image.global_token)
@@ -125,7 +163,8 @@ def test_a_checkpoint_of_another_shape_names_every_difference(trained):
 
 
 def test_retrieval_writes_what_it_promises(trained, dataset_dir, tmp_path, capsys):
-    result = retrieval.run(trained, dataset_dir, tmp_path, with_baselines=True)
+    records = dataset.Records(dataset_dir, "eval")
+    result = retrieval.run(load(trained), records, tmp_path, with_baselines=True)
     assert json.loads((tmp_path / "retrieval.json").read_text()) == result
     assert (tmp_path / "retrieval.png").read_bytes().startswith(b"\x89PNG")
     assert result["clips"] == 5 and set(result["scores"]) == set(scores.STRATEGIES)

@@ -8,7 +8,7 @@ shown with their best matches.
 """
 
 import argparse
-import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,92 +17,70 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import UInt8
-from ml_collections import ConfigDict
 
 from cavmae_sync_jax import cli, dataset, features, sharding
-from cavmae_sync_jax.evals import baselines, scores
-from cavmae_sync_jax.features import ClipEmbeddings
-from cavmae_sync_jax.model import VISUAL, CavMaeSync
-from cavmae_sync_jax.pretrained import load
+from cavmae_sync_jax.evals import baselines, common, scores
+from cavmae_sync_jax.features import Arrays
+from cavmae_sync_jax.model import VISUAL
+from cavmae_sync_jax.pretrained import Pretrained
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-UNTRAINED_SEED = 1_000_003  # not the seed that a training is likely to have begun with
 DIRECTIONS = ("visual_to_audio", "audio_to_visual")
 
 
-def evaluate(
-    module: CavMaeSync, params: Any, records: dataset.Records, config: ConfigDict, mesh: Mesh
-) -> dict[str, dict[str, float]]:
-    """Scores of both directions under the paper's strategy, diagonal mean."""
-    return scores.retrieval(*_embed(module, params, records, config, mesh))
-
-
-def _embed(
-    module: CavMaeSync, params: Any, records: dataset.Records, config: ConfigDict, mesh: Mesh
-) -> ClipEmbeddings:
-    framing, data = dataset.Framing.of(config), config.data
-    return features.embed_clips(module, params, records, framing, mesh, data.workers, data.prefetch)
-
-
 def run(
-    directory: epath.PathLike,
-    data: epath.PathLike,
-    output: epath.PathLike,
-    split: str = "eval",
+    model: Pretrained,
+    records: dataset.Records,
+    output: epath.PathLike | None = None,
+    *,
+    mesh: Mesh | None = None,
+    strategies: Sequence[str] = tuple(scores.STRATEGIES),
     with_baselines: bool = False,
+    cache: epath.PathLike | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a checkpoint and writes `retrieval.json` and `retrieval.png` to `output`.
+    """Scores a model's retrieval within a split of clips.
 
     Args:
-      directory: the workdir of a training.
-      data: a prepared dataset.
-      output: folder of the results; made if need be.
-      split: which clips are queries and targets.
+      model: whose global embeddings are compared.
+      records: the clips that are queries and targets.
+      output: a folder for `retrieval.json` and `retrieval.png`; None writes and prints nothing.
+      mesh: the devices; None means all.
+      strategies: of `scores.STRATEGIES`.
       with_baselines: also scores chance, an untrained model of the same shape, a linear baseline
         fitted on the split "train" and, where the dataset knows the truth, an oracle.
+      cache: see `features.extract`.
 
     Returns:
       What `retrieval.json` holds.
     """
-    pretrained = load(directory)
-    records = dataset.Records(data, split)
-    module, config, mesh = pretrained.module, pretrained.config, sharding.make_mesh()
-    framing = dataset.Framing.of(config)
-    output = cli.make_folder(output)
-    # From the host, because one device of this process can't give to those of another.
-    params = jax.device_get(pretrained.params)
-    embedded = _embed(module, params, records, config, mesh)
+    mesh = mesh or sharding.make_mesh()
+    fitted = dataset.Records(records.directory, "train") if with_baselines else None
+    embedded = features.extract(features.embeddings, model, records, mesh, cache)
     result: dict[str, Any] = {
         "clips": len(records),
-        "scores": {name: scores.retrieval(*embedded, name) for name in scores.STRATEGIES},
+        "scores": {name: scores.retrieval(**embedded, strategy=name) for name in strategies},
     }
-    if with_baselines:
-        result["baselines"] = _baselines(module, records, config, mesh)
-    result |= {
-        "checkpoint": {"directory": str(directory), "step": pretrained.step},
-        "data": {"identity": records.identity, "directory": str(records.directory)},
-        "framing": framing._asdict(),
-        "version": cli.version(),
-    }
-    if jax.process_index() == 0:
-        (output / "retrieval.json").write_text(json.dumps(result, indent=2) + "\n")
-        draw_matches(records, framing, embedded, output / "retrieval.png")
-        print(table(result))
-        print(f"written: {output / 'retrieval.json'}, {output / 'retrieval.png'}")
+    if fitted is not None:
+        result["baselines"] = _baselines(model, fitted, records, mesh)
+    result |= common.describe(model, records)
+    if output is not None:
+        common.write(output, "retrieval", result, table(result))
+        if jax.process_index() == 0:
+            framing = dataset.Framing.of(model.config)
+            draw_matches(records, framing, embedded, epath.Path(output) / "retrieval.png")
     return result
 
 
 def _baselines(
-    module: CavMaeSync, records: dataset.Records, config: ConfigDict, mesh: Mesh
+    model: Pretrained, train: dataset.Records, records: dataset.Records, mesh: Mesh
 ) -> dict[str, dict[str, dict[str, float]]]:
-    framing = dataset.Framing.of(config)
-    params = jax.jit(module.init_params)(jax.random.key(UNTRAINED_SEED))
-    train = dataset.Records(records.directory, "train")
+    framing = dataset.Framing.of(model.config)
+    embedded = features.extract(features.embeddings, common.untrained(model), records, mesh)
     result = {
         "chance": baselines.chance(len(records)),
-        "untrained model": evaluate(module, params, records, config, mesh),
+        "untrained model": scores.retrieval(**embedded),
         "linear (CCA of colours and mean log-mel)": baselines.linear(train, records, framing),
     }
     if "frame_class" in records.features:
@@ -132,7 +110,7 @@ def table(result: dict[str, Any]) -> str:
 def draw_matches(
     records: dataset.Records,
     framing: dataset.Framing,
-    embedded: ClipEmbeddings,
+    embedded: Arrays,
     path: epath.Path,
     queries: int = 6,
     matches: int = 5,
@@ -142,7 +120,7 @@ def draw_matches(
     A sound is the whole clip's log-mel, a clip four of its frames in reading order; the true match
     has a green frame.
     """
-    similarity = scores.diagonal_mean(*embedded)
+    similarity = scores.diagonal_mean(embedded["audio"], embedded["visual"])
     rank = scores.ranks(similarity)
     chosen = np.linspace(0, len(records) - 1, min(queries, len(records))).astype(int)
     columns = 2 + min(matches, len(records))
@@ -180,11 +158,7 @@ def _mosaic(
 
 def main() -> None:
     """Runs the command line."""
-    arguments = cli.parser(__doc__)
-    arguments.add_argument("--checkpoint", required=True, help="workdir of a training")
-    arguments.add_argument("--data", required=True, help="prepared dataset")
-    arguments.add_argument("--split", default="eval", help="which clips are queries and targets")
-    arguments.add_argument("--output", default="runs/retrieval", help="folder of the results")
+    arguments = common.parser(__doc__, "retrieval")
     arguments.add_argument(
         "--baselines",
         action="store_true",
@@ -192,7 +166,8 @@ def main() -> None:
     )
 
     def start(args: argparse.Namespace) -> None:
-        run(args.checkpoint, args.data, args.output, args.split, args.baselines)
+        model, records = common.opened(args)
+        run(model, records, args.output, with_baselines=args.baselines, cache=args.cache)
 
     cli.main(arguments, start)
 
