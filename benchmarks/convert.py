@@ -83,11 +83,11 @@ def main() -> None:
             ("mae.pth", mae_state),
         ):
             torch_files.write(str(root / name), make())
-            seconds, peak = measure(str(root / name), str(root / f"from_{name}"))
+            seconds, peak = measure(str(root / name), str(root / f"from_{name.replace('.', '_')}"))
             megabytes = (root / name).stat().st_size / 1e6
             print(f"| {name} | checkpoint | {megabytes:.0f} MB | {seconds:.1f} | {peak:.2f} |")
         for name in ("back.pth", "back.safetensors"):
-            seconds, peak = measure(str(root / "from_sync.pth"), str(root / name))
+            seconds, peak = measure(str(root / "from_sync_pth"), str(root / name))
             megabytes = (root / name).stat().st_size / 1e6
             print(f"| checkpoint | {name} | {megabytes:.0f} MB | {seconds:.1f} | {peak:.2f} |")
 

@@ -5,10 +5,14 @@
 """
 
 import contextlib
+import logging
 import re
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -19,7 +23,8 @@ from cavmae_sync_jax import cli
 from cavmae_sync_jax.cli import UserError
 
 FOLDER = "checkpoints"
-LAYER = re.compile(r"\.(\d+)\.")
+# Settings that older checkpoints lack, with the value that was the only one then.
+SINCE = {"init_from": "", "model.learned_positions": False}
 Shape = tuple[int, ...]
 
 
@@ -48,7 +53,8 @@ class Checkpoints:
     def meta(self) -> dict[str, Any]:
         """The newest checkpoint's JSON part."""
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._manager.restore(self.latest, args=items).meta
+        meta = self._manager.restore(self.latest, args=items).meta
+        return {**meta, "config": _completed(ConfigDict(meta["config"])).to_dict()}
 
     def restore(self, abstract_state: Any) -> Any:
         """The newest checkpoint's state, laid out as the shapes and shardings given.
@@ -73,24 +79,39 @@ def write(directory: epath.PathLike, state: dict[str, Any], config: ConfigDict) 
       config: with the section that `params` belong to.
 
     Raises:
-      UserError: if `directory` exists or can't be made.
+      UserError: if `directory` exists or can't be written.
     """
     directory = epath.Path(directory)
-    if directory.exists():
-        raise UserError(f"{directory} exists already: delete it or give another name")
-    partial = directory.parent / f"{directory.name}.partial"
-    if partial.exists():  # left by a conversion that was killed
-        partial.rmtree()
-    cli.make_folder(partial)
+    cli.refuse_existing(directory)
+    partial = cli.make_folder(directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}")
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.FATAL)  # what goes wrong is told below, once
     try:
         checkpoints = Checkpoints(partial, keep=1)
         # Orbax copies NumPy's arrays before it saves them, but not JAX's.
         checkpoints.save(0, jax.tree.map(jax.device_put, state), config, position={})
         checkpoints.close()
+        cli.refuse_existing(directory)
         partial.rename(directory)
-    except BaseException:
-        partial.rmtree()
+    except UserError:
         raise
+    except Exception as error:  # Orbax wraps what the file system says in errors of many kinds
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # else each array's task says it
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"{directory} can't be written: {reason}") from error
+    finally:
+        absl.logging.set_verbosity(verbosity)
+        _remove(partial)
+
+
+def _remove(folder: epath.Path) -> None:
+    """Removes a folder to which the threads of a failed save may still be writing."""
+    for _ in range(50):
+        if not folder.exists():
+            return
+        with contextlib.suppress(OSError):
+            folder.rmtree()
+        time.sleep(0.1)
 
 
 class Stored(NamedTuple):
@@ -120,12 +141,8 @@ class Stored(NamedTuple):
 
 def exists(directory: epath.PathLike) -> bool:
     """Whether a workdir holds a finished checkpoint."""
-    return _folder(directory).is_dir() and bool(ocp.utils.checkpoint_steps(_folder(directory)))
-
-
-def _folder(directory: epath.PathLike) -> epath.Path:
-    directory = epath.Path(directory)
-    return directory if directory.name == FOLDER else directory / FOLDER
+    folder = epath.Path(directory) / FOLDER
+    return folder.is_dir() and bool(ocp.utils.checkpoint_steps(folder))
 
 
 @contextlib.contextmanager
@@ -135,7 +152,10 @@ def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Store
     Raises:
       UserError: if there is no such checkpoint.
     """
-    folder = _folder(directory)
+    directory = epath.Path(directory)
+    folder = directory / FOLDER
+    if directory.name == FOLDER and not folder.is_dir():
+        folder = directory
     if not folder.is_dir():
         raise UserError(
             f"{directory} holds no checkpoints: give the folder of a training or a conversion"
@@ -150,7 +170,17 @@ def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Store
             raise UserError(f"{folder} has no checkpoint of step {step}; it has {steps}")
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
         config = ConfigDict(manager.restore(step, args=items).meta["config"])
-        yield Stored(config, step, folder, manager)
+        yield Stored(_completed(config), step, folder, manager)
+
+
+def _completed(config: ConfigDict) -> ConfigDict:
+    """Adds settings that came after a checkpoint was written, as they were then."""
+    for key, value in SINCE.items():
+        section, _, name = key.rpartition(".")
+        if not section or section in config:
+            place = config[section] if section else config
+            place[name] = place.get(name, value)
+    return config
 
 
 def mismatch(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
@@ -177,12 +207,13 @@ def mismatch(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str |
 
 
 def _grouped(named: Iterable[tuple[str, str]]) -> Iterator[str]:
-    layers: dict[tuple[str, str], list[int]] = {}
+    layers: dict[tuple[str, str, str], list[int]] = {}
     for name, text in named:
-        numbers = LAYER.findall(name)
-        layers.setdefault((LAYER.sub(".{}.", name), text), []).extend(map(int, numbers))
-    for (name, text), numbers in layers.items():
-        yield f"{name.format(_ranges(sorted(numbers)))} {text}".rstrip()
+        match = re.fullmatch(r"(.*?)(?:\.(\d{1,4})(\..*))?", name, re.DOTALL)
+        before, number, after = match.groups()
+        layers.setdefault((before, after or "", text), []).extend([int(number)] if number else [])
+    for (before, after, text), numbers in layers.items():
+        yield f"{before}{'.' + _ranges(sorted(numbers)) if numbers else ''}{after} {text}".rstrip()
 
 
 def _ranges(numbers: list[int]) -> str:

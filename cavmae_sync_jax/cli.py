@@ -6,6 +6,7 @@ Exit status: 0 only on success, 2 after a user's mistake (one sentence on stderr
 
 import argparse
 import difflib
+import functools
 import importlib.metadata
 import os
 import sys
@@ -41,6 +42,16 @@ def make_folder(path: epath.PathLike) -> epath.Path:
     except OSError as error:
         raise UserError(f"the folder {folder} can't be made: {error.strerror}") from error
     return folder
+
+
+def refuse_existing(destination: epath.PathLike) -> None:
+    """Refuses to write where something is.
+
+    Raises:
+      UserError: if there is.
+    """
+    if epath.Path(destination).exists():
+        raise UserError(f"{destination} exists already: delete it or give another name")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -136,6 +147,11 @@ def keys(config: ConfigDict, prefix: str = "") -> list[str]:
         deeper = isinstance(value, ConfigDict)
         dotted += keys(value, f"{prefix}{key}.") if deeper else [f"{prefix}{key}"]
     return dotted
+
+
+def value(config: ConfigDict, key: str) -> Any:
+    """The value at a dotted key."""
+    return functools.reduce(lambda section, name: section[name], key.split("."), config)
 
 
 def _config_flag(argv: Sequence[str], config: ConfigDict | None = None) -> ConfigDict:

@@ -55,7 +55,9 @@ def bring_in(
       UserError: if the file can't be read, is none of the kinds known, or does not hold the model
         of its sizes, with all names that do not fit.
     """
-    _refuse_existing(destination)
+    cli.refuse_existing(destination)
+    if epath.Path(destination).suffix in torch_files.SUFFIXES:
+        raise UserError(f"{destination} would be a folder; give a name without that ending")
     state = torch_files.read(source)
     counts = {"tensors": len(state), "values": sum(array.size for array in state.values())}
     kind = kinds.kind_of(state, source)
@@ -64,11 +66,18 @@ def bring_in(
         state = mae.rename(state)
     own = kinds.infer(state, kind)
     config = cli.override(own, overrides)
-    _check_heads(config, source)
-    target = build(config)
-    module = target
-    if isinstance(target, CavMaeSync):  # as the file has it
-        module = target.clone(image_size=own.model.image_size, audio_rows=own.model.audio_rows)
+    if kind is not kinds.HEAD and config.model.audio_bins != own.model.audio_bins:
+        own = kinds.infer(state, kind, config.model.audio_bins)
+        config = cli.override(own, overrides)
+    _check(config, own, source)
+    try:
+        target = module = build(config)
+        if isinstance(target, CavMaeSync):  # of the sizes that the file has
+            rows = target.audio_rows if is_mae else own.model.audio_rows  # MAE's has no audio
+            sizes = {"image_size": own.model.image_size, "audio_rows": rows}
+            module = modeling.from_config({**config.model, **sizes})
+    except UserError as error:
+        raise UserError(f"{source} does not give a model of ours: {error}") from error
     shapes = jax.eval_shape(module.init_params, jax.random.key(seed))
     _compare(source, kind, module, shapes, state)
     leftovers = _take_leftovers(state, module, target)
@@ -76,10 +85,12 @@ def bring_in(
     new = sorted(set(flax.traverse_util.flatten_dict(shapes, sep="/")) - set(flat))
     if new:
         flat |= _draw(module, tuple(new), seed)
-        parts = sorted({"/".join(name.split("/")[:2]) for name in new})
-        metrics.tell(f"not in {source}, drawn from seed {seed}: {', '.join(parts)}")
+        parts = {"/".join(name.split("/")[:2]) for name in new if "positions" not in name}
+        metrics.tell(f"not in {source}, drawn from seed {seed}: {', '.join(sorted(parts))}")
     params = flax.traverse_util.unflatten_dict(flat, sep="/")
     del flat
+    if isinstance(target, CavMaeSync) and target.learned_positions:
+        metrics.tell("the positions are learned ones")
     if isinstance(target, CavMaeSync):
         params = pretrained.fit_positions(params, module, target)
     counts["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -110,7 +121,7 @@ def take_out(source: str, destination: str, module_prefix: bool = False) -> int:
       UserError: if there is no checkpoint, or the file exists or can't be written.
     """
     torch_files.check_suffix(destination)
-    _refuse_existing(destination)
+    cli.refuse_existing(destination)
     with checkpoint.opened(source) as stored:
         trees, config = stored.arrays("params", "leftovers"), stored.config
     state = complete(trees.pop("params"), build(config)) | trees.get("leftovers", {})
@@ -138,23 +149,23 @@ def complete(params: Any, module: CavMaeSync | ProbeHead) -> StateDict:
     return state | names.unused_norms(state)
 
 
-def _refuse_existing(destination: str) -> None:
-    if epath.Path(destination).exists():
-        raise UserError(f"{destination} exists already: delete it or give another name")
-
-
-def _check_heads(config: ConfigDict, source: str) -> None:
-    unknown = [key for key in cli.keys(config) if key.endswith("heads") and not _value(config, key)]
+def _check(config: ConfigDict, own: ConfigDict, source: str) -> None:
+    """Refuses settings that the weights can't follow."""
+    flat = {key: cli.value(config, key) for key in cli.keys(config)}
+    unknown = [f"--config.{key}=N" for key in flat if key.endswith("heads") and not flat[key]]
     if unknown:
-        flags = ", ".join(f"--config.{key}=N" for key in unknown)
         raise UserError(
-            f"the shapes in {source} do not tell how many heads there are: give {flags}"
+            f"the shapes in {source} do not tell how many heads there are: "
+            f"give {', '.join(unknown)}"
         )
-
-
-def _value(config: ConfigDict, key: str) -> Any:
-    section, name = key.split(".")
-    return config[section][name]
+    for key, least in (("num_frames", 1), ("clip_rows", 1), ("workers", 0), ("prefetch", 1)):
+        if flat.get(f"data.{key}", least) < least:
+            raise UserError(f"config.data.{key}={config.data[key]} must be at least {least}")
+    if "model" in own and own.model.learned_positions > config.model.learned_positions:
+        raise UserError(
+            f"the positions in {source} are learned, which --config.model.learned_positions=False "
+            "would drop; leave it out"
+        )
 
 
 def _compare(
@@ -172,10 +183,15 @@ def _compare(
         is_mae = kind in (kinds.MAE, kinds.MAE_ENCODER) and name in expected
         return mae.original(name, module.depth) if is_mae else name
 
+    def shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if told(name) == name or "pos_embed" not in name or len(shape) != 3:
+            return shape
+        return shape[0], shape[1] + 1, shape[2]  # MAE's have one for its CLS token
+
     wrong = {name for name in expected if found.get(name) != expected[name]}
     differences = checkpoint.mismatch(
-        {told(name): expected[name] for name in expected if name in wrong},
-        {told(name): found[name] for name in found if name in wrong or name not in expected},
+        {told(n): shape(n, expected[n]) for n in expected if n in wrong},
+        {told(n): shape(n, found[n]) for n in found if n in wrong or n not in expected},
     )
     if differences:
         raise UserError(f"{source} does not hold {kind.title} of its sizes:{differences}")
@@ -215,7 +231,6 @@ def main() -> None:
     arguments.add_argument(
         "--seed",
         type=int,
-        default=0,
         help="of what the file lacks and a MAE or CAV-MAE may: tokens, codes of modalities …",
     )
     arguments.add_argument(
@@ -225,14 +240,19 @@ def main() -> None:
     )
 
     def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
-        if not epath.Path(args.source).is_dir():
-            if args.module_prefix:
-                raise UserError("--module_prefix is for writing a file; SOURCE is one")
-            bring_in(args.source, args.destination, overrides, args.seed)
-        elif overrides:
-            raise UserError(f"{overrides[0]} can't change a checkpoint's weights; leave it out")
-        else:
+        if epath.Path(args.source).is_dir():
+            for flag, given in (("--seed", args.seed is not None), *((o, True) for o in overrides)):
+                if given:
+                    raise UserError(f"{flag} can't change a checkpoint's weights; leave it out")
             take_out(args.source, args.destination, args.module_prefix)
+            return
+        if not epath.Path(args.source).exists():
+            raise UserError(f"there is no file or folder {args.source}")
+        if args.module_prefix:
+            raise UserError("--module_prefix is for writing a file; SOURCE is one")
+        if not 0 <= (args.seed or 0) < 2**32:
+            raise UserError(f"--seed={args.seed} must be from 0 to 2^32 - 1")
+        bring_in(args.source, args.destination, overrides, args.seed or 0)
 
     cli.main(arguments, run, overrides=True)
 

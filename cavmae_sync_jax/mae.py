@@ -24,7 +24,8 @@ def is_mae(names: set[str]) -> bool:
 
 def rename(state: MutableMapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Empties a MAE state dict into one with CAV-MAE's names; unknown names stay as they are."""
-    last = max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
+    blocks = (re.match(r"blocks\.(\d{1,4})\.mlp\.fc1\.weight", name) for name in state)
+    last = max((int(m[1]) for m in blocks if m and int(m[1]) < len(state)), default=0)
     return {
         renamed: value
         for name in list(state)
@@ -34,26 +35,25 @@ def rename(state: MutableMapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _targets(name: str, array: np.ndarray, last: int) -> Iterator[tuple[str, np.ndarray]]:
     first, _, rest = name.partition(".")
-    layer, _, part = rest.partition(".")
+    block = re.fullmatch(r"blocks\.(\d{1,4})\.(norm[12]|.+)(\.\w+)", name)
     if name == "cls_token":
         return  # ours are two, of another purpose
-    if first in ("pos_embed", "decoder_pos_embed"):
-        yield f"{first}_v", array[:, 1:]  # without that of the CLS token
+    if name in ("pos_embed", "decoder_pos_embed") and array.ndim == 3:
+        yield f"{name}_v", array[:, 1:]  # without that of the CLS token
     elif first == "patch_embed":
         summed = array.sum(axis=1, keepdims=True) if array.ndim == 4 else array
         yield f"patch_embed_a.{rest}", summed
         yield f"patch_embed_v.{rest}", array
-    elif first == "blocks" and int(layer) < last:
+    elif block and int(block[1]) < last:
         yield f"blocks_a.{rest}", array
         yield f"blocks_v.{rest}", array
-    elif first == "blocks":
-        norm, _, kind = part.partition(".")
-        for suffix in SETS if norm in ("norm1", "norm2") else ("",):
-            yield f"blocks_u.0.{norm}{suffix}.{kind}", array
+    elif block:
+        for suffix in SETS if block[2] in ("norm1", "norm2") else ("",):
+            yield f"blocks_u.{int(block[1]) - last}.{block[2]}{suffix}{block[3]}", array
     elif first == "norm":
         for suffix in SETS:
             yield f"norm{suffix}.{rest}", array
-    elif first == "decoder_pred":
+    elif first == "decoder_pred" and array.ndim:
         yield f"decoder_pred_a.{rest}", array[: len(array) // 3]
         yield f"decoder_pred_v.{rest}", array
     else:

@@ -304,6 +304,8 @@ def from_config(section: ConfigDict | Mapping[str, Any]) -> CavMaeSync:
     for name in sizes:
         if section[name] < 1:
             raise UserError(f"config.model.{name}={section[name]} must be at least 1")
+    if not section["mlp_ratio"] > 0:
+        raise UserError(f"config.model.mlp_ratio={section['mlp_ratio']} must be above 0")
     model = CavMaeSync(**section)
     for larger, smaller in (
         ("image_size", "image_patch"),

@@ -11,6 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Array, Num
 from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
 
 from cavmae_sync_jax import checkpoint, metrics, patches, sharding
 from cavmae_sync_jax import model as modeling
@@ -32,19 +33,24 @@ class Pretrained(NamedTuple):
     step: int
     directory: str
 
-    def encode_audio(self, fbank: Num[np.ndarray | Array, "batch rows bins"]) -> modeling.Embedding:
-        """Raw log-mel windows to `(global_token, patch_tokens)`, unnormalised."""
+    def encode_audio(self, fbank: ArrayLike) -> modeling.Embedding:
+        """Raw log-mel windows `[batch, rows, bins]` to `(global_token, patch_tokens)`.
+
+        Both unnormalised, `[batch, dim]` and `[batch, patches, dim]`; any batch size.
+
+        Raises:
+          UserError: for anything but numbers of this model's shape.
+        """
         return self._encode(modeling.AUDIO, fbank)
 
-    def encode_image(
-        self, image: Num[np.ndarray | Array, "batch height width 3"]
-    ) -> modeling.Embedding:
-        """RGB 0–255 (uint8 or float) to `(global_token, patch_tokens)`, unnormalised."""
+    def encode_image(self, image: ArrayLike) -> modeling.Embedding:
+        """RGB 0–255 `[batch, height, width, 3]`, uint8 or float; else as `encode_audio`."""
         return self._encode(modeling.VISUAL, image)
 
-    def _encode(
-        self, modality: str, raw: Num[np.ndarray | Array, "batch *shape"]
-    ) -> modeling.Embedding:
+    def _encode(self, modality: str, given: ArrayLike) -> modeling.Embedding:
+        raw = given if isinstance(given, jax.Array) else np.asarray(given)
+        if not (jnp.issubdtype(raw.dtype, jnp.floating) or raw.dtype.kind in "iub"):
+            raise UserError(f"{modality} must be real numbers, not {raw.dtype}")
         expected = self.module.raw_shape(modality)
         if tuple(raw.shape[1:]) != expected:
             raise UserError(
@@ -116,7 +122,11 @@ def initial_params(directory: epath.PathLike, target: CavMaeSync, mesh: Mesh) ->
             if theirs != ours:
                 metrics.tell(f"config.model.{key} is {ours}; {directory} was trained with {theirs}")
         sized = target.clone(image_size=source.image_size, audio_rows=source.audio_rows)
-        params = stored.restore({"params": _abstract(sized, mesh)})["params"]
+        try:
+            params = stored.restore({"params": _abstract(sized, mesh)})["params"]
+        except UserError as error:
+            mend = "train the model that they are of, or convert them for this one"
+            raise UserError(f"{error}\n  {mend}, such as --config.model.registers=4") from error
     metrics.tell(f"beginning with the weights of {directory}, step {stored.step}")
     fitted = fit_positions(params, source, target)
     return jax.device_put(fitted, sharding.state_shardings(fitted, mesh))

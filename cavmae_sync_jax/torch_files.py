@@ -8,6 +8,7 @@ import importlib
 import os
 import pathlib
 import re
+import uuid
 import warnings
 import zipfile
 from collections.abc import Iterator, MutableMapping
@@ -21,6 +22,7 @@ from cavmae_sync_jax.cli import UserError
 SAFETENSORS = ".safetensors"
 SUFFIXES = (".pth", ".pt", ".bin", SAFETENSORS)
 WRAPPERS = ("model", "state_dict", "model_state_dict")
+SAFETENSORS_FLOATS = ("F16", "BF16", "F32", "F64")
 PREFIX = "module."  # of DataParallel
 StateDict = dict[str, np.ndarray]
 
@@ -65,11 +67,8 @@ def read(path: str) -> StateDict:
 
 def _torch(path: str) -> Iterator[tuple[str, np.ndarray]]:
     torch = _import("torch", path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise UserError(f"{path} is no checkpoint: torch.save compresses nothing")
     try:
+        _check_zip(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -85,11 +84,20 @@ def _torch(path: str) -> Iterator[tuple[str, np.ndarray]]:
         tensor = content.pop(name)  # so that each can be freed when its user is done with it
         if not (isinstance(name, str) and isinstance(tensor, torch.Tensor)):
             raise UserError(f"{path} holds {name!r}, a {type(tensor).__name__}, among its tensors")
-        if tensor.layout != torch.strided or not tensor.is_floating_point():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not (plain and tensor.is_floating_point()):
             raise UserError(f"{path} holds {name} as {tensor.dtype}, which is no plain weight")
         if tensor.numel() * tensor.element_size() > size:
             raise UserError(f"{path} is broken: {name} would be larger than the file")
         yield name, tensor.detach().to(torch.float32).numpy()
+
+
+def _check_zip(path: str) -> None:
+    """Refuses compressed entries, which may be far larger than the file."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("torch.save compresses nothing, but it is compressed")
 
 
 def _safetensors(path: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -97,11 +105,11 @@ def _safetensors(path: str) -> Iterator[tuple[str, np.ndarray]]:
     try:
         with safetensors.safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
-                array = file.get_tensor(name)
-                if array.dtype.kind not in "fV":  # V: bfloat16
-                    raise UserError(f"{path} holds {name} as {array.dtype}, which is no weight")
-                yield name, array
-    except (safetensors.SafetensorError, OSError, TypeError) as error:
+                kind = file.get_slice(name).get_dtype()
+                if kind not in SAFETENSORS_FLOATS:
+                    raise ValueError(f"{name} is stored as {kind}, which is no plain weight")
+                yield name, file.get_tensor(name)
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} can't be read: {_reason(error)}") from error
 
 
@@ -112,20 +120,20 @@ def _reason(error: Exception) -> str:
         return f"it holds {asked[1]} objects besides tensors, and only tensors are ever loaded"
     if "Weights only load failed" in text:
         return "it is no PyTorch checkpoint of tensors"
-    first = text.strip().split("\n")[0].split(". ")[0]
-    return f"it is truncated or no checkpoint ({first or type(error).__name__})"
+    first = text.strip().split("\n")[0].split(". ")[0][:150]
+    return f"it is damaged or no checkpoint ({first or type(error).__name__})"
 
 
 def write(path: str, state: MutableMapping[str, np.ndarray]) -> None:
     """Writes a state dict in the format of the path's suffix and empties it.
 
     Raises:
-      UserError: if the file can't be written; none is left then.
+      UserError: if the file exists or can't be written; nothing new is left then.
     """
     check_suffix(path)
     place = pathlib.Path(path)
     cli.make_folder(place.parent)
-    partial = place.with_name(f"{place.stem}.partial{place.suffix}")
+    partial = place.with_name(f".{place.stem}.{uuid.uuid4().hex[:8]}{place.suffix}")
     try:
         contiguous = {name: np.ascontiguousarray(state.pop(name)) for name in list(state)}
         if place.suffix == SAFETENSORS:
@@ -133,8 +141,11 @@ def write(path: str, state: MutableMapping[str, np.ndarray]) -> None:
         else:
             torch = _import("torch", path)
             torch.save({name: torch.from_numpy(a) for name, a in contiguous.items()}, partial)
+        cli.refuse_existing(place)
         partial.replace(place)
-    except (OSError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # PyTorch and safetensors wrap what the file system says
         raise UserError(f"{path} can't be written: {error}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ The workdir gets config.json, metrics.jsonl, TensorBoard files and checkpoints/.
 """
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -46,9 +45,9 @@ def check(config: ConfigDict, module: modeling.CavMaeSync, devices: int) -> None
         ("mask.audio_structure", masking.STRUCTURES),
         ("loss.contrast_direction", losses.DIRECTIONS),
     ):
-        if _get(config, key) not in allowed:
+        if cli.value(config, key) not in allowed:
             raise UserError(
-                f"config.{key}={_get(config, key)!r} must be one of {', '.join(allowed)}"
+                f"config.{key}={cli.value(config, key)!r} must be one of {', '.join(allowed)}"
             )
     for least, keys in (
         (0, "seed data.workers eval_every profile_step learning_rate_floor warmup_share l2"),
@@ -56,11 +55,11 @@ def check(config: ConfigDict, module: modeling.CavMaeSync, devices: int) -> None
         (1, "data.num_frames data.clip_rows data.prefetch"),
     ):
         for key in keys.split():
-            if _get(config, key) < least:
-                raise UserError(f"config.{key}={_get(config, key)} must be at least {least}")
+            if cli.value(config, key) < least:
+                raise UserError(f"config.{key}={cli.value(config, key)} must be at least {least}")
     for key in ("epochs", "learning_rate", "loss.temperature"):
-        if not _get(config, key) > 0:
-            raise UserError(f"config.{key}={_get(config, key)} must be above 0")
+        if not cli.value(config, key) > 0:
+            raise UserError(f"config.{key}={cli.value(config, key)} must be above 0")
     if config.warmup_share > 1:
         raise UserError(f"config.warmup_share={config.warmup_share} must be at most 1")
     for divisor, name in (
@@ -83,10 +82,6 @@ def check(config: ConfigDict, module: modeling.CavMaeSync, devices: int) -> None
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value  # as JSON stores it
-
-
-def _get(config: ConfigDict, key: str) -> Any:
-    return functools.reduce(lambda section, name: section[name], key.split("."), config)
 
 
 class History:
@@ -148,9 +143,9 @@ def resume(
     meta = checkpoints.meta()
     stored, position = ConfigDict(meta["config"]), meta["position"]
     changed = [
-        f"config.{key} was {_get(stored, key)!r} and is now {_get(config, key)!r}"
+        f"config.{key} was {cli.value(stored, key)!r} and is now {cli.value(config, key)!r}"
         for key in cli.keys(config)
-        if key not in FREE and _plain(_get(stored, key)) != _plain(_get(config, key))
+        if key not in FREE and _plain(cli.value(stored, key)) != _plain(cli.value(config, key))
     ]
     if position["dataset"] != identity:
         changed.append(f"the dataset was {position['dataset']} and is now {identity}")

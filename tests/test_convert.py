@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def refused(source, destination, overrides=HEADS):
     """The message of a refusal, after which nothing is left at the destination or beside it."""
     with pytest.raises(cli.UserError) as error:
         convert.bring_in(str(source), str(destination), overrides)
-    assert not [p for p in destination.parent.iterdir() if p.name.startswith(destination.name)]
+    assert not list(destination.parent.glob(f"*{destination.name}*"))
     return str(error.value)
 
 
@@ -111,13 +112,14 @@ def kill_in_the_middle(source, destination):
     """Kills a conversion while it writes: there is no destination then."""
     command = [sys.executable, "-m", "cavmae_sync_jax.convert", str(source), str(destination)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    partial = destination.with_name(f"{destination.name}.partial")
-    while not partial.exists():
+    while not list(destination.parent.glob(f".{destination.name}.*")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert partial.exists() and not destination.exists()
+    assert not destination.exists()
+    (partial,) = destination.parent.glob(f".{destination.name}.*")
+    shutil.rmtree(partial)
 
 
 @pytest.mark.parametrize(
@@ -322,13 +324,16 @@ def test_all_that_does_not_fit_is_told_at_once(small, tmp_path):
         del state[name]
     state["norm.weight"] = np.ones(17, np.float32)
     state["mlp_head.0.weight"] = state["blocks_v.2.norm1.extra"] = np.ones(3, np.float32)
+    state["blocks_v.0.adapters.1.weight"] = state["foo{bar}"] = np.ones(3, np.float32)
     source = make(tmp_path / "wrong.pth", state)
     lines = refused(source, tmp_path / "ours").splitlines()
     assert lines[0] == f"{source} does not hold CAV-MAE Sync of its sizes:"
     missing, unexpected, shaped = sorted(line.strip() for line in lines[1:])
     assert missing.startswith("missing: ")
     assert "blocks_a.{0–1}.attn.qkv.weight" in missing and "decoder_norm.bias" in missing
-    assert "mlp_head.0.weight" in unexpected and "blocks_v.2.norm1.extra" in unexpected
+    for name in ("mlp_head.0.weight", "blocks_v.2.norm1.extra", "foo{bar}"):
+        assert name in unexpected
+    assert "blocks_v.0.adapters.1.weight" in unexpected
     assert shaped == "wrongly shaped: norm.weight [17] instead of [16]"
 
 
@@ -372,7 +377,7 @@ def test_a_failed_write_leaves_nothing(small, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(cli.UserError, match=r"ours can.t be written: .*No space left"):
         convert.bring_in(source, str(tmp_path / "ours"), HEADS)
     assert [path.name for path in tmp_path.iterdir()] == ["small.pth"]
     monkeypatch.undo()
@@ -385,6 +390,136 @@ def test_a_failed_write_leaves_nothing(small, tmp_path, monkeypatch):
     with pytest.raises(cli.UserError, match=r"file\.pth exists already"):
         convert.take_out(str(tmp_path / "ours"), str(tmp_path / "file.pth"))
     assert (tmp_path / "file.pth").read_text() == "mine"
+
+
+def test_a_full_disk_is_one_sentence(small, tmp_path):
+    source = make(tmp_path / "small.pth", small)
+    convert.bring_in(source, str(tmp_path / "ours"), HEADS)
+    limited = (
+        "import resource, sys; from cavmae_sync_jax import convert;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); convert.main()"
+    )
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for arguments in ((source, "new", *HEADS), ("ours", "new.pth"), ("ours", "new.safetensors")):
+        done = subprocess.run(
+            [sys.executable, "-c", limited, *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 2, done.stderr
+        assert f"{arguments[1]} can't be written" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_of_two_conversions_at_once_one_wins(small, tmp_path):
+    source = make(tmp_path / "small.pth", small)
+    command = [sys.executable, "-m", "cavmae_sync_jax.convert", source, str(tmp_path / "ours")]
+    both = [
+        subprocess.Popen([*command, *HEADS], stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    told = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) in ([0, 2], [0, 0]), told
+    assert "Traceback" not in "".join(told)
+    assert load(str(tmp_path / "ours")).config.model.width == 16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "small.pth"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_positions_are_still_fixed_ones(small, tmp_path, dtype):
+    import torch
+
+    half = {k: torch.from_numpy(np.array(v)).to(getattr(torch, dtype)) for k, v in small.items()}
+    torch.save(half, tmp_path / "half.pth")
+    convert.bring_in(str(tmp_path / "half.pth"), str(tmp_path / "ours"), HEADS)
+    assert not load(str(tmp_path / "ours")).config.model.learned_positions
+
+
+def test_another_number_of_mel_bands_is_told_by_the_positions(tmp_path):
+    state = sizes.random_state(**SMALL | {"audio_bins": 64})
+    convert.bring_in(make(tmp_path / "bins.pth", state), str(tmp_path / "ours"), HEADS)
+    model = load(str(tmp_path / "ours")).config.model
+    assert (model.audio_bins, model.audio_rows, model.learned_positions) == (64, 96, False)
+
+
+def test_patches_that_do_not_divide_the_audio_are_told_with_the_file(tmp_path):
+    state = dict(sizes.mae_state(**SMALL))
+    state["patch_embed.proj.weight"] = np.ones((16, 3, 14, 14), np.float32)
+    told = refused(make(tmp_path / "h14.pth", state), tmp_path / "ours")
+    assert "h14.pth does not give a model of ours: config.model.audio_bins=128 must be" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("blocks_v.999999999.mlp.fc1.weight", (3,)),
+        (f"blocks_v.{'9' * 5000}.mlp.fc1.weight", (3,)),
+        ("blocks_v.0.mlp.fc1.weight", (0, 16)),
+        ("patch_embed_a.proj.weight", (16, 1, 500, 500)),
+        ("pos_embed_a", (1, 4, 16)),
+        ("pos_embed_v", ()),
+        ("decoder_embed.weight", (0,)),
+        ("register_tokens", (3, 16)),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_absurd_shapes_are_told(small, tmp_path, name, shape):
+    source = make(tmp_path / "odd.pth", {**small, name: np.ones(shape, np.float32)})
+    assert "odd.pth does not" in refused(source, tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("pos_embed", (5,)), ("decoder_pred.bias", ()), ("blocks.x.foo", (1,))]
+)
+def test_absurd_shapes_of_mae_are_told(tmp_path, name, shape):
+    state = {**sizes.mae_state(**SMALL), name: np.ones(shape, np.float32)}
+    assert "odd.pth does not" in refused(make(tmp_path / "odd.pth", state), tmp_path / "ours")
+
+
+def test_settings_that_weights_can_not_follow_are_refused(small, tmp_path):
+    state = {**small, "pos_embed_v": small["pos_embed_v"] + 1}
+    source = make(tmp_path / "learned.pth", state)
+    drop = [*HEADS, "--config.model.learned_positions=False"]
+    assert "are learned, which" in refused(source, tmp_path / "ours", drop)
+    none = [*HEADS, "--config.data.num_frames=0"]
+    assert "config.data.num_frames=0 must be" in refused(source, tmp_path / "ours", none)
+    with pytest.raises(cli.UserError, match="would be a folder"):
+        convert.bring_in(source, str(tmp_path / "ours.pth"), HEADS)
+
+
+def test_learned_mae_positions_leave_the_audios_sin_cos(tmp_path):
+    state = dict(sizes.mae_state(**SMALL))
+    state["pos_embed"] = state["pos_embed"] + 1
+    longer = [*HEADS, "--config.model.audio_rows=1024"]
+    convert.bring_in(make(tmp_path / "mae.pth", state), str(tmp_path / "ours"), longer)
+    positions = load(str(tmp_path / "ours")).params["encoders_audio"]["positions"]
+    np.testing.assert_array_equal(positions[0], sincos_positions(Grid(8, 64), 16))
+
+
+def test_older_checkpoints_and_odd_names_load(small, tmp_path):
+    convert.bring_in(make(tmp_path / "small.pth", small), str(tmp_path / "checkpoints"), HEADS)
+    model = load(str(tmp_path / "checkpoints"))
+    assert load(str(tmp_path / "checkpoints" / "checkpoints")).config == model.config
+    older = model.config.copy_and_resolve_references()
+    del older.model["learned_positions"]
+    checkpoint.write(tmp_path / "older", {"params": model.params}, older)
+    assert load(str(tmp_path / "older")).config.model == model.config.model
+
+
+def test_encode_takes_what_is_like_an_array(small, tmp_path):
+    import torch
+
+    convert.bring_in(make(tmp_path / "small.pth", small), str(tmp_path / "ours"), HEADS)
+    model = load(str(tmp_path / "ours"))
+    image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    expected = model.encode_image(image).global_token
+    for given in (image.tolist(), torch.from_numpy(image), jnp.asarray(image)):
+        np.testing.assert_allclose(model.encode_image(given).global_token, expected, atol=1e-6)
+    for bad in (image.astype(complex), image.astype(str), [["a"]]):
+        with pytest.raises(cli.UserError, match="visual must be real numbers"):
+            model.encode_image(bad)
 
 
 def test_any_batch_size_few_compilations(small, tmp_path, monkeypatch):

@@ -165,7 +165,9 @@ def test_mistakes_at_a_conversion_are_one_sentence(trained, tmp_path):
     out, file = tmp_path / "out", tmp_path / "out.pth"
     (tmp_path / "broken.pth").write_bytes(b"PK")
     assert "broken.pth can't be read" in error_of(CONVERT, tmp_path / "broken.pth", out)
-    assert "no file" in error_of(CONVERT, tmp_path / "none.pth", out)
+    assert "there is no file or folder" in error_of(CONVERT, tmp_path / "none", file)
+    assert "--seed can't change" in error_of(CONVERT, workdir, file, "--seed=1")
+    assert "must be from 0 to" in error_of(CONVERT, tmp_path / "broken.pth", out, "--seed=-1")
     assert "must end in one of .pth" in error_of(CONVERT, workdir, out)
     assert "holds no checkpoints" in error_of(CONVERT, tmp_path, file)
     flag = "--config.model.heads=2"

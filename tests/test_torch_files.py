@@ -89,20 +89,33 @@ def bits_flipped(path):
     path.write_bytes(data)
 
 
+def directory_damaged(path):
+    saved(path, {"w": WEIGHT})
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02")] ^= 0xFF
+    path.write_bytes(data)
+
+
 HOSTILE = {
-    "empty.pth": (lambda p: p.write_bytes(b""), "truncated or no checkpoint"),
+    "empty.pth": (lambda p: p.write_bytes(b""), "damaged or no checkpoint"),
     "empty.safetensors": (lambda p: p.write_bytes(b""), "header too small"),
     "page.pth": (lambda p: p.write_text("<html>404</html>"), "no PyTorch checkpoint"),
-    "page.safetensors": (lambda p: p.write_text("<html>404</html>"), "truncated or no checkpoint"),
-    "truncated.pth": (truncated, "truncated or no checkpoint"),
-    "late.pt": (lambda p: truncated(p, 0.99), "truncated or no checkpoint"),
+    "page.safetensors": (lambda p: p.write_text("<html>404</html>"), "damaged or no checkpoint"),
+    "truncated.pth": (truncated, "damaged or no checkpoint"),
+    "late.pt": (lambda p: truncated(p, 0.99), "damaged or no checkpoint"),
     "legacy.bin": (
         lambda p: truncated(p, _use_new_zipfile_serialization=False),
-        "truncated or no checkpoint",
+        "damaged or no checkpoint",
     ),
-    "flipped.safetensors": (bits_flipped, "truncated or no checkpoint"),
+    "flipped.safetensors": (bits_flipped, "damaged or no checkpoint"),
     "shell.pth": (lambda p: saved(p, {"w": Shell()}), r"holds \w+\.system objects besides tensors"),
     "pickle.pth": (lambda p: p.write_bytes(pickle.dumps(Shell())), "can't be read"),
+    "directory.pth": (directory_damaged, "damaged or no checkpoint"),
+    "meta.pth": (lambda p: saved(p, {"w": WEIGHT.to("meta")}), "no plain weight"),
+    "float8.safetensors": (
+        lambda p: save_file({"w": WEIGHT.to(torch.float8_e4m3fn)}, p),
+        "w is stored as F8_E4M3, which is no plain weight",
+    ),
     "compressed.pth": (compressed, "torch.save compresses nothing"),
     "expanded.pth": (
         lambda p: saved(p, {"w": torch.ones(1).expand(10**10)}),
@@ -112,7 +125,7 @@ HOSTILE = {
     "nothing.pth": (lambda p: saved(p, {}), "holds no state dict"),
     "number.pth": (lambda p: saved(p, {"w": WEIGHT, "epoch": 3}), "holds 'epoch', a int, among"),
     "integer.pth": (lambda p: saved(p, {"w": WEIGHT.long()}), "w as torch.int64"),
-    "integer.safetensors": (lambda p: save_file({"w": WEIGHT.long()}, p), "w as int64"),
+    "integer.safetensors": (lambda p: save_file({"w": WEIGHT.long()}, p), "w is stored as I64"),
     "sparse.pth": (lambda p: saved(p, {"w": WEIGHT.to_sparse()}), "no plain weight"),
     "nan.pth": (lambda p: saved(p, {"w": WEIGHT / 0}), "values that are not finite in w"),
     "twice.pth": (lambda p: saved(p, {"w": WEIGHT, "module.w": WEIGHT}), "holds w twice"),
