@@ -7,6 +7,7 @@
 import contextlib
 import logging
 import re
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -84,24 +85,34 @@ def write(directory: epath.PathLike, state: dict[str, Any], config: ConfigDict) 
     directory = epath.Path(directory)
     cli.refuse_existing(directory)
     partial = cli.make_folder(directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}")
-    verbosity = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.FATAL)  # what goes wrong is told below, once
     try:
-        checkpoints = Checkpoints(partial, keep=1)
-        # Orbax copies NumPy's arrays before it saves them, but not JAX's.
-        checkpoints.save(0, jax.tree.map(jax.device_put, state), config, position={})
-        checkpoints.close()
+        with _quiet():
+            checkpoints = Checkpoints(partial, keep=1)
+            # Orbax copies NumPy's arrays before it saves them, but not JAX's.
+            checkpoints.save(0, jax.tree.map(jax.device_put, state), config, position={})
+            checkpoints.close()
         cli.refuse_existing(directory)
         partial.rename(directory)
     except UserError:
         raise
     except Exception as error:  # Orbax wraps what the file system says in errors of many kinds
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # else each array's task says it
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(f"{directory} can't be written: {reason}") from error
     finally:
-        absl.logging.set_verbosity(verbosity)
         _remove(partial)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lets an error speak once; each array's task would say the same, some after the error."""
+    before = absl.logging.get_verbosity(), logging.getLogger("asyncio").level, sys.unraisablehook
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    yield
+    absl.logging.set_verbosity(before[0])
+    logging.getLogger("asyncio").setLevel(before[1])
+    sys.unraisablehook = before[2]
 
 
 def _remove(folder: epath.Path) -> None:
