@@ -29,6 +29,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
         "pillow>=12,<14",  # Apache Beam wants 12
+        "scikit-learn>=1.7,<2",
         "scipy>=1.17,<2",
         "tensorboardX>=2.6.5,<3",
         "tensorflow-datasets>=4.9.10,<5",

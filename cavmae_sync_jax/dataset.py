@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from cavmae_sync_jax import audio, sharding
@@ -227,33 +227,50 @@ def _prefetched(batches: grain.MapDataset, workers: int, prefetch: int) -> grain
 
 
 class _WholeClip(grain.transforms.Map):
-    """All frames of a clip; indices past the end repeat the last clip and are not valid."""
+    """All frames of the clip at a place of `order`; places past its end are not valid."""
 
-    def __init__(self, records: Records, framing: Framing):
-        self._records, self._framing = records, framing
+    def __init__(self, records: Records, framing: Framing, order: Int[np.ndarray, " places"]):
+        self._records, self._framing, self._order = records, framing, order
 
     def map(self, element: int) -> Batch:
-        """All pairs of record `element`, its index and whether it counts."""
-        index = min(element, len(self._records) - 1)
+        """All pairs of the record at place `element`, its index and whether it counts."""
+        index = int(self._order[min(element, len(self._order) - 1)])
         pairs = self._records.pairs(index, self._framing, range(self._framing.num_frames))
         stacked = {name: np.stack([pair[name] for pair in pairs]) for name in (AUDIO, VISUAL)}
-        return {**stacked, "clip": np.int32(element), "valid": element < len(self._records)}
+        return {**stacked, "clip": np.int32(index), "valid": element < len(self._order)}
 
 
 def clip_batches(
-    records: Records, framing: Framing, batch_size: int, workers: int, prefetch: int
+    records: Records,
+    framing: Framing,
+    batch_size: int,
+    workers: int,
+    prefetch: int,
+    order: Int[np.ndarray, " places"] | None = None,
+    start: int = 0,
 ) -> grain.DatasetIterator:
-    """This process's share of one ordered pass over all clips, with all their frames.
+    """This process's share of one pass over clips, with all their frames.
 
     The last global batch is filled up; `valid` tells which clips count.
+
+    Args:
+      records: the split.
+      framing: how clips become pairs.
+      batch_size: clips in a global batch; a multiple of the number of processes.
+      workers: processes that read and decode; 0 does it in this process.
+      prefetch: batches each worker holds ready.
+      order: indices of the records, any of them any number of times; None is all, once.
+      start: the batch to begin with.
 
     Returns:
       An iterator of `audio` `[share, frames, rows, bins]`, `visual` `[share, frames, height,
       width, 3]`, `clip` `[share]` and `valid` `[share]`.
     """
     processes, rank = jax.process_count(), jax.process_index()
-    padded = -(-len(records) // batch_size) * batch_size
-    clips = grain.MapDataset.range(padded).map(_WholeClip(records, framing))
+    order = np.arange(len(records)) if order is None else order
+    padded = -(-len(order) // batch_size) * batch_size
+    clips = grain.MapDataset.range(start * batch_size, padded)
+    clips = clips.map(_WholeClip(records, framing, order))
     shares = clips.batch(batch_size // processes)[rank::processes]
     return iter(_prefetched(shares, workers, prefetch))
 

@@ -1,6 +1,11 @@
 """The optimiser of the paper's recipe (section 6.3): Adam with coupled L2, per-step schedules."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Int
 
 SCHEDULES = ("cosine", "halving")
 
@@ -45,3 +50,22 @@ def adam(
         optax.scale_by_adam(b1, b2, eps=1e-8),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def running_mean(
+    mean: Any, count: Int[Array, ""], values: Any, take: Bool[Array, ""]
+) -> tuple[Any, Int[Array, ""]]:
+    """The mean of the parameters of several moments (weight averaging), one moment at a time.
+
+    Args:
+      mean: of the `count` moments so far; anything, if there are none.
+      count: how many.
+      values: the parameters now.
+      take: whether now is one of the moments.
+
+    Returns:
+      The new mean and count.
+    """
+    count = count + take
+    share = jnp.where(take, 1 / jnp.maximum(count, 1), 0)
+    return jax.tree.map(lambda m, v: m + share * (v - m), mean, values), count

@@ -15,7 +15,10 @@ from cavmae_sync_jax.layers import Stack, dense, norm
 
 
 class ProbeHead(nn.Module):
-    """Frames' features to logits of classes; its fields are the keys of a config's `head`."""
+    """Frames' features to logits of classes; its fields are the keys of a config's `head`.
+
+    With a `depth` of 0 it is a linear probe: a LayerNorm of the frames' mean and a linear layer.
+    """
 
     width: int
     depth: int
@@ -28,19 +31,22 @@ class ProbeHead(nn.Module):
         self, features: Float[Array, "batch frames {self.width}"]
     ) -> Float[Array, "batch {self.classes}"]:
         """Takes features (both modalities concatenated as `[audio, visual]`); returns logits."""
-        token = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width))
-        token = jnp.broadcast_to(token, (features.shape[0], 1, self.width))
-        x = jnp.concatenate([token, features], axis=1)
-        x = Stack(
-            self.depth,
-            self.heads,
-            self.mlp_ratio,
-            jnp.float32,
-            unroll=False,
-            remat="none",
-            name="stack",
-        )(x)
-        x = norm(jnp.float32, name="norm")(x[:, 0])
+        if not self.depth:
+            pooled = features.mean(axis=1)
+        else:
+            token = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width))
+            token = jnp.broadcast_to(token, (features.shape[0], 1, self.width))
+            stack = Stack(
+                self.depth,
+                self.heads,
+                self.mlp_ratio,
+                jnp.float32,
+                unroll=False,
+                remat="none",
+                name="stack",
+            )
+            pooled = stack(jnp.concatenate([token, features], axis=1))[:, 0]
+        x = norm(jnp.float32, name="norm")(pooled)
         return dense(self.classes, jnp.float32, "classifier")(x)
 
     def init_params(self, key: jax.Array) -> dict[str, Any]:

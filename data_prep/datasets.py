@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -89,6 +89,7 @@ def write_dataset(
     source: str,
     workers: int | None = None,
     overwrite: bool = False,
+    prepare: Callable[[Any, Preparation], Example | Reject] = prepare_clip,
 ) -> Summary:
     """Prepares the clips of all splits and writes them as the TFDS dataset `OUTPUT/SOURCE/VERSION`.
 
@@ -104,6 +105,7 @@ def write_dataset(
       source: the dataset's name, lower case with underscores.
       workers: processes; None means one a core.
       overwrite: whether a dataset in `output` may be replaced.
+      prepare: makes a clip an example; a function of a module, for other processes to find.
 
     Raises:
       UserError: there is a dataset already, an id comes twice, a label is not a class name, or
@@ -120,9 +122,10 @@ def write_dataset(
     except OSError as error:
         raise UserError(f"--output={output} can't be written to: {error.strerror}") from error
     rejects: list[Reject] = []
+    make = functools.partial(prepare, preparation=preparation)
     try:
         with (
-            contextlib.closing(_Workers(workers or os.cpu_count() or 1, preparation)) as pool,
+            contextlib.closing(_Workers(workers or os.cpu_count() or 1, make)) as pool,
             tqdm(total=len(clips), unit="clip", desc=f"preparing {source}") as bar,
         ):
             builder = _Builder(
@@ -201,12 +204,12 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 class _Workers:
     """Processes that prepare clips, with few clips in flight however many there are."""
 
-    def __init__(self, count: int, preparation: Preparation):
+    def __init__(self, count: int, prepare: Callable[[Clip], Example | Reject]):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["data_prep.clips"])
         self._pool = ProcessPoolExecutor(count, context, _start_worker)
         self._ahead = 4 * count
-        self._prepare = functools.partial(prepare_clip, preparation=preparation)
+        self._prepare = prepare
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -8,7 +8,12 @@ TIERS = {
     0: "cli torch_files media audio patches masking layers losses optim sharding",
     1: "model dataset checkpoint metrics step pretrained probe_head mae torch_names torch_kinds",
     2: "features",
-    3: "evals.common evals.scores evals.baselines evals.retrieval evals.summary",
+    3: (
+        "evals.common evals.precision evals.scores evals.baselines evals.retrieval evals.summary "
+        "evals.probe_scores evals.probe_training evals.probe evals.tokens "
+        "evals.segmentation_scores evals.segmentation evals.temporal_scores evals.temporal "
+        "evals.reconstruction"
+    ),
     4: "train convert",
 }
 TIER = {f"cavmae_sync_jax.{name}": tier for tier, names in TIERS.items() for name in names.split()}

@@ -11,7 +11,8 @@ import pytest
 
 from cavmae_sync_jax import masking, sharding, step
 from cavmae_sync_jax import model as modeling
-from configs import demo, pretrain
+from cavmae_sync_jax.evals import probe_training
+from configs import demo, pretrain, probe
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -19,11 +20,16 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 def test_every_config_file_is_tested():
     files = {path.stem for path in (ROOT / "configs").glob("*.py")}
-    assert files == {"demo", "pretrain"}
+    assert files == {"demo", "pretrain", "probe"}
 
 
 @pytest.mark.parametrize(
-    ("name", "config"), [("pretrain", pretrain.get_config()), ("demo", demo.get_config())]
+    ("name", "config"),
+    [
+        ("pretrain", pretrain.get_config()),
+        ("demo", demo.get_config()),
+        ("probe", probe.get_config()),
+    ],
 )
 def test_recipes_are_as_committed(name, config):
     golden = GOLDEN / f"{name}.json"
@@ -105,6 +111,19 @@ def test_variants_combine_and_unknown_ones_are_told():
         pretrain.get_config("register_4")
     with pytest.raises((KeyError, AttributeError)):
         config.batchsize = 3
+
+
+@pytest.mark.parametrize("variant", probe.VARIANTS)
+def test_every_probe_has_a_head(variant):
+    config = probe.get_config(variant)
+    probe_training.check(config, 8)
+    width = 192 if variant == "demo" else 768 * len(probe_training.STREAMS[config.stream])
+    head = probe_training.make_head(width, 527, config)
+    shapes = jax.eval_shape(head.init_params, jax.random.key(0))
+    assert shapes["classifier"]["kernel"].shape == (width, 527)
+    assert shapes["stack"]["blocks"]["mlp"]["hidden"]["kernel"].shape == (2, width, 4 * width)
+    with pytest.raises(ValueError, match="did you mean 'vggsound'"):
+        probe.get_config("vggsounds")
 
 
 def test_headers_state_the_command():

@@ -1,0 +1,262 @@
+"""Probes a frozen encoder: classification from its frames' features (paper Tables 2 and 10).
+
+Example:
+  python -m cavmae_sync_jax.evals.probe --config=configs/probe.py:as20k \\
+      --checkpoint=runs/sync --data=DATASET --output=runs/sync/evals
+
+A small transformer is trained on the split `config.train_split` and scored on --split: mean average
+precision over the classes, and accuracy where each clip has one label. Prints a table and writes
+OUTPUT/probe.json with every class and OUTPUT/probe.png, who is taken for whom (probe_audio and
+probe_visual for one stream). The head's checkpoints are in OUTPUT/probe/, where it resumes.
+--head=DIR scores a head of another run or of a conversion instead of training one.
+"""
+
+import argparse
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float
+from ml_collections import ConfigDict
+
+from cavmae_sync_jax import checkpoint, cli, dataset, features, metrics, sharding
+from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.evals import common, probe_scores, probe_training
+from cavmae_sync_jax.evals.probe_training import Labelled
+from cavmae_sync_jax.pretrained import Pretrained
+from cavmae_sync_jax.probe_head import ProbeHead
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+NAMED_CLASSES = 40  # a picture of more has no names
+Truth = Bool[np.ndarray, "_ classes"]  # of one split or the other
+
+
+def run(
+    model: Pretrained,
+    records: dataset.Records,
+    config: ConfigDict,
+    output: epath.PathLike | None = None,
+    *,
+    mesh: Mesh | None = None,
+    head: epath.PathLike | None = None,
+    with_baselines: bool = False,
+    cache: epath.PathLike | None = None,
+) -> dict[str, Any]:
+    """Trains a head on one split and scores it on another.
+
+    Args:
+      model: the encoder, which stays as it is.
+      records: the clips that are scored; their dataset has the training clips, too.
+      config: the recipe, see configs/probe.py.
+      output: a folder for the results and the head's checkpoints; None writes and prints nothing.
+      mesh: the devices; None means all.
+      head: a trained head's folder; nothing is trained then.
+      with_baselines: also probes an untrained model of the same shape, by the same recipe.
+      cache: see `features.extract`.
+
+    Returns:
+      What `probe.json` holds.
+
+    Raises:
+      UserError: if the dataset has no labels, or the settings, the head or the data do not fit.
+    """
+    mesh = mesh or sharding.make_mesh()
+    probe_training.check(config, mesh.size)
+    name = "probe" if config.stream == "both" else f"probe_{config.stream}"
+    truth, classes = labels(records), class_names(records)
+    if config.loss == "ce" and head is None:
+        _one_label(records, truth)
+    train = None
+    if head is None or with_baselines:
+        fitted = dataset.Records(records.directory, config.train_split)
+        train = labels(fitted), fitted
+        if config.loss == "ce":
+            _one_label(fitted, train[0])
+    workdir = None if output is None else epath.Path(output) / name
+    score = {"head": head, "train": train, "config": config, "mesh": mesh, "cache": cache}
+    logits = _logits(model, records, len(classes), workdir=workdir, **score)
+    result = {"clips": len(records), "stream": config.stream, "scores": scores_of(truth, logits)}
+    result["baselines"] = {"class frequencies": _frequencies(truth, train)}
+    if with_baselines:
+        score |= {"head": None, "cache": None}
+        plain = _logits(common.untrained(model), records, len(classes), workdir=None, **score)
+        result["baselines"]["untrained model"] = scores_of(truth, plain)
+    precisions = probe_scores.class_precisions(truth, logits)
+    result["classes"] = {
+        label: {"AP": None if np.isnan(ap) else float(ap), "clips": int(count)}
+        for label, ap, count in zip(classes, precisions, truth.sum(axis=0), strict=True)
+    }
+    result |= {"config": config.to_dict(), **common.describe(model, records)}
+    if output is not None:
+        common.write(output, name, result, table(result))
+        if jax.process_index() == 0:
+            draw_confusion(truth, logits, classes, epath.Path(output) / f"{name}.png")
+    return result
+
+
+def class_names(records: dataset.Records) -> list[str]:
+    """The names of a dataset's classes, in the order of its labels.
+
+    Raises:
+      UserError: if it has none.
+    """
+    names = list(records.features["labels"].feature.names)
+    if not names:
+        raise UserError(
+            f"{records.directory} has no labels, which a probe learns from: "
+            "prepare it with labels, such as data_prep.videos --labels=CSV"
+        )
+    return names
+
+
+def labels(records: dataset.Records) -> Truth:
+    """Which classes each clip has.
+
+    Raises:
+      UserError: if the dataset has no labels, or a clip of the split has none.
+    """
+    truth = np.zeros((len(records), len(class_names(records))), bool)
+    with metrics.progress(f"labels of {records.split}", len(records), "clip") as bar:
+        for index in range(len(records)):
+            truth[index, records[index]["labels"]] = True
+            bar.update()
+    without = np.flatnonzero(~truth.any(axis=1))
+    if without.size:
+        raise UserError(
+            f"{records.directory}, split {records.split}: {without.size} clips have no label "
+            f"(the first: {records.ids([int(without[0])])[0]}), so that nothing can be learned "
+            "from them or said of them"
+        )
+    return truth
+
+
+def _one_label(records: dataset.Records, truth: Truth) -> None:
+    several = np.flatnonzero(truth.sum(axis=1) > 1)
+    if several.size:
+        raise UserError(
+            f"config.loss='ce' needs one label a clip, but {several.size} clips of the split "
+            f"{records.split} have more (the first: {records.ids([int(several[0])])[0]}): "
+            "use --config.loss=bce"
+        )
+
+
+def _logits(
+    model: Pretrained,
+    records: dataset.Records,
+    classes: int,
+    *,
+    head: epath.PathLike | None,
+    train: tuple[Truth, dataset.Records] | None,
+    config: ConfigDict,
+    mesh: Mesh,
+    workdir: epath.PathLike | None,
+    cache: epath.PathLike | None,
+) -> Float[np.ndarray, "clips classes"]:
+    """The logits of a given head, or of one trained here."""
+
+    def seen(split: dataset.Records) -> Float[np.ndarray, "clips frames dim"]:
+        tokens = features.extract(features.encoder_tokens, model, split, mesh, cache)
+        return probe_training.stream_features(tokens, config.stream)
+
+    held_out = seen(records)
+    width = held_out.shape[-1]
+    if head is not None:
+        module, params = _load_head(head, width, classes)
+    else:
+        truth, fitted = train
+        module = probe_training.make_head(width, classes, config)
+        clips = Labelled(truth, seen(fitted) if config.cached else fitted)
+        params = probe_training.train(module, clips, model, config, mesh, workdir)
+    return probe_training.predict(module, jax.device_get(params), held_out)
+
+
+def _load_head(directory: epath.PathLike, width: int, classes: int) -> tuple[ProbeHead, Any]:
+    with checkpoint.opened(directory) as stored:
+        if "head" not in stored.config:
+            raise UserError(f"{directory} holds no probe's head")
+        module = ProbeHead(**stored.config.head)
+        if (module.width, module.classes) != (width, classes):
+            raise UserError(
+                f"the head in {directory} takes features of width {module.width} and knows "
+                f"{module.classes} classes, but here are {width} and {classes}"
+            )
+        trees = stored.arrays("params", "average", "averaged")
+    use_average = int(trees.get("averaged", 0)) > 0
+    return module, trees["average" if use_average else "params"]
+
+
+def scores_of(truth: Truth, logits: Float[np.ndarray, "clips classes"]) -> dict[str, float]:
+    """`mAP` over the classes that have clips; `accuracy` where every clip has one label."""
+    scores = {"mAP": float(np.nanmean(probe_scores.class_precisions(truth, logits)))}
+    if (truth.sum(axis=1) == 1).all():
+        scores["accuracy"] = probe_scores.accuracy(truth, logits)
+    return scores
+
+
+def _frequencies(truth: Truth, train: tuple[Truth, Any] | None) -> dict[str, float]:
+    """What a constant scores: how often each class comes in the training clips."""
+    known = truth if train is None else train[0]
+    return scores_of(truth, np.broadcast_to(known.mean(axis=0), truth.shape))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The scores of `run` as a text table, in percent."""
+    rows = [("model", result["scores"]), *result["baselines"].items()]
+    names = list(result["scores"])
+    title = f"probe, {result['stream']}, {result['clips']} clips, %"
+    lines = [f"{title:42}" + "".join(f"{name:>10}" for name in names)]
+    for title, scores in rows:
+        lines.append(f"{title:42}" + "".join(f"{100 * scores[name]:10.1f}" for name in names))
+    return "\n".join(lines)
+
+
+def draw_confusion(
+    truth: Truth,
+    logits: Float[np.ndarray, "clips classes"],
+    classes: list[str],
+    path: epath.Path,
+) -> None:
+    """Draws, for the clips of each class, how their best classes are spread."""
+    spread = probe_scores.confusion(truth, logits)
+    side = 3.5 + 0.28 * min(len(classes), NAMED_CLASSES)
+    figure, axis = plt.subplots(figsize=(side + 1, side))
+    image = axis.imshow(spread, cmap="magma", vmin=0, vmax=1)
+    axis.set(xlabel="best class", ylabel="a class of the clip")
+    if len(classes) <= NAMED_CLASSES:
+        axis.set_xticks(range(len(classes)), classes, rotation=90)
+        axis.set_yticks(range(len(classes)), classes)
+    figure.colorbar(image, label="share of the row's clips", shrink=0.8)
+    figure.tight_layout()
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=110, format="png")
+    plt.close(figure)
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = common.parser(__doc__, "probe")
+    arguments.add_argument("--head", default=None, help="folder of a trained head to score")
+    arguments.add_argument("--baselines", action="store_true", help="also probe an untrained model")
+
+    def start(args: argparse.Namespace, config: ConfigDict) -> None:
+        model, records = common.opened(args)
+        run(
+            model,
+            records,
+            config,
+            args.output,
+            head=args.head,
+            with_baselines=args.baselines,
+            cache=args.cache,
+        )
+
+    cli.main(arguments, start, config=True)
+
+
+if __name__ == "__main__":
+    main()

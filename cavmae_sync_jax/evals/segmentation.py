@@ -1,0 +1,327 @@
+"""Sound-prompted segmentation (paper section 3.5.3; Table 3, Figure 5) of a trained model.
+
+Where in an image is what a sound comes from? A map is the cosine of the sound's global token with
+the image's patch tokens. Any dataset whose frames have a class and a mask can be scored, such as
+those of data_prep.ade20k_sound and data_prep.scenes; frames in which nothing sounds are left out.
+
+Example:
+  python -m cavmae_sync_jax.evals.segmentation --checkpoint=runs/sync --data=DATASET
+
+Prints a table and writes OUTPUT/segmentation.json, with the scores of every class, and
+OUTPUT/segmentation.png, where some images are shown with their maps.
+"""
+
+import argparse
+import io
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Float32, Int
+from PIL import Image
+
+from cavmae_sync_jax import cli, dataset, features, metrics, sharding
+from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.evals import common, precision
+from cavmae_sync_jax.evals import segmentation_scores as scores
+from cavmae_sync_jax.model import AUDIO, VISUAL, CavMaeSync
+from cavmae_sync_jax.pretrained import Pretrained
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+Query = Literal["frame", "clip"]
+Tokens = Literal["joint", "encoder"]
+NAME = "segmentation"
+
+
+class Items(NamedTuple):
+    """The frames to score: whose they are, which of a clip's chosen frames, class and mask."""
+
+    records: Int[np.ndarray, " items"]
+    frames: Int[np.ndarray, " items"]
+    classes: Int[np.ndarray, " items"]
+    masks: Bool[np.ndarray, "items height width"]
+
+
+class Stills(dataset.Records):
+    """Records of one image each, which is repeated, so that a sound gets as many windows as a clip.
+
+    A model of 16 frames a clip so hears an image's sound in its 16 windows, spread as always.
+    """
+
+    def __init__(self, records: dataset.Records, windows: int):
+        super().__init__(records.directory, records.split)
+        self._windows = windows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = super().__getitem__(index)
+        return {**record, "frames": list(record["frames"]) * self._windows}
+
+
+def frame_maps(module: CavMaeSync, params: Any, batch: dict[str, Array]) -> dict[str, Array]:
+    """Every frame's cosine maps, for `features.extract`: `QUERY_TOKENS`, see `run`.
+
+    Each is `[batch, frames, rows, columns]` on the grid of patches.
+    """
+    windows = _windows(module, params, batch[AUDIO])
+    queries = {"frame": windows, "clip": windows.mean(axis=1, keepdims=True)}
+    return _cosines(module, params, queries, batch[VISUAL])
+
+
+def still_maps(module: CavMaeSync, params: Any, batch: dict[str, Array]) -> dict[str, Array]:
+    """The maps of `Stills`, whose frames are all the same: `[batch, 1, rows, columns]` each."""
+    windows = _windows(module, params, batch[AUDIO])
+    queries = {"clip": windows.mean(axis=1, keepdims=True)}
+    return _cosines(module, params, queries, batch[VISUAL][:, :1])
+
+
+def _windows(
+    module: CavMaeSync, params: Any, audio: Float[Array, "batch frames rows bins"]
+) -> Float32[Array, "batch frames dim"]:
+    """The unit global token of every window, after the joint block's pass of the sound."""
+
+    def embed(raw: Array) -> Array:
+        return module.apply({"params": params}, AUDIO, raw, method="embed").global_token
+
+    return _unit(features.each_frame(embed, audio))
+
+
+def _cosines(
+    module: CavMaeSync, params: Any, queries: dict[str, Array], images: Array
+) -> dict[str, Array]:
+    """Cosines of `[batch, 1 or frames, dim]` with the patches of `[batch, frames, …]` images."""
+
+    def patches_of(model: CavMaeSync, raw: Array) -> dict[str, Array]:
+        tokens = model.encode(VISUAL, model.patchify(VISUAL, raw))
+        return {"joint": model.join(VISUAL, tokens).patch_tokens, "encoder": tokens.patches}
+
+    def embed(raw: Array) -> dict[str, Array]:
+        return module.apply({"params": params}, raw, method=patches_of)
+
+    maps = {}
+    for tokens, patches in features.each_frame(embed, images).items():
+        batch, frames, _, dim = patches.shape
+        for query, sound in queries.items():
+            sound = jnp.broadcast_to(_unit(sound), (batch, frames, dim))
+            # At full precision, where accelerators would round the cosines to 3 digits.
+            cosines = jnp.einsum("bfpd,bfd->bfp", _unit(patches), sound, precision="highest")
+            grid = module.grids[VISUAL]
+            maps[f"{query}_{tokens}"] = cosines.reshape(batch, frames, grid.rows, grid.columns)
+    return maps
+
+
+def _unit(vectors: Float[Array, "*shape dim"]) -> Float32[Array, "*shape dim"]:
+    vectors = vectors.astype(jnp.float32)
+    norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)
+
+
+def run(
+    model: Pretrained,
+    records: dataset.Records,
+    output: epath.PathLike | None = None,
+    *,
+    mesh: Mesh | None = None,
+    query: Query | None = None,
+    tokens: Tokens = "joint",
+    with_baselines: bool = True,
+    cache: epath.PathLike | None = None,
+) -> dict[str, Any]:
+    """Scores where a model sees what it hears.
+
+    Clips are taken with as many frames as they have, at most as many as the model was trained with;
+    a single image's sound is heard in as many windows as a clip's, see `Stills`.
+
+    Args:
+      model: whose maps are scored.
+      records: clips with `frame_class` and `frame_mask`.
+      output: a folder for `segmentation.json` and `segmentation.png`; None writes and prints
+        nothing.
+      mesh: the devices; None means all.
+      query: the sound's vector: `frame`, the global token of the frame's own window, or `clip`,
+        the mean of the unit global tokens of all windows. None takes `frame` for clips, in which
+        sounds come and go, and `clip` for single images, whose sound has no moment of its own.
+      tokens: the image's vectors: patch tokens after their `joint` pass and its norm (the paper's),
+        or straight from the `encoder`.
+      with_baselines: also scores a constant map, a blob in the middle, and an untrained model of
+        the same shape.
+      cache: see `features.extract`.
+
+    Returns:
+      What `segmentation.json` holds.
+
+    Raises:
+      UserError: if the data have no truth, or only silence, or one image and the query `frame`, or
+        the model has no global token.
+    """
+    mesh = mesh or sharding.make_mesh()
+    if not model.module.global_token:
+        raise UserError(
+            f"{model.directory} has no global token (config.model.global_token=False), "
+            "which a sound's prompt is"
+        )
+    truth = dataset.Records(records.directory, records.split, ("frame_class", "frame_mask"))
+    (stored,) = truth.features["frame_class"].shape
+    query = query or ("clip" if stored == 1 else "frame")
+    if stored == 1:
+        if query == "frame":
+            raise UserError(
+                f"--query=frame: {records.directory} has one image a sound, which has no window "
+                "of its own; use --query=clip"
+            )
+        records, function, frames = Stills(records, model.config.data.num_frames), still_maps, 1
+    else:
+        frames = min(stored, model.config.data.num_frames)
+        model, function = _with_frames(model, frames), frame_maps
+    items = find_items(truth, frames)
+
+    def maps_of(model: Pretrained, cache: epath.PathLike | None) -> scores.Maps:
+        maps = features.extract(function, model, records, mesh, cache)[f"{query}_{tokens}"]
+        return maps[items.records, items.frames]
+
+    maps = maps_of(model, cache)
+    table = scores.by_class(maps, items.masks, items.classes)
+    names = truth.features["labels"].feature.names
+    result: dict[str, Any] = {
+        "items": len(maps),
+        "query": query,
+        "tokens": tokens,
+        "scores": scores.means(table.values()),
+        "classes": {names[class_id]: score for class_id, score in table.items()},
+    }
+    if with_baselines:
+        untrained = maps_of(common.untrained(model), None)
+        blobs = np.broadcast_to(scores.blob(), (len(maps), *scores.blob().shape))
+        result["baselines"] = {
+            "constant map (every pixel)": scores.constant(table.values()),
+            "blob in the middle": _score(blobs, items),
+            "untrained model": _score(untrained, items),
+        }
+    result |= common.describe(model, records)
+    if output is not None:
+        common.write(output, NAME, result, text(result))
+        if jax.process_index() == 0:
+            draw(records, dataset.Framing.of(model.config), items, maps, names, output)
+    return result
+
+
+def _with_frames(model: Pretrained, frames: int) -> Pretrained:
+    """The same model, for clips of so many frames."""
+    config = model.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.num_frames = frames
+    return model._replace(config=config)
+
+
+def find_items(truth: dataset.Records, frames: int) -> Items:
+    """The frames in which something sounds and is seen, of `frames` evenly chosen of each clip.
+
+    Raises:
+      UserError: if there is none.
+    """
+    found = []
+    with metrics.progress("truth", len(truth), "clip") as bar:
+        for index in range(len(truth)):
+            record = truth[index]
+            classes, masks = record["frame_class"], record["frame_mask"]
+            for frame in range(frames):
+                place = frame * len(classes) // frames
+                if classes[place] >= 0:
+                    picture = Image.open(io.BytesIO(masks[place]), formats=("PNG",))
+                    mask = np.asarray(picture.convert("1"))
+                    if mask.any():
+                        found.append((index, frame, int(classes[place]), mask))
+            bar.update()
+    if not found:
+        raise UserError(
+            f"{truth.directory}, split {truth.split} has no frame with a class and a true pixel"
+        )
+    return Items(*map(np.array, zip(*found, strict=True)))
+
+
+def _score(maps: scores.Maps, items: Items) -> dict[str, float]:
+    return scores.means(scores.by_class(maps, items.masks, items.classes).values())
+
+
+def text(result: dict[str, Any]) -> str:
+    """The scores of `run` as a text table, in percent."""
+    title = f"segmentation, {result['items']} images of {len(result['classes'])} classes, %"
+    lines = [f"{title:52}   mAP  mIoU"]
+    name = f"model, query {result['query']}, {result['tokens']} tokens"
+    for row, score in {name: result["scores"], **result.get("baselines", {})}.items():
+        lines.append(f"{row:52} {100 * score['mAP']:5.1f} {100 * score['mIoU']:5.1f}")
+    return "\n".join(lines)
+
+
+def draw(
+    records: dataset.Records,
+    framing: dataset.Framing,
+    items: Items,
+    maps: scores.Maps,
+    names: list[str],
+    output: epath.PathLike,
+    columns: int = 6,
+) -> None:
+    """Draws evenly chosen images with their maps and the truth to OUTPUT/segmentation.png.
+
+    The colours of a map go from its own lowest value to its highest; scores compare all maps.
+    """
+    chosen = np.linspace(0, len(maps) - 1, min(columns, len(maps))).astype(int)
+    figure, axes = plt.subplots(
+        3, len(chosen), figsize=(1.9 * len(chosen) + 1, 6.3), squeeze=False, layout="constrained"
+    )
+    for column, item in zip(axes.T, chosen, strict=True):
+        (pair,) = records.pairs(int(items.records[item]), framing, [int(items.frames[item])])
+        mask = items.masks[item]
+        heat = scores.upsample(maps[item], *mask.shape)
+        grey = np.dot(pair[VISUAL], (0.299, 0.587, 0.114))
+        column[0].imshow(pair[VISUAL])
+        column[0].set_title(names[items.classes[item]], fontsize=9)
+        column[1].imshow(grey, cmap="gray", vmin=0, vmax=255)
+        shown = column[1].imshow(heat, cmap="turbo", alpha=0.6)
+        column[1].set_title(
+            f"AP {precision.average_precision(heat.ravel(), mask.ravel()):.2f}", fontsize=9
+        )
+        column[2].imshow(np.where(mask[..., None], pair[VISUAL], pair[VISUAL] // 5))
+        column[2].set_title(f"{mask.mean():.0%} of the pixels", fontsize=9)
+    for axis, label in zip(axes[:, 0], ("image", "map of the sound", "truth"), strict=True):
+        axis.set_ylabel(label, fontsize=10)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    bar = figure.colorbar(shown, ax=axes[1, -1], ticks=shown.get_clim(), fraction=0.05)
+    bar.ax.set_yticklabels(["its\nlowest", "its\nhighest"], fontsize=8)
+    with (epath.Path(output) / f"{NAME}.png").open("wb") as file:
+        figure.savefig(file, dpi=110, format="png")
+    plt.close(figure)
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = common.parser(__doc__, NAME)
+    arguments.add_argument(
+        "--query",
+        choices=get_args(Query),
+        help="sound's vector: of the frame's own window, or the mean of all the clip's windows; "
+        "None is frame for clips and clip for single images",
+    )
+    arguments.add_argument(
+        "--tokens",
+        choices=get_args(Tokens),
+        default="joint",
+        help="image's vectors: patches after the joint block, or straight from the encoder",
+    )
+
+    def start(args: argparse.Namespace) -> None:
+        model, records = common.opened(args)
+        run(model, records, args.output, query=args.query, tokens=args.tokens, cache=args.cache)
+
+    cli.main(arguments, start)
+
+
+if __name__ == "__main__":
+    main()

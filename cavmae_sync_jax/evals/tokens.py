@@ -1,0 +1,164 @@
+"""What each kind of token knows: probes of register, patch and global tokens (paper Table 12).
+
+Example:
+  python -m cavmae_sync_jax.evals.tokens --config=configs/probe.py:as20k,cached \\
+      --checkpoint=runs/sync --data=DATASET --output=runs/sync/evals
+
+Of each frame the encoders' register tokens (their mean), patch tokens (their mean) and global
+token, before the joint block, are probed apart, each by a linear layer on the frames' mean and by
+the config's own head. Prints one table and writes OUTPUT/tokens.json and OUTPUT/tokens.png.
+"""
+
+import argparse
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cavmae_sync_jax import cli, dataset, features, sharding
+from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.evals import common, probe, probe_training
+from cavmae_sync_jax.evals.probe_training import STREAMS, Labelled
+from cavmae_sync_jax.pretrained import Pretrained
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+KINDS = ("registers", "patches", "global")
+
+
+def run(
+    model: Pretrained,
+    records: dataset.Records,
+    config: ConfigDict,
+    output: epath.PathLike | None = None,
+    *,
+    mesh: Mesh | None = None,
+    with_baselines: bool = False,
+    cache: epath.PathLike | None = None,
+) -> dict[str, Any]:
+    """Probes every kind of token that the model has.
+
+    Args:
+      model: the encoder.
+      records: the clips that are scored; their dataset has the training clips, too.
+      config: the recipe, see configs/probe.py; `cached` must be set.
+      output: a folder for the results; None writes and prints nothing.
+      mesh: the devices; None means all.
+      with_baselines: also probes an untrained model's tokens.
+      cache: see `features.extract`.
+
+    Returns:
+      What `tokens.json` holds: `scores[HEAD][KIND]`, HEAD `linear` or `transformer`.
+
+    Raises:
+      UserError: if the dataset has no labels or the config does not fit.
+    """
+    mesh = mesh or sharding.make_mesh()
+    probe_training.check(config, mesh.size)
+    if not config.cached:
+        raise UserError(
+            "the token analysis probes the same features several times, so they must be computed "
+            "once: use the row `cached` of the config, such as --config=configs/probe.py:demo"
+        )
+    fitted = dataset.Records(records.directory, config.train_split)
+    truths = probe.labels(fitted), probe.labels(records)
+    result: dict[str, Any] = {"clips": len(records), "stream": config.stream}
+    result["scores"] = _scores(model, fitted, records, truths, config, mesh, cache)
+    if with_baselines:
+        plain = common.untrained(model)
+        result["untrained"] = _scores(plain, fitted, records, truths, config, mesh, None)
+    result |= {"config": config.to_dict(), **common.describe(model, records)}
+    if output is not None:
+        common.write(output, "tokens", result, table(result))
+        if jax.process_index() == 0:
+            draw(result, epath.Path(output) / "tokens.png")
+    return result
+
+
+def _scores(
+    model: Pretrained,
+    fitted: dataset.Records,
+    records: dataset.Records,
+    truths: tuple[probe.Truth, probe.Truth],
+    config: ConfigDict,
+    mesh: Mesh,
+    cache: epath.PathLike | None,
+) -> dict[str, dict[str, dict[str, float]]]:
+    splits = [
+        features.extract(features.encoder_tokens, model, split, mesh, cache)
+        for split in (fitted, records)
+    ]
+    scores: dict[str, dict[str, dict[str, float]]] = {"linear": {}, "transformer": {}}
+    for kind in KINDS:
+        names = [f"{modality}_{kind}" for modality in STREAMS[config.stream]]
+        if names[0] not in splits[0]:
+            continue
+        seen, held_out = (np.concatenate([split[n] for n in names], axis=-1) for split in splits)
+        for title, of_head in scores.items():
+            settings = config.copy_and_resolve_references()
+            settings.depth = 0 if title == "linear" else config.depth
+            head = probe_training.make_head(seen.shape[-1], truths[0].shape[1], settings)
+            clips = Labelled(truths[0], seen)
+            params = probe_training.train(head, clips, model, settings, mesh, None)
+            logits = probe_training.predict(head, jax.device_get(params), held_out)
+            of_head[kind] = probe.scores_of(truths[1], logits)
+    return scores
+
+
+def table(result: dict[str, Any]) -> str:
+    """The mean average precisions of `run` as a text table, in percent."""
+    title = f"tokens, {result['stream']}, {result['clips']} clips, mAP in %"
+    lines = [f"{title:42}" + "".join(f"{kind:>11}" for kind in KINDS)]
+    for name, scores in (("model", result["scores"]), ("untrained", result.get("untrained"))):
+        for head, of_kind in (scores or {}).items():
+            cells = [
+                f"{100 * of_kind[k]['mAP']:11.1f}" if k in of_kind else f"{'-':>11}" for k in KINDS
+            ]
+            lines.append(f"{f'{name}, {head}':42}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def draw(result: dict[str, Any], path: epath.Path) -> None:
+    """Draws the scores as bars, the untrained model's as lines across them."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True)
+    for axis, (head, of_kind) in zip(axes, result["scores"].items(), strict=True):
+        values = [100 * of_kind[kind]["mAP"] for kind in of_kind]
+        bars = axis.bar(list(of_kind), values, color="tab:blue", width=0.6)
+        axis.bar_label(bars, fmt="%.1f")
+        plain = result.get("untrained", {}).get(head, {})
+        for place, kind in enumerate(plain):
+            height = 100 * plain[kind]["mAP"]
+            label = "untrained model" if place == 0 else None
+            axis.hlines(height, place - 0.3, place + 0.3, color="tab:orange", label=label)
+        if plain:
+            axis.legend(loc="lower right")
+        axis.set(title=f"{head} probe", ylim=(0, 108))
+    axes[0].set_ylabel("mAP, %")
+    figure.tight_layout()
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=110, format="png")
+    plt.close(figure)
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = common.parser(__doc__, "tokens")
+    arguments.add_argument(
+        "--baselines", action="store_true", help="also probe an untrained model's tokens"
+    )
+
+    def start(args: argparse.Namespace, config: ConfigDict) -> None:
+        model, records = common.opened(args)
+        baselines, cache = args.baselines, args.cache
+        run(model, records, config, args.output, with_baselines=baselines, cache=cache)
+
+    cli.main(arguments, start, config=True)
+
+
+if __name__ == "__main__":
+    main()
