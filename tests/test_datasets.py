@@ -265,10 +265,9 @@ def test_clips_that_make_no_dataset(tmp_path, splits, settings, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_worker_is_told(tmp_path, video, monkeypatch):
-    monkeypatch.setattr(datasets, "prepare_clip", _die)
+def test_a_killed_worker_is_told(tmp_path, video):
     with pytest.raises(UserError, match=r"worker process was killed.*a\.mp4"):
-        write(tmp_path / "out", {"train": [Clip("a", str(video))]})
+        write(tmp_path / "out", {"train": [Clip("a", str(video))]}, prepare=_die)
 
 
 def _die(clip, preparation):

@@ -83,7 +83,7 @@ def run(
     result = {"clips": len(records), "stream": config.stream, "scores": scores_of(truth, logits)}
     result["baselines"] = {"class frequencies": _frequencies(truth, train)}
     if with_baselines:
-        score |= {"head": None, "cache": None}
+        score |= {"head": None}
         plain = _logits(common.untrained(model), records, len(classes), workdir=None, **score)
         result["baselines"]["untrained model"] = scores_of(truth, plain)
     precisions = probe_scores.class_precisions(truth, logits)

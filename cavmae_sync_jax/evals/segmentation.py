@@ -180,11 +180,11 @@ def run(
         model, function = _with_frames(model, frames), frame_maps
     items = find_items(truth, frames)
 
-    def maps_of(model: Pretrained, cache: epath.PathLike | None) -> scores.Maps:
+    def maps_of(model: Pretrained) -> scores.Maps:
         maps = features.extract(function, model, records, mesh, cache)[f"{query}_{tokens}"]
         return maps[items.records, items.frames]
 
-    maps = maps_of(model, cache)
+    maps = maps_of(model)
     table = scores.by_class(maps, items.masks, items.classes)
     names = truth.features["labels"].feature.names
     result: dict[str, Any] = {
@@ -195,7 +195,7 @@ def run(
         "classes": {names[class_id]: score for class_id, score in table.items()},
     }
     if with_baselines:
-        untrained = maps_of(common.untrained(model), None)
+        untrained = maps_of(common.untrained(model))
         blobs = np.broadcast_to(scores.blob(), (len(maps), *scores.blob().shape))
         result["baselines"] = {
             "constant map (every pixel)": scores.constant(table.values()),

@@ -71,7 +71,7 @@ def run(
     result["scores"] = _scores(model, fitted, records, truths, config, mesh, cache)
     if with_baselines:
         plain = common.untrained(model)
-        result["untrained"] = _scores(plain, fitted, records, truths, config, mesh, None)
+        result["untrained"] = _scores(plain, fitted, records, truths, config, mesh, cache)
     result |= {"config": config.to_dict(), **common.describe(model, records)}
     if output is not None:
         common.write(output, "tokens", result, table(result))
