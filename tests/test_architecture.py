@@ -9,7 +9,8 @@ TIERS = {
     1: "model dataset checkpoint metrics step pretrained probe_head mae torch_names torch_kinds",
     2: "features",
     3: (
-        "evals.common evals.precision evals.scores evals.baselines evals.retrieval evals.summary "
+        "evals.common evals.precision evals.scores evals.ranking evals.clip_lists "
+        "evals.baselines evals.retrieval evals.summary "
         "evals.probe_scores evals.probe_training evals.probe evals.tokens "
         "evals.segmentation_scores evals.segmentation evals.temporal_scores evals.temporal "
         "evals.reconstruction"

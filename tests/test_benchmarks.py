@@ -6,19 +6,18 @@ import pytest
 
 from benchmarks import demo_seeds, retrieval
 from cavmae_sync_jax import cli
+from cavmae_sync_jax.evals import scores
 
 
 def test_retrieval_times_every_aggregation(monkeypatch, capsys):
-    for name, value in (("CLIPS", 6), ("FRAMES", 2), ("DIM", 4), ("REPEATS", 2)):
+    for name, value in (("FRAMES", 2), ("DIM", 4), ("LOOPED", 3)):
         monkeypatch.setattr(retrieval, name, value)
+    monkeypatch.setattr("sys.argv", ["retrieval", "--clips=6", "--repeats=2"])
     retrieval.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == [
-        "diagonal_mean",
-        "diagonal_max",
-        "mean",
-        "max",
-    ]
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title.startswith("6 clips × 2 × 4")
+    assert [row.split()[0] for row in rows] == list(scores.STRATEGIES)
+    assert all("GiB" in row and "double loop" in row for row in rows)
 
 
 def test_demo_seeds_by_hand(tmp_path, capsys):

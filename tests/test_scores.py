@@ -58,3 +58,22 @@ def test_blocks_do_not_change_the_maximum(monkeypatch):
 def test_what_is_not_a_number_has_no_rank():
     with pytest.raises(ValueError, match="not a number"):
         scores.ranks(np.array([[np.nan, 0.0], [0.0, 1.0]]))
+
+
+@pytest.mark.parametrize("strategy", scores.STRATEGIES)
+def test_pairs_are_the_diagonal_of_all(strategy):
+    a, b = np.random.default_rng(0).normal(size=(2, 6, 3, 5)).astype(np.float32)
+    whole = scores.STRATEGIES[strategy](a, b)
+    pairs = scores.PAIRED[strategy](scores.unit(a), scores.unit(b))
+    assert whole.dtype == pairs.dtype == np.float64
+    np.testing.assert_allclose(pairs, np.diagonal(whole), atol=1e-14)
+
+
+def test_ranks_of_some_queries():
+    similarity = np.array([[0.9, 0.1, 0.2], [0.7, 0.8, 0.1]])
+    np.testing.assert_array_equal(scores.ranks(similarity, np.array([2, 0])), [2, 2])
+
+
+def test_float64_rounding_makes_no_winner():
+    similarity = np.array([[0.5, 0.5 + 1e-15, 0.5 - 1e-15], [0.5, 0.5, 0.5 + 1e-9], [0, 0, 1.0]])
+    np.testing.assert_array_equal(scores.ranks(similarity), [2, 2.5, 1])

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cavmae_sync_jax import dataset, metrics
-from cavmae_sync_jax.evals import scores
+from cavmae_sync_jax.evals import ranking
 from cavmae_sync_jax.model import AUDIO, VISUAL
 
 FITTED_CLIPS = 2000
@@ -34,7 +34,7 @@ def linear(
     projected = [
         (x - mean) @ weights for x, mean, weights in zip(statistics, means, directions, strict=True)
     ]
-    return scores.retrieval(*projected)
+    return ranking.retrieval(*projected)
 
 
 def canonical_directions(
@@ -64,7 +64,7 @@ def oracle(held_out: dataset.Records, framing: dataset.Framing) -> dict[str, dic
     classes = np.stack([records[i]["frame_class"] for i in range(len(records))])
     chosen = np.arange(framing.num_frames) * classes.shape[1] // framing.num_frames
     known = _one_hot(classes[:, chosen])
-    return scores.retrieval(known, known)
+    return ranking.retrieval(known, known)
 
 
 def _one_hot(classes: Int[np.ndarray, "clips frames"]) -> Float[np.ndarray, "clips frames dim"]:

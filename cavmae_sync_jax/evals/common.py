@@ -13,13 +13,16 @@ from cavmae_sync_jax.pretrained import Pretrained, load
 UNTRAINED_SEED = 1_000_003  # not the seed that a training is likely to have begun with
 
 
-def parser(description: str, name: str) -> argparse.ArgumentParser:
-    """The flags of an evaluation: `--checkpoint`, `--data`, `--split`, `--output`, `--cache`."""
+def parser(description: str, name: str, *, needs_model: bool = True) -> argparse.ArgumentParser:
+    """The flags of an evaluation: `--checkpoint`, `--data`, `--split`, `--output`, `--cache`.
+
+    `needs_model` is False for one that can do without the first two, which then sees to them.
+    """
     arguments = cli.parser(description)
     arguments.add_argument(
-        "--checkpoint", required=True, help="workdir of a training, or a conversion's folder"
+        "--checkpoint", required=needs_model, help="workdir of a training, or a conversion's folder"
     )
-    arguments.add_argument("--data", required=True, help="prepared dataset")
+    arguments.add_argument("--data", required=needs_model, help="prepared dataset")
     arguments.add_argument("--split", default="eval", help="which clips are scored")
     arguments.add_argument("--output", default=f"runs/{name}", help="folder of the results")
     arguments.add_argument(

@@ -1,13 +1,25 @@
-"""Audio-visual retrieval (paper sections 3.5.1 and 8; Tables 1 and 11) of a trained model.
+"""Audio-visual retrieval (paper sections 3.5.1 and 8; Tables 1 and 11).
 
-Example:
+Examples:
   python -m cavmae_sync_jax.evals.retrieval --checkpoint=runs/sync --data=DATASET --output=runs/r
+  python -m cavmae_sync_jax.evals.retrieval --checkpoint=runs/sync --data=DATASET --clips=LIST
+  python -m cavmae_sync_jax.evals.retrieval --embeddings=other_system.npz --output=runs/other
 
 Prints a table and writes OUTPUT/retrieval.json and OUTPUT/retrieval.png, where some queries are
 shown with their best matches.
+
+--clips=LIST scores only the clips of a published list: CAV-MAE's JSON ({"data": [{"video_id": …}]};
+where there is no video_id, the file name of wav or video_path without extension), or a text file
+with an id a line. Ids must equal the dataset's clip ids, as data_prep made them from file names.
+Those that the dataset lacks are told and written to the JSON.
+
+--embeddings=FILE.npz scores any system, without model or dataset (and without a picture): float
+arrays `audio` and `visual` [clips, frames, dim], or [clips, dim] for one frame a clip. Row i of
+both is the same clip. They may differ in frames if only mean and max are asked for.
 """
 
 import argparse
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +28,11 @@ import matplotlib
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from cavmae_sync_jax import cli, dataset, features, sharding
-from cavmae_sync_jax.evals import baselines, common, scores
+from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.evals import baselines, clip_lists, common, ranking, scores
 from cavmae_sync_jax.features import Arrays
 from cavmae_sync_jax.model import VISUAL
 from cavmae_sync_jax.pretrained import Pretrained
@@ -28,6 +41,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 DIRECTIONS = ("visual_to_audio", "audio_to_visual")
+SEARCHED = 1024  # clips whose similarity to the drawn queries is computed at a time
+Scores = dict[str, dict[str, float]]
 
 
 def run(
@@ -38,6 +53,7 @@ def run(
     mesh: Mesh | None = None,
     strategies: Sequence[str] = tuple(scores.STRATEGIES),
     with_baselines: bool = False,
+    clips: epath.PathLike | None = None,
     cache: epath.PathLike | None = None,
 ) -> dict[str, Any]:
     """Scores a model's retrieval within a split of clips.
@@ -49,19 +65,29 @@ def run(
       mesh: the devices; None means all.
       strategies: of `scores.STRATEGIES`.
       with_baselines: also scores chance, an untrained model of the same shape, a linear baseline
-        fitted on the split "train" and, where the dataset knows the truth, an oracle.
+        fitted on the split "train" and, where the dataset knows the truth and the whole split is
+        scored, an oracle.
+      clips: a file that lists the ids of the clips that count, see `clip_lists.read`; None: all.
       cache: see `features.extract`.
 
     Returns:
       What `retrieval.json` holds.
+
+    Raises:
+      UserError: if `clips` is no such list, or `records` has none of its clips.
     """
     mesh = mesh or sharding.make_mesh()
     fitted = dataset.Records(records.directory, "train") if with_baselines else None
+    chosen: dict[str, Any] = {}
+    if clips is not None:
+        wanted = clip_lists.read(clips)
+        records, missing = clip_lists.select(records, wanted, str(clips))
+        chosen = {
+            "clips_list": {"file": str(clips), "clips": len(wanted)},
+            "clips_missing": missing,
+        }
     embedded = features.extract(features.embeddings, model, records, mesh, cache)
-    result: dict[str, Any] = {
-        "clips": len(records),
-        "scores": {name: scores.retrieval(**embedded, strategy=name) for name in strategies},
-    }
+    result = {"clips": len(records), **chosen, **_scored(embedded, strategies)}
     if fitted is not None:
         result["baselines"] = _baselines(model, fitted, records, mesh)
     result |= common.describe(model, records)
@@ -73,19 +99,116 @@ def run(
     return result
 
 
+def run_embeddings(
+    file: epath.PathLike,
+    output: epath.PathLike | None = None,
+    *,
+    strategies: Sequence[str] = tuple(scores.STRATEGIES),
+) -> dict[str, Any]:
+    """Scores the embeddings of any system, see `read_embeddings`; returns what the JSON holds.
+
+    Raises:
+      UserError: if the file is not what it should be, or `strategies` can't compare its frames.
+    """
+    embedded = read_embeddings(file)
+    clips = len(embedded["audio"])
+    try:
+        scored = _scored(embedded, strategies)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    about = {n: {"shape": list(x.shape), "dtype": str(x.dtype)} for n, x in embedded.items()}
+    result = {
+        "clips": clips,
+        **scored,
+        "baselines": {"chance": baselines.chance(clips)},
+        "embeddings": {"file": str(file), **about},
+        "version": cli.version(),
+    }
+    if output is not None:
+        common.write(output, "retrieval", result, table(result))
+    return result
+
+
+def _scored(embedded: Arrays, strategies: Sequence[str]) -> dict[str, Any]:
+    frames = {name: rows.shape[1] for name, rows in embedded.items()}
+    if _one_frame(frames):
+        result = dict.fromkeys(strategies, ranking.retrieval(**embedded))
+    else:
+        result = {name: ranking.retrieval(**embedded, strategy=name) for name in strategies}
+    return {"frames": frames, "scores": result}
+
+
+def _one_frame(frames: dict[str, int]) -> bool:
+    """Whether all aggregations are the same."""
+    return set(frames.values()) == {1}
+
+
 def _baselines(
     model: Pretrained, train: dataset.Records, records: dataset.Records, mesh: Mesh
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, Scores]:
     framing = dataset.Framing.of(model.config)
     embedded = features.extract(features.embeddings, common.untrained(model), records, mesh)
     result = {
         "chance": baselines.chance(len(records)),
-        "untrained model": scores.retrieval(**embedded),
+        "untrained model": ranking.retrieval(**embedded),
         "linear (CCA of colours and mean log-mel)": baselines.linear(train, records, framing),
     }
-    if "frame_class" in records.features:
+    # The oracle knows whole splits only.
+    if "frame_class" in records.features and not isinstance(records, clip_lists.Selected):
         result["oracle (true class of each frame)"] = baselines.oracle(records, framing)
     return result
+
+
+def read_embeddings(
+    path: epath.PathLike,
+) -> dict[str, Float[np.ndarray, "clips frames dim"]]:
+    """The arrays `audio` and `visual` of an npz; one without frames gets one.
+
+    Raises:
+      UserError: if one is not there, broken, empty or not float, or the two don't go together.
+    """
+    names = ("audio", "visual")
+    try:
+        with epath.Path(path).open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise UserError(f"{path} is no npz file, or is cut short")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as stored:
+                held = list(stored)
+                arrays = {name: _native(stored[name]) for name in names if name in held}
+    except UserError:
+        raise
+    except Exception as error:  # the file system, zipfile, zlib and NumPy have their own
+        raise UserError(f"the npz file {path} can't be read: {error}") from error
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise UserError(
+            f"{path} holds no array {' and no array '.join(missing)}; "
+            f"it has {', '.join(held) or 'none'}"
+        )
+    for name, array in arrays.items():
+        if array.dtype not in (np.float16, np.float32, np.float64):
+            raise UserError(
+                f"{path}: {name} is {array.dtype}, but embeddings are float16, float32 or float64"
+            )
+        if array.ndim not in (2, 3) or not array.size:
+            raise UserError(
+                f"{path}: {name} has the shape {list(array.shape)}; it must be "
+                "[clips, frames, dim] or [clips, dim], none of them 0"
+            )
+    audio, visual = (x if x.ndim == 3 else x[:, None] for x in arrays.values())
+    for what, axis in (("clips", 0), ("dimensions", 2)):
+        if audio.shape[axis] != visual.shape[axis]:
+            raise UserError(
+                f"{path}: audio has {audio.shape[axis]} {what} and visual {visual.shape[axis]}; "
+                "they must be as many"
+            )
+    return {"audio": audio, "visual": visual}
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """In this machine's byte order."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -93,7 +216,13 @@ def table(result: dict[str, Any]) -> str:
     title = f"retrieval, {result['clips']} clips, %"
     header = f"{title:42}" + "".join(f"  {d.replace('_to_', ' → '):^26}" for d in DIRECTIONS)
     columns = f"{'':42}" + f"  {'R@1':>5} {'R@5':>5} {'R@10':>5} {'median':>8}" * 2
-    rows = [(f"model, {name.replace('_', ' ')}", score) for name, score in result["scores"].items()]
+    whose = "embeddings" if "embeddings" in result else "model"
+    if _one_frame(result["frames"]):
+        first = next(iter(result["scores"].values()))
+        rows = [(f"{whose}, all aggregations (one frame)", first)]
+    else:
+        named = result["scores"].items()
+        rows = [(f"{whose}, {name.replace('_', ' ')}", score) for name, score in named]
     rows += list(result.get("baselines", {}).items())
     lines = [header, columns]
     for name, score in rows:
@@ -120,23 +249,26 @@ def draw_matches(
     A sound is the whole clip's log-mel, a clip four of its frames in reading order; the true match
     has a green frame.
     """
-    similarity = scores.diagonal_mean(embedded["audio"], embedded["visual"])
-    rank = scores.ranks(similarity)
     chosen = np.linspace(0, len(records) - 1, min(queries, len(records))).astype(int)
+    sounds, pictures = embedded["audio"][chosen], embedded["visual"]
+    starts = range(0, len(records), SEARCHED)
+    blocks = [scores.diagonal_mean(sounds, pictures[i : i + SEARCHED]) for i in starts]
+    similarity = np.concatenate(blocks, axis=1)
+    rank = scores.ranks(similarity, chosen)
     columns = 2 + min(matches, len(records))
     figure, axes = plt.subplots(
         len(chosen), columns, figsize=(1.9 * columns, 2.1 * len(chosen)), squeeze=False
     )
-    for row, query in zip(axes, chosen, strict=True):
+    for row, query, own_rank, scored in zip(axes, chosen, rank, similarity, strict=True):
         fbank = records[int(query)]["fbank"].astype(np.float32)
         row[0].imshow(fbank.T, origin="lower", aspect="auto", cmap="magma")
         row[0].set_title(f"query: sound of clip {query}", fontsize=8)
         row[1].imshow(_mosaic(records, framing, int(query)))
-        row[1].set_title(f"its frames (rank {rank[query]:g})", fontsize=8)
-        for place, target in enumerate(np.argsort(-similarity[query])[: columns - 2], 1):
+        row[1].set_title(f"its frames (rank {own_rank:g})", fontsize=8)
+        for place, target in enumerate(np.argsort(-scored)[: columns - 2], 1):
             axis = row[place + 1]
             axis.imshow(_mosaic(records, framing, int(target)))
-            axis.set_title(f"{place}. clip {target}: {similarity[query, target]:.2f}", fontsize=8)
+            axis.set_title(f"{place}. clip {target}: {scored[target]:.2f}", fontsize=8)
             if target == query:
                 for spine in axis.spines.values():
                     spine.set(edgecolor="limegreen", linewidth=4)
@@ -158,18 +290,54 @@ def _mosaic(
 
 def main() -> None:
     """Runs the command line."""
-    arguments = common.parser(__doc__, "retrieval")
+    arguments = common.parser(__doc__, "retrieval", needs_model=False)
     arguments.add_argument(
         "--baselines",
         action="store_true",
         help="also score chance, an untrained model, a linear baseline and an oracle",
     )
+    arguments.add_argument("--clips", metavar="LIST", help="score only the clips of this list")
+    arguments.add_argument(
+        "--embeddings", metavar="FILE", help="npz to score instead of a model's embeddings"
+    )
+    arguments.add_argument(
+        "--strategies",
+        type=_strategies,
+        default=",".join(scores.STRATEGIES),
+        help="aggregations of frames to score, with commas between",
+    )
 
     def start(args: argparse.Namespace) -> None:
+        if args.embeddings is not None:
+            for name in ("checkpoint", "data", "split", "cache", "clips", "baselines"):
+                if getattr(args, name) != arguments.get_default(name):
+                    raise UserError(f"--embeddings is scored by itself: leave out --{name}")
+            cli.make_folder(args.output)
+            run_embeddings(args.embeddings, args.output, strategies=args.strategies)
+            return
+        if args.checkpoint is None or args.data is None:
+            raise UserError("give --checkpoint and --data, or --embeddings alone")
         model, records = common.opened(args)
-        run(model, records, args.output, with_baselines=args.baselines, cache=args.cache)
+        run(
+            model,
+            records,
+            args.output,
+            strategies=args.strategies,
+            with_baselines=args.baselines,
+            clips=args.clips,
+            cache=args.cache,
+        )
 
     cli.main(arguments, start)
+
+
+def _strategies(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in scores.STRATEGIES]
+    if unknown:
+        known = ", ".join(scores.STRATEGIES)
+        raise argparse.ArgumentTypeError(f"there is no {unknown[0]!r}; there are {known}")
+    return names
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
-"""The evaluations' scores as pure NumPy functions on arrays."""
+"""The evaluations' scores as pure NumPy functions on arrays.
+
+Retrieval's are the definition: dense, in float64. `ranking` has the same ranks at scale.
+"""
 
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 Similarity = Float[np.ndarray, "queries targets"]
 BLOCK = 64  # query clips whose frame-by-frame cosines are held at a time
+EQUAL = 1e-12  # similarities no further apart differ by float64's rounding only
 
 
 def unit(embeddings: Float[np.ndarray, "*shape dim"]) -> Float[np.ndarray, "*shape dim"]:
-    """Scales every vector to length one."""
-    norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
-    return embeddings / np.maximum(norms, np.finfo(embeddings.dtype).tiny)
+    """Scales every vector to length one, in float64; zeros stay zeros."""
+    embeddings = embeddings.astype(np.float64, copy=False)
+    norms = np.sqrt(np.vecdot(embeddings, embeddings))[..., None]
+    return embeddings / np.maximum(norms, np.finfo(np.float64).tiny)
 
 
 def diagonal_mean(
@@ -39,16 +44,16 @@ def diagonal_max(
 
 
 def mean(
-    queries: Float[np.ndarray, "queries frames dim"],
-    targets: Float[np.ndarray, "targets frames dim"],
+    queries: Float[np.ndarray, "queries query_frames dim"],
+    targets: Float[np.ndarray, "targets target_frames dim"],
 ) -> Similarity:
     """Mean cosine of all pairs of frames (Table 11, "block mean"): the product of the means."""
     return unit(queries).mean(axis=1) @ unit(targets).mean(axis=1).T
 
 
 def maximum(
-    queries: Float[np.ndarray, "queries frames dim"],
-    targets: Float[np.ndarray, "targets frames dim"],
+    queries: Float[np.ndarray, "queries query_frames dim"],
+    targets: Float[np.ndarray, "targets target_frames dim"],
 ) -> Similarity:
     """Largest cosine of all pairs of frames (Table 11, "block max")."""
     flat = unit(targets).reshape(-1, targets.shape[-1]).T
@@ -68,34 +73,67 @@ STRATEGIES: dict[str, Callable[..., Similarity]] = {
 }
 
 
-def ranks(similarity: Float[np.ndarray, "clips clips"]) -> Float[np.ndarray, " clips"]:
-    """The rank (1 is best) of each query's own target, which is the one of the same index.
+# The same of unit vectors of pairs of clips, `[pairs, frames, dim]`.
+PAIRED: dict[str, Callable[..., Float[np.ndarray, " pairs"]]] = {
+    "diagonal_mean": lambda queries, targets: np.vecdot(queries, targets).mean(axis=1),
+    "diagonal_max": lambda queries, targets: np.vecdot(queries, targets).max(axis=1),
+    "mean": lambda queries, targets: np.vecdot(queries.mean(axis=1), targets.mean(axis=1)),
+    "max": lambda queries, targets: (queries @ targets.mT).max(axis=(1, 2)),
+}
+
+
+def compare(
+    similarity: Float[np.ndarray, "*shape"], own: Float[np.ndarray, "*#shape"]
+) -> tuple[Bool[np.ndarray, "*shape"], Bool[np.ndarray, "*shape"]]:
+    """Which similarities are better than that of the query's own target, and which are equal."""
+    better = similarity > own + EQUAL
+    return better, ~better & (similarity >= own - EQUAL)
+
+
+def ranks(
+    similarity: Float[np.ndarray, "queries targets"],
+    own: Int[np.ndarray, " queries"] | None = None,
+) -> Float[np.ndarray, " queries"]:
+    """The rank (1 is best) of each query's own target.
 
     Ties: 1 + the number of strictly better targets + half the number of the equal others, so that
     a constant similarity scores as chance, not as perfect.
+
+    Args:
+      similarity: of every query to every target.
+      own: index of each query's own target; None: the query's own index.
 
     Raises:
       ValueError: if a similarity is not a number; nothing could be said of its rank.
     """
     if np.isnan(similarity).any():
         raise ValueError("a similarity is not a number")
-    own = np.diagonal(similarity)[:, None]
-    return 1 + (similarity > own).sum(axis=1) + ((similarity == own).sum(axis=1) - 1) / 2
+    queries = np.arange(len(similarity))
+    own = queries if own is None else own
+    better, equal = compare(similarity, similarity[queries, own][:, None])
+    return 1 + better.sum(axis=1) + (equal.sum(axis=1) - 1) / 2
 
 
-def recall(similarity: Float[np.ndarray, "clips clips"]) -> dict[str, float]:
-    """R@1, R@5, R@10 (fractions) and the median rank of a query-by-target similarity."""
-    rank = ranks(similarity)
+def summary(rank: Float[np.ndarray, " queries"]) -> dict[str, float]:
+    """R@1, R@5, R@10 (fractions) and the median of ranks."""
     scores = {f"R{k}": float((rank <= k).mean()) for k in (1, 5, 10)}
     return {**scores, "median_rank": float(np.median(rank))}
 
 
+def recall(similarity: Float[np.ndarray, "clips clips"]) -> dict[str, float]:
+    """The `summary` of a query-by-target similarity's ranks."""
+    return summary(ranks(similarity))
+
+
 def retrieval(
-    audio: Float[np.ndarray, "clips frames dim"],
-    visual: Float[np.ndarray, "clips frames dim"],
+    audio: Float[np.ndarray, "clips audio_frames dim"],
+    visual: Float[np.ndarray, "clips visual_frames dim"],
     strategy: str = "diagonal_mean",
 ) -> dict[str, dict[str, float]]:
-    """Scores of both directions under one of `STRATEGIES` (sections 3.5.1 and 8)."""
+    """Scores of both directions under one of `STRATEGIES` (sections 3.5.1 and 8).
+
+    Holds every similarity at once: `ranking.retrieval` is for thousands of clips.
+    """
     # Every strategy is symmetric in its arguments, so one matrix serves both directions.
     similarity = STRATEGIES[strategy](audio, visual)
     return {"audio_to_visual": recall(similarity), "visual_to_audio": recall(similarity.T)}
