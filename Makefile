@@ -9,6 +9,8 @@ SPLIT ?= eval
 # Further flags of data_prep.scenes, such as --assets=DIR.
 SCENES ?=
 RUN := $(VENV)/bin/python -m
+EVAL = --checkpoint=$(DEMO)/train --data=$(DEMO)/data --split=$(SPLIT) --output=$(DEMO)/evals \
+	--cache=$(DEMO)/cache
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax
 
 .PHONY: demo test lint format
@@ -23,13 +25,19 @@ $(VENV)/testing: $(VENV)/installed
 	touch $@
 
 demo: $(VENV)/installed
-	test ! -e $(DEMO)/data/videos/scenes.json || rm -rf $(DEMO)/train $(DEMO)/evals
+	test ! -e $(DEMO)/data/videos/scenes.json || rm -rf $(DEMO)/train $(DEMO)/evals $(DEMO)/cache
 	$(RUN) data_prep.scenes --output=$(DEMO)/data --seed=$(SEED) --overwrite $(SCENES)
 	$(RUN) cavmae_sync_jax.train --config=configs/demo.py --config.seed=$(SEED) \
 		--config.data.dir=$(DEMO)/data --config.data.eval_split=$(SPLIT) --workdir=$(DEMO)/train
-	$(RUN) cavmae_sync_jax.evals.retrieval --checkpoint=$(DEMO)/train --data=$(DEMO)/data \
-		--split=$(SPLIT) --output=$(DEMO)/evals --baselines
-	$(RUN) cavmae_sync_jax.evals.summary $(DEMO)/evals --output=$(DEMO)/results.json
+	$(RUN) cavmae_sync_jax.evals.retrieval --baselines $(EVAL)
+	for name in segmentation temporal reconstruction; do \
+		$(RUN) cavmae_sync_jax.evals.$$name $(EVAL) || exit; done
+	for row in demo demo,audio demo,visual; do $(RUN) cavmae_sync_jax.evals.probe \
+		--config=configs/probe.py:$$row --baselines $(EVAL) || exit; done
+	$(RUN) cavmae_sync_jax.evals.tokens --config=configs/probe.py:demo --config.epochs=6 \
+		--baselines $(EVAL)
+	$(RUN) cavmae_sync_jax.evals.summary $(DEMO)/evals --output=$(DEMO)/results.json \
+		--workdir=$(DEMO)/train --report=$(DEMO)/report.html
 
 test: lint
 	$(RUN) pytest

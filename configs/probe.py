@@ -23,13 +23,13 @@ VARIANTS = {
     # Features once, so that a CPU can; a small head for a small model.
     "demo": {
         "batch_size": 64,
-        "epochs": 24,
-        "learning_rate": 2e-3,
+        "epochs": 12,
+        "learning_rate": 3e-3,
+        "linear_learning_rate": 1e-2,
         "adam_b1": 0.9,
         "adam_b2": 0.95,
-        "linear_learning_rate": 1e-2,
-        "average_from": 13,
-        "average_to": 24,
+        "average_from": 7,
+        "average_to": 12,
         "time_shift": False,
         "cached": True,
         "heads": 4,

@@ -10,7 +10,8 @@ TIERS = {
     2: "features",
     3: (
         "evals.common evals.precision evals.scores evals.ranking evals.clip_lists "
-        "evals.baselines evals.retrieval evals.summary "
+        "evals.baselines evals.retrieval "
+        "evals.curves evals.headlines evals.report_texts evals.report evals.summary "
         "evals.probe_scores evals.probe_training evals.probe evals.tokens "
         "evals.segmentation_scores evals.segmentation evals.temporal_scores evals.temporal "
         "evals.reconstruction"

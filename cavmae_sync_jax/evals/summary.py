@@ -1,43 +1,101 @@
-"""Collects what several evaluations wrote into one file and tells where their pictures are.
+"""Collects what several evaluations wrote: one file, one table and, if asked, one page.
 
-Example:
+Examples:
   python -m cavmae_sync_jax.evals.summary runs/demo/evals --output=runs/demo/results.json
+  python -m cavmae_sync_jax.evals.summary runs/demo/evals --output=runs/demo/results.json \\
+      --workdir=runs/demo/train --report=runs/demo/report.html
 
 FOLDER holds NAME.json and NAME.png as the evaluations write them; OUTPUT gets one key an
-evaluation.
+evaluation. The table has every headline score beside an untrained model of the same shape and the
+best trivial baseline. --report writes the same with pictures, all scores and, from --workdir, the
+training's curves, into one HTML file that needs nothing else.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 from cavmae_sync_jax import cli
 from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.evals import headlines, report
+
+COLUMNS = ("model", headlines.UNTRAINED, "best trivial baseline", "verdict")
 
 
-def run(folder: epath.PathLike, output: epath.PathLike) -> dict[str, Any]:
+def run(
+    folder: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    workdir: epath.PathLike | None = None,
+    page: epath.PathLike | None = None,
+) -> dict[str, Any]:
     """Writes the evaluations' results of `folder` to `output`, one key each, and returns them.
 
+    Args:
+      folder: of `NAME.json` and `NAME.png`.
+      output: the JSON file to write.
+      workdir: of the training, whose curves the page shows.
+      page: the HTML file to write, if any.
+
     Raises:
-      UserError: if there are none, or one of them is no JSON.
+      UserError: if there are none, or one of them is no JSON or not what its name says.
     """
-    folder, results = epath.Path(folder), {}
+    folder, output = epath.Path(folder), epath.Path(output)
+    results = {}
     for path in sorted(folder.glob("*.json")):
+        if path.resolve() == output.resolve():  # of an earlier run
+            continue
         try:
             results[path.stem] = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path} is not the JSON of an evaluation: {error}") from error
     if not results:
         raise UserError(f"{folder} holds no evaluation's NAME.json")
-    output = epath.Path(output)
+    evaluations = {
+        name: evaluation
+        for name in sorted(results, key=_place)
+        if (evaluation := headlines.read(name, results[name])) is not None
+    }
+    rows = headlines.rows(evaluations)
+    html = None
+    if page is not None:
+        page = epath.Path(page)
+        html = report.page(folder, results, evaluations, None if workdir is None else workdir)
     cli.make_folder(output.parent)
     output.write_text(json.dumps(results, indent=2) + "\n")
+    if rows:
+        print(table(rows))
     print(f"scores: {output}")
     for picture in sorted(folder.glob("*.png")):
         print(f"picture: {picture}")
+    if page is not None:
+        cli.make_folder(page.parent)
+        page.write_bytes(html)
+        print(f"report: {page}")
     return results
+
+
+def _place(name: str) -> int:
+    order = list(headlines.READERS)
+    return order.index(name) if name in order else len(order)
+
+
+def table(rows: Sequence[headlines.Row]) -> str:
+    """The one table as text: shares in percent; ranks and errors are better when lower."""
+    lines = [("all evaluations, %, ranks and errors", *COLUMNS)]
+    for row in rows:
+        lines.append((f"{row.evaluation}, {row.score}", *row.cells))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            f"{cell:>{width}}" if column in (1, 2) else f"{cell:{width}}"
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
 
 
 def main() -> None:
@@ -45,9 +103,15 @@ def main() -> None:
     arguments = cli.parser(__doc__)
     arguments.add_argument("folder", metavar="FOLDER", help="the evaluations' --output")
     arguments.add_argument("--output", required=True, help="JSON file to write")
+    arguments.add_argument("--report", metavar="FILE", help="HTML page to write")
+    arguments.add_argument(
+        "--workdir", help="the training's --workdir, whose curves the page shows"
+    )
 
     def start(args: argparse.Namespace) -> None:
-        run(args.folder, args.output)
+        if args.workdir is not None and args.report is None:
+            raise UserError("--workdir is for the page: give --report=FILE.html, too")
+        run(args.folder, args.output, workdir=args.workdir, page=args.report)
 
     cli.main(arguments, start)
 
