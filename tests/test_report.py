@@ -4,6 +4,7 @@ import base64
 import html.parser
 import io
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from etils import epath
 from PIL import Image
 
 from cavmae_sync_jax import cli
-from cavmae_sync_jax.evals import curves, headlines, summary
+from cavmae_sync_jax.evals import curves, headlines, report, summary
 
 HOSTILE = "<script>alert('x')</script>"
 VOID = {"meta", "img"}
@@ -148,7 +149,7 @@ def test_the_page_needs_nothing_else_and_has_everything(folder, capsys):
     assert text.startswith("<!DOCTYPE html>") and "url(" not in text and "@import" not in text
     found = Page(text)
     assert found.links and all(link[0] == "#" and link[1:] in found.ids for link in found.links)
-    assert len(found.images) == 4  # three pictures and the curves
+    assert len(found.images) == 6  # three pictures and three curves
     for image in found.images:
         kind, data = image["src"].split(",")
         assert image["alt"] and kind == "data:image/png;base64"
@@ -224,3 +225,24 @@ def test_a_workdir_that_is_not_there_is_told(folder):
             workdir=folder / "none",
             page=folder / "report.html",
         )
+
+
+def test_the_command_is_one_that_a_shell_takes(folder):
+    about = {"checkpoint": {"directory": "a dir/$(x)", "step": 1}, "config": {"epochs": 3}}
+    result = RESULTS["probe"] | about | {"baselines": {"untrained model": {}}}
+    line = report.command(epath.Path(folder), "probe_audio", result).replace(
+        "\\\n", ""
+    )  # continued lines
+    assert shlex.split(line) == [
+        *("python", "-m", "cavmae_sync_jax.evals.probe", "--config=configs/probe.py"),
+        *("--checkpoint=a dir/$(x)", f"--output={folder}", "--config.epochs=3", "--baselines"),
+    ]
+
+
+def test_the_best_trivial_baseline_is_the_one_that_is_named():
+    baselines = {"chance": both(0.1, 0.2, 5.0), "linear": both(0.3, 0.1, 9.0)}
+    oracle = {"oracle (truth)": both(1.0, 1.0, 1.0)}
+    result = {"scores": {"diagonal_mean": both(0.2, 0.3, 4.0)}, "baselines": baselines | oracle}
+    rows = headlines.rows({"retrieval": headlines.read("retrieval", result)})
+    assert [row.cells[2] for row in rows[:3]] == ["30.0, linear", "20.0, chance", "5.0, chance"]
+    assert rows[0].verdict == "worse than its baseline"

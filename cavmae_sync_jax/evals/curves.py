@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
@@ -65,41 +65,35 @@ def _parsed(line: str) -> tuple[float, dict[str, float]]:
     return step, {name: float(value) for name, value in scalars.items()}
 
 
-def draw(series: Series) -> bytes | None:
-    """The PNG of the `PANELS` for which there are values; None if there are none."""
-    panels = {title: names for title, names in PANELS.items() if names.keys() & series.keys()}
-    if not panels:
-        return None
-    rows = -(-len(panels) // 3)
-    figure, axes = plt.subplots(
-        rows, 3, figsize=(10, 2.5 * rows), squeeze=False, layout="constrained"
-    )
-    for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
-        _draw_panel(axis, title, {label: series[n] for n, label in names.items() if n in series})
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
+def draw(series: Series) -> Iterator[tuple[str, bytes]]:
+    """Title and PNG of each of the `PANELS` for which there are values."""
+    for title, names in PANELS.items():
+        shown = {label: series[name] for name, label in names.items() if name in series}
+        if shown:
+            yield title, _panel(title, shown)
+
+
+def _panel(title: str, shown: Series) -> bytes:
+    figure, axis = plt.subplots(figsize=(4, 2.6), layout="constrained")
+    factor = 100 if title.endswith("%") else 1
+    for label, (steps, values) in shown.items():
+        few = "o" if len(steps) < 3 else ""
+        scaled = [factor * value for value in values]
+        axis.plot(steps, scaled, marker=few, linewidth=1.4, label=label)
+    axis.set_title(title, fontsize=11)
+    axis.set_xlabel("step", fontsize=9)
+    axis.set_xlim(left=0)
+    axis.tick_params(labelsize=9)
+    axis.grid(alpha=0.3)
+    if len(shown) > 1:
+        axis.legend(fontsize=9)
     file = io.BytesIO()
     figure.savefig(file, dpi=150, format="png")
     plt.close(figure)
     return file.getvalue()
 
 
-def _draw_panel(axis: Any, title: str, shown: Series) -> None:
-    factor = 100 if title.endswith("%") else 1
-    for label, (steps, values) in shown.items():
-        few = "o" if len(steps) < 3 else ""
-        scaled = [factor * value for value in values]
-        axis.plot(steps, scaled, marker=few, linewidth=1.4, label=label)
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel("step", fontsize=8)
-    axis.set_xlim(left=0)
-    axis.tick_params(labelsize=8)
-    axis.grid(alpha=0.3)
-    if len(shown) > 1:
-        axis.legend(fontsize=8)
-
-
-def last_values(series: Series) -> Iterable[tuple[str, float, float]]:
+def last_values(series: Series) -> Iterator[tuple[str, float, float]]:
     """Name, step and value of each curve's end."""
     for names in PANELS.values():
         for name in names:

@@ -52,7 +52,7 @@ class Row(NamedTuple):
         if self.untrained is not None:
             plain = text(self.column, self.untrained)
         if self.baseline is not None:
-            baseline = f"{text(self.column, self.baseline[1])} ({self.baseline[0]})"
+            baseline = f"{text(self.column, self.baseline[1])}, {self.baseline[0]}"
         return text(self.column, self.model), plain, baseline, self.verdict
 
     @property

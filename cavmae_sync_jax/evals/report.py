@@ -133,14 +133,15 @@ def _run(folder: epath.Path, results: dict[str, Any]) -> list[Node]:
         nodes.append(_node("p", warning, class_="mixed"))
     for known, names in groups.items():
         items = [*known] or [("model and data", "the files do not tell")]
-        for name in names:
-            stamp = datetime.datetime.fromtimestamp(
-                (folder / f"{name}.json").stat().mtime, datetime.UTC
-            )
-            items.append((f"{name}.json", f"of {stamp:%Y-%m-%d %H:%M} UTC"))
+        dates = [f"{name}.json of {_date(folder / f'{name}.json')}" for name in names]
+        items.append(("files", "; ".join(dates)))
         pairs = [node for key, value in items for node in (_node("dt", key), _node("dd", value))]
         nodes.append(_node("dl", *pairs))
     return nodes
+
+
+def _date(path: epath.Path) -> str:
+    return f"{datetime.datetime.fromtimestamp(path.stat().mtime, datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _scores(rows: Sequence[Row], evaluations: dict[str, Evaluation]) -> list[Node]:
@@ -191,17 +192,21 @@ def _training(workdir: epath.Path) -> list[Node]:
     if not path.exists():
         return []
     series = curves.read(path)
-    picture = curves.draw(series)
-    if picture is None:
+    pictures = [
+        figure
+        for title, data in curves.draw(series)
+        for figure in _figures([(path, data)], f"Curve of the training: {title}")
+    ]
+    if not pictures:
         return []
-    ends = [
+    last = [
         (name, (f"{step:g}", f"{value:.4g}"), False)
         for name, step, value in curves.last_values(series)
     ]
     return [
-        _node("p", f"From {path}. The last values of each curve are in the table."),
-        *_figures([(path, picture)], "Curves of the training over its steps"),
-        _table(("metric", "last step", "last value"), ends),
+        _node("p", f"From {path}. The last value of each curve is in the table."),
+        _node("div", *pictures, class_="curves"),
+        _table(("metric", "last step", "last value"), last),
     ]
 
 
@@ -214,9 +219,9 @@ def _evaluation(
 ) -> Iterator[Node]:
     meaning, alt = MEANINGS[_module(name)]
     yield _node("p", meaning)
-    rows = {f"model, {k}".rstrip(", "): v for k, v in evaluation.model.items()}
+    rows = _titled("model", evaluation.model)
     ours = set(rows)
-    rows |= {f"{headlines.UNTRAINED}, {k}".rstrip(", "): v for k, v in evaluation.untrained.items()}
+    rows |= _titled(headlines.UNTRAINED, evaluation.untrained)
     rows |= evaluation.baselines | evaluation.ceilings
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     if rows:
@@ -235,8 +240,12 @@ def _evaluation(
     if isinstance(classes, dict) and all(isinstance(row, dict) for row in classes.values()):
         yield _classes(classes)
     yield from _figures(pictures, alt)
-    yield _node("p", "This command makes it again:", class_="note")
+    yield _node("p", "Made by this command, as far as the file tells:", class_="note")
     yield _node("pre", _node("code", command(folder, name, result)))
+
+
+def _titled(whose: str, scores: headlines.Scores) -> headlines.Scores:
+    return {f"{whose}, {label}" if label else whose: row for label, row in scores.items()}
 
 
 def _classes(classes: dict[str, dict[str, Any]]) -> Node:
@@ -303,8 +312,8 @@ def _module(name: str) -> str:
 
 
 def command(folder: epath.Path, name: str, result: dict[str, Any]) -> str:
-    """The command line that a result came from, as far as the result tells."""
-    words = ["python", "-m", f"cavmae_sync_jax.evals.{_module(name)}"]
+    """The command line that a result came from, as far as the result tells, a line a flag."""
+    words = [f"python -m cavmae_sync_jax.evals.{_module(name)}"]
     embeddings = _at(result, "embeddings", "file")
     flags = {
         "embeddings": embeddings,
@@ -328,8 +337,8 @@ def command(folder: epath.Path, name: str, result: dict[str, Any]) -> str:
     if isinstance(config, dict):
         words.append("--config=configs/probe.py")
         flags |= {f"config.{key}": value for key, value in config.items()}
-    words += [f"--{key}={value}" for key, value in flags.items() if value is not None]
+    words += [shlex.quote(f"--{k}={value}") for k, value in flags.items() if value is not None]
     compared = headlines.UNTRAINED in (_at(result, "baselines") or ()) or "untrained" in result
     if compared and (name == "retrieval" or config is not None):
         words.append("--baselines")
-    return shlex.join(words)
+    return " \\\n  ".join(words)

@@ -72,6 +72,10 @@ tbody th { font-weight: 400; }
 .better { color: #17663a; }
 .mixed { color: #8a4b00; font-weight: 600; }
 .worse { color: #a8201a; font-weight: 600; }
+.curves { display: grid; gap: 0 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
+.curves figure { margin: .4rem 0; }
+.curves figcaption { display: none; }
 figure { margin: 1rem 0; break-inside: avoid; }
 img { display: block; max-width: 100%; height: auto; }
 figcaption, .note { color: var(--dim); font-size: .9rem; }

@@ -63,7 +63,7 @@ def run(
     html = None
     if page is not None:
         page = epath.Path(page)
-        html = report.page(folder, results, evaluations, None if workdir is None else workdir)
+        html = report.page(folder, results, evaluations, workdir)
     cli.make_folder(output.parent)
     output.write_text(json.dumps(results, indent=2) + "\n")
     if rows:
