@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import demo_seeds, retrieval
+from benchmarks import convert, demo_seeds, retrieval
 from cavmae_sync_jax import cli
 from cavmae_sync_jax.evals import scores
 
@@ -34,3 +34,24 @@ def test_demo_seeds_by_hand(tmp_path, capsys):
     assert chance == f"| chance | {cells} |"
     with pytest.raises(cli.UserError, match=r"holds no results\.json"):
         demo_seeds.run([str(tmp_path)])
+
+
+def test_convert_measures_every_kind_both_ways(monkeypatch, capsys):
+    tiny = {"image_size": 32, "audio_rows": 96, "width": 16, "depth": 1, "decoder_width": 8}
+    tiny |= {"heads": 2, "decoder_heads": 2, "decoder_depth": 1}
+    make, make_mae = convert.random_state, convert.mae_state
+    monkeypatch.setattr(convert, "random_state", lambda seed=0, **own: make(seed, **tiny | own))
+    monkeypatch.setattr(convert, "mae_state", lambda: make_mae())
+    measured = []
+
+    def measure(source, destination):
+        measured.append(source.split("/")[-1])
+        if destination.endswith((".pth", ".safetensors")):
+            open(destination, "wb").close()
+        return 1.0, 2.0
+
+    monkeypatch.setattr(convert, "measure", measure)
+    convert.main()
+    rows = capsys.readouterr().out.splitlines()[3:]
+    assert len(rows) == 6 and all(row.endswith("| 1.0 | 2.00 |") for row in rows)
+    assert measured[:4] == ["sync.pth", "sync.safetensors", "cav_mae.pth", "mae.pth"]

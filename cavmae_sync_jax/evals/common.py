@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 from etils import epath
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 from cavmae_sync_jax import cli, dataset
 from cavmae_sync_jax.pretrained import Pretrained, load
@@ -65,3 +67,10 @@ def write(output: epath.PathLike, name: str, result: dict[str, Any], table: str)
     path = cli.make_folder(output) / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{table}\nwritten: {path}")
+
+
+def save(figure: Figure, path: epath.Path) -> None:
+    """Writes a figure as a PNG and closes it."""
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=110, format="png")
+    pyplot.close(figure)

@@ -232,9 +232,7 @@ def draw_confusion(
         axis.set_yticks(range(len(classes)), classes)
     figure.colorbar(image, label="share of the row's clips", shrink=0.8)
     figure.tight_layout()
-    with path.open("wb") as file:
-        figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
+    common.save(figure, path)
 
 
 def main() -> None:

@@ -280,9 +280,7 @@ def _draw_grid(columns: dict[str, list[np.ndarray]], names: list[str], path: epa
             axis.set(xticks=[], yticks=[])
     for axis, name in zip(axes[:, 0], names, strict=True):
         axis.set_ylabel(name, fontsize=7, parse_math=False)
-    with path.open("wb") as file:
-        figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
+    common.save(figure, path)
 
 
 def main() -> None:

@@ -275,9 +275,7 @@ def draw_matches(
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     figure.tight_layout()
-    with path.open("wb") as file:
-        figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
+    common.save(figure, path)
 
 
 def _mosaic(

@@ -295,9 +295,7 @@ def draw(
         axis.set(xticks=[], yticks=[])
     bar = figure.colorbar(shown, ax=axes[1, -1], ticks=shown.get_clim(), fraction=0.05)
     bar.ax.set_yticklabels(["its\nlowest", "its\nhighest"], fontsize=8)
-    with (epath.Path(output) / f"{NAME}.png").open("wb") as file:
-        figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
+    common.save(figure, epath.Path(output) / f"{NAME}.png")
 
 
 def main() -> None:

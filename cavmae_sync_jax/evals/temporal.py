@@ -211,9 +211,7 @@ def draw(
         _draw_bars(axes[2], bars, None if truth is None else truth[clip], names)
         title = f"clip {record['clip_id'].decode()}"
         axes[0].set_title(title, fontsize=9, loc="left", parse_math=False)
-    with path.open("wb") as file:
-        figure.savefig(file, dpi=100, format="png")
-    plt.close(figure)
+    common.save(figure, path)
 
 
 def _draw_clip(

@@ -140,9 +140,7 @@ def draw(result: dict[str, Any], path: epath.Path) -> None:
         axis.set(title=f"{head} probe", ylim=(0, 108))
     axes[0].set_ylabel("mAP, %")
     figure.tight_layout()
-    with path.open("wb") as file:
-        figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
+    common.save(figure, path)
 
 
 def main() -> None:
