@@ -141,10 +141,17 @@ class Stored(NamedTuple):
         """
         return _restore(self.manager, self.step, abstract, self.folder)
 
+    def weights(self) -> Any:
+        """The parameters to use, as NumPy arrays: their average, where a training kept one."""
+        trees = self.arrays("params", "average", "averaged")
+        return trees["average" if int(trees.get("averaged", 0)) else "params"]
+
     def arrays(self, *names: str) -> dict[str, Any]:
         """The trees of these names, as far as there are any, as NumPy arrays."""
         stored = self.manager.item_metadata(self.step).state.tree
         abstract = {name: stored[name] for name in names if stored.get(name)}
+        if not abstract:
+            return {}
         kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
         arguments = ocp.args.PyTreeRestore(abstract, restore_args=kinds, partial_restore=True)
         return self.manager.restore(self.step, args=ocp.args.Composite(state=arguments)).state

@@ -123,8 +123,10 @@ def take_out(source: str, destination: str, module_prefix: bool = False) -> int:
     torch_files.check_suffix(destination)
     cli.refuse_existing(destination)
     with checkpoint.opened(source) as stored:
-        trees, config = stored.arrays("params", "leftovers"), stored.config
-    state = complete(trees.pop("params"), build(config)) | trees.get("leftovers", {})
+        params, config = stored.weights(), stored.config
+        leftovers = stored.arrays("leftovers").get("leftovers", {})
+    state = complete(params, build(config)) | leftovers
+    del params
     prefix = torch_files.PREFIX if module_prefix else ""
     torch_files.write(destination, {f"{prefix}{name}": state[name] for name in state})
     values = sum(array.size for array in state.values()) / 1e6

@@ -10,7 +10,17 @@ import pytest
 import tiny
 from sklearn.metrics import average_precision_score
 
-from cavmae_sync_jax import cli, dataset, features, optim, sharding, torch_names, train
+from cavmae_sync_jax import (
+    checkpoint,
+    cli,
+    convert,
+    dataset,
+    features,
+    optim,
+    sharding,
+    torch_names,
+    train,
+)
 from cavmae_sync_jax.evals import common, probe, probe_scores, probe_training, tokens
 from cavmae_sync_jax.evals.precision import average_precision
 from cavmae_sync_jax.pretrained import load
@@ -185,9 +195,22 @@ def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys):
     assert {name: one["clips"] for name, one in result["classes"].items()} == {"even": 3, "odd": 2}
     printed = capsys.readouterr().out
     assert "untrained model" in printed and "accuracy" in printed
-    # The head it left scores the same, without training.
-    again = probe.run(trained, records, config, head=tmp_path / "probe")
-    assert again["scores"] == result["scores"]
+    # The head it left scores the same, without training, also by way of a PyTorch file.
+    convert.take_out(str(tmp_path / "probe"), str(tmp_path / "head.pth"))
+    convert.bring_in(str(tmp_path / "head.pth"), str(tmp_path / "back"), ["--config.head.heads=2"])
+    for head in ("probe", "back"):
+        again = probe.run(trained, records, config, head=tmp_path / head)
+        assert again["scores"] == result["scores"]
+    heads = []
+    for head in ("probe", "back"):
+        with checkpoint.opened(tmp_path / head) as stored:
+            heads.append(stored.weights())
+            last = stored.arrays("params")["params"]
+    jax.tree.map(np.testing.assert_array_equal, *heads)
+    jax.tree.map(np.testing.assert_array_equal, heads[1], last)
+    with checkpoint.opened(tmp_path / "probe") as stored:
+        last = stored.arrays("params")["params"]["classifier"]["kernel"]
+    assert not np.array_equal(last, heads[0]["classifier"]["kernel"])  # it is the average
 
 
 def test_raw_clips_are_shifted_and_mixed_before_the_encoder(trained, dataset_dir, tmp_path):

@@ -185,9 +185,7 @@ def _load_head(directory: epath.PathLike, width: int, classes: int) -> tuple[Pro
                 f"the head in {directory} takes features of width {module.width} and knows "
                 f"{module.classes} classes, but here are {width} and {classes}"
             )
-        trees = stored.arrays("params", "average", "averaged")
-    use_average = int(trees.get("averaged", 0)) > 0
-    return module, trees["average" if use_average else "params"]
+        return module, stored.weights()
 
 
 def scores_of(truth: Truth, logits: Float[np.ndarray, "clips classes"]) -> dict[str, float]:

@@ -213,8 +213,9 @@ def train(
         stack.callback(batches.close)
         stack.enter_context(jax.set_mesh(mesh))
         bar = stack.enter_context(metrics.progress("probe", steps, "step", initial=first))
-        params = jax.device_put(jax.device_get(model.params), sharding.replicated(mesh))
-        encoder = {} if isinstance(clips.source, np.ndarray) else params
+        encoder = {}
+        if not isinstance(clips.source, np.ndarray):
+            encoder = jax.device_put(jax.device_get(model.params), sharding.replicated(mesh))
         for number, batch in zip(range(first + 1, steps + 1), batches, strict=False):
             state, loss = step(state, encoder, batch)
             bar.update()
