@@ -1,16 +1,18 @@
 """Checkpoints (Orbax): the train state, the data position and the config, saved together.
 
 `DIRECTORY/checkpoints/STEP/` holds the items `state` (arrays) and `meta` (JSON: `config`, the data
-`position` and the code's `version`), so that an evaluation needs nothing but the directory.
+`position`, the code's `version` and the arrays' `fingerprints`), so that an evaluation needs
+nothing but the directory. Whatever is read is compared with its fingerprint.
 """
 
 import contextlib
+import hashlib
+import json
 import logging
-import re
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import absl.logging
@@ -20,22 +22,40 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import cli
+from cavmae_sync_jax import cli, processes
 from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.fingerprint import fingerprints, name_of
+from cavmae_sync_jax.mismatch import mismatch
 
 FOLDER = "checkpoints"
+SET_ASIDE = "set_aside"  # beside it: checkpoints that a resumed run was told to pass over
 # Settings that older checkpoints lack, with the value that was the only one then.
-SINCE = {"init_from": "", "model.learned_positions": False}
-Shape = tuple[int, ...]
+SINCE = {
+    "init_from": "",
+    "microbatches": 1,
+    "evaluations": ("retrieval",),
+    "model.learned_positions": False,
+}
 
 
 class Checkpoints:
     """The checkpoints of a workdir that is being trained; saves are asynchronous."""
 
-    def __init__(self, workdir: epath.PathLike, keep: int):
-        """Opens `WORKDIR/checkpoints`, where the newest `keep` stay."""
+    def __init__(self, workdir: epath.PathLike, keep: int, resume_step: int | None = None):
+        """Opens `WORKDIR/checkpoints`, where the newest `keep` stay.
+
+        Args:
+          workdir: of the training.
+          keep: how many checkpoints stay.
+          resume_step: of the checkpoint to go on from; newer ones are moved to `WORKDIR/set_aside`.
+
+        Raises:
+          UserError: if there is no checkpoint of `resume_step`.
+        """
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self.directory = epath.Path(workdir).resolve() / FOLDER
+        if resume_step is not None:
+            _set_aside(self.directory, resume_step)
         self._manager = _manager(self.directory, options)
 
     @property
@@ -44,31 +64,57 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, config: ConfigDict, position: dict[str, Any]) -> None:
-        """Starts to save; returns as soon as the state has left the device."""
+        """Starts to save; returns as soon as the state has left the device.
+
+        Raises:
+          UserError: if this or the save before it can't be written.
+        """
         if step == self.latest:
             return
         meta = {"config": config.to_dict(), "position": position, "version": cli.version()}
+        meta["fingerprints"] = fingerprints(state)
+        meta["digest"] = _digest(meta)
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
-        self._manager.save(step, args=items, force=True)
+        with self._writing():
+            self._manager.save(step, args=items, force=True)
 
-    def meta(self) -> dict[str, Any]:
-        """The newest checkpoint's JSON part."""
-        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = self._manager.restore(self.latest, args=items).meta
-        return {**meta, "config": _completed(ConfigDict(meta["config"])).to_dict()}
-
-    def restore(self, abstract_state: Any) -> Any:
-        """The newest checkpoint's state, laid out as the shapes and shardings given.
+    def check(self) -> None:
+        """Says if a save that goes on in the background has failed.
 
         Raises:
-          UserError: if names or shapes differ from the checkpoint's.
+          UserError: if it has.
         """
-        return _restore(self._manager, self.latest, abstract_state, self.directory)
+        with self._writing():
+            self._manager.check_for_errors()
+
+    def stored(self) -> "Stored":
+        """The newest checkpoint.
+
+        Raises:
+          UserError: if it is damaged.
+        """
+        return _opened(self._manager, self.latest, self.directory)
 
     def close(self) -> None:
-        """Waits until the last save is finished on disk."""
-        self._manager.wait_until_finished()
+        """Waits until the last save is finished on disk.
+
+        Raises:
+          UserError: if it can't be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with _quiet():
+                yield
+        except Exception as error:  # Orbax wraps what the file system says in errors of many kinds
+            raise UserError(
+                f"a checkpoint can't be written to {self.directory} ({_reason(error)}): the newest "
+                f"whole one is of step {self.latest}; make room there and start again"
+            ) from error
 
 
 def write(directory: epath.PathLike, state: dict[str, Any], config: ConfigDict) -> None:
@@ -96,8 +142,7 @@ def write(directory: epath.PathLike, state: dict[str, Any], config: ConfigDict) 
     except UserError:
         raise
     except Exception as error:  # Orbax wraps what the file system says in errors of many kinds
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"{directory} can't be written: {reason}") from error
+        raise UserError(f"{directory} can't be written: {_reason(error)}") from error
     finally:
         _remove(partial)
 
@@ -109,10 +154,12 @@ def _quiet() -> Iterator[None]:
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
-    yield
-    absl.logging.set_verbosity(before[0])
-    logging.getLogger("asyncio").setLevel(before[1])
-    sys.unraisablehook = before[2]
+    try:
+        yield
+    finally:
+        absl.logging.set_verbosity(before[0])
+        logging.getLogger("asyncio").setLevel(before[1])
+        sys.unraisablehook = before[2]
 
 
 def _remove(folder: epath.Path) -> None:
@@ -125,6 +172,21 @@ def _remove(folder: epath.Path) -> None:
         time.sleep(0.1)
 
 
+def _set_aside(folder: epath.Path, step: int) -> None:
+    """Moves the checkpoints after `step` out of the way."""
+    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    if step not in steps:
+        raise UserError(f"{folder} has no checkpoint of step {step}; it has {steps or 'none'}")
+    processes.wait("steps are known")
+    if jax.process_index() == 0:
+        for newer in steps[steps.index(step) + 1 :]:
+            place = cli.make_folder(folder.parent / SET_ASIDE) / str(newer)
+            while place.exists():
+                place = place.with_name(f"{place.name}_again")
+            (folder / str(newer)).rename(place)
+    processes.wait("newer checkpoints are set aside")
+
+
 class Stored(NamedTuple):
     """A finished checkpoint, opened for reading."""
 
@@ -132,14 +194,23 @@ class Stored(NamedTuple):
     step: int
     folder: epath.Path
     manager: ocp.CheckpointManager
+    position: dict[str, Any]
+    fingerprints: dict[str, int]
 
     def restore(self, abstract: Any) -> Any:
         """What `abstract` names, laid out as its shapes and shardings say.
 
         Raises:
-          UserError: if names or shapes differ.
+          UserError: if names or shapes differ, or it is damaged.
         """
-        return _restore(self.manager, self.step, abstract, self.folder)
+        expected = {name: leaf.shape for name, leaf in _leaves(abstract).items()}
+        parts = {name.split("/")[0] for name in expected}
+        found = {n: x.shape for n, x in _leaves(self._tree()).items() if n.split("/")[0] in parts}
+        if wrong := mismatch(expected, found):
+            raise UserError(
+                f"checkpoint {self.folder}/{self.step} does not hold this model:{wrong}"
+            )
+        return self._read(abstract, ocp.checkpoint_utils.construct_restore_args(abstract))
 
     def weights(self) -> Any:
         """The parameters to use, as NumPy arrays: their average, where a training kept one."""
@@ -148,13 +219,25 @@ class Stored(NamedTuple):
 
     def arrays(self, *names: str) -> dict[str, Any]:
         """The trees of these names, as far as there are any, as NumPy arrays."""
-        stored = self.manager.item_metadata(self.step).state.tree
+        stored = self._tree()
         abstract = {name: stored[name] for name in names if stored.get(name)}
         if not abstract:
             return {}
         kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-        arguments = ocp.args.PyTreeRestore(abstract, restore_args=kinds, partial_restore=True)
-        return self.manager.restore(self.step, args=ocp.args.Composite(state=arguments)).state
+        return self._read(abstract, kinds)
+
+    def _tree(self) -> Any:
+        with _reading(self.manager, self.step, self.folder):
+            return self.manager.item_metadata(self.step).state.tree
+
+    def _read(self, abstract: Any, restore_args: Any) -> Any:
+        wanted = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
+        with _reading(self.manager, self.step, self.folder):
+            state = self.manager.restore(self.step, args=ocp.args.Composite(state=wanted)).state
+        found = fingerprints(state) if self.fingerprints else {}  # older checkpoints have none
+        if bad := [name for name, value in found.items() if self.fingerprints.get(name) != value]:
+            raise _damaged(self.manager, self.step, self.folder, f"{bad[0]} is not what was saved")
+        return state
 
 
 def exists(directory: epath.PathLike) -> bool:
@@ -167,10 +250,14 @@ def exists(directory: epath.PathLike) -> bool:
 def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Stored]:
     """Opens the newest checkpoint of a workdir (or its `checkpoints` folder), or that of `step`.
 
+    `WORKDIR/checkpoints/STEP` names a step, too.
+
     Raises:
-      UserError: if there is no such checkpoint.
+      UserError: if there is no such checkpoint, or it is damaged.
     """
     directory = epath.Path(directory)
+    if step is None and directory.name.isdigit() and directory.parent.name == FOLDER:
+        directory, step = directory.parent, int(directory.name)
     folder = directory / FOLDER
     if directory.name == FOLDER and not folder.is_dir():
         folder = directory
@@ -186,9 +273,48 @@ def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Store
         step = steps[-1] if step is None else step
         if step not in steps:
             raise UserError(f"{folder} has no checkpoint of step {step}; it has {steps}")
-        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        config = ConfigDict(manager.restore(step, args=items).meta["config"])
-        yield Stored(_completed(config), step, folder, manager)
+        yield _opened(manager, step, folder)
+
+
+def _opened(manager: ocp.CheckpointManager, step: int, folder: epath.Path) -> Stored:
+    items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    with _reading(manager, step, folder):
+        meta = manager.restore(step, args=items).meta
+        if "digest" in meta and meta["digest"] != _digest(meta):
+            raise ValueError("its JSON is not what was saved")
+        config, position = _completed(ConfigDict(meta["config"])), meta["position"]
+    return Stored(config, step, folder, manager, position, meta.get("fingerprints", {}))
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    told = {key: value for key, value in meta.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _reading(manager: ocp.CheckpointManager, step: int, folder: epath.Path) -> Iterator[None]:
+    try:
+        with _quiet():
+            yield
+    except Exception as error:  # what a damaged file leads to is of many kinds
+        raise _damaged(manager, step, folder, _reason(error)) from error
+
+
+def _damaged(
+    manager: ocp.CheckpointManager, step: int, folder: epath.Path, reason: str
+) -> UserError:
+    older = [each for each in sorted(manager.all_steps()) if each < step]
+    mend = "there is no older one"
+    if older:
+        mend = (
+            f"the one before it can be used: --resume_step={older[-1]} for a training, "
+            f"--checkpoint={folder}/{older[-1]} for an evaluation"
+        )
+    return UserError(f"checkpoint {folder}/{step} is damaged ({reason}): {mend}")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
 
 
 def _completed(config: ConfigDict) -> ConfigDict:
@@ -201,51 +327,6 @@ def _completed(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def mismatch(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
-    """All missing, unexpected and wrongly shaped names, one kind a line; None if there are none.
-
-    Names that differ only in a layer's number are told as one, such as `blocks.{0–10}.bias`.
-    """
-    both = [name for name in expected if name in found]
-    wrong = [
-        (name, f"{list(found[name])} instead of {list(expected[name])}")
-        for name in both
-        if tuple(found[name]) != tuple(expected[name])
-    ]
-    lines = [
-        f"\n  {title}: {', '.join(_grouped(named))}"
-        for title, named in (
-            ("missing", [(name, "") for name in expected if name not in found]),
-            ("unexpected", [(name, "") for name in found if name not in expected]),
-            ("wrongly shaped", wrong),
-        )
-        if named
-    ]
-    return "".join(lines) or None
-
-
-def _grouped(named: Iterable[tuple[str, str]]) -> Iterator[str]:
-    layers: dict[tuple[str, str, str], list[int]] = {}
-    for name, text in named:
-        match = re.fullmatch(r"(.*?)(?:\.(\d{1,4})(\..*))?", name, re.DOTALL)
-        before, number, after = match.groups()
-        layers.setdefault((before, after or "", text), []).extend([int(number)] if number else [])
-    for (before, after, text), numbers in layers.items():
-        yield f"{before}{'.' + _ranges(sorted(numbers)) if numbers else ''}{after} {text}".rstrip()
-
-
-def _ranges(numbers: list[int]) -> str:
-    if len(numbers) == 1:
-        return str(numbers[0])
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return "{" + ", ".join(f"{r[0]}–{r[-1]}" if r[1:] else str(r[0]) for r in runs) + "}"
-
-
 def _manager(directory: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     # Compressing weights saves a twelfth of the disk and costs a save as much memory as they have.
     state = ocp.PyTreeCheckpointHandler(use_compression=False)
@@ -253,23 +334,5 @@ def _manager(directory: epath.Path, options: ocp.CheckpointManagerOptions) -> oc
     return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, abstract: Any, where: epath.Path) -> Any:
-    """Restores what `abstract` names, after comparing every name and shape with what is stored."""
-    expected = {name: leaf.shape for name, leaf in _leaves(abstract).items()}
-    parts = {name.split("/")[0] for name in expected}
-    stored = _leaves(manager.item_metadata(step).state.tree)
-    found = {name: leaf.shape for name, leaf in stored.items() if name.split("/")[0] in parts}
-    if wrong := mismatch(expected, found):
-        raise UserError(f"checkpoint {where}/{step} does not hold this model:{wrong}")
-    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-    arguments = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
-    return manager.restore(step, args=ocp.args.Composite(state=arguments)).state
-
-
 def _leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by name; a state's fields and a stored dict's keys give the same names."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        "/".join(str(getattr(e, "key", getattr(e, "name", getattr(e, "idx", e)))) for e in path): x
-        for path, x in leaves
-    }
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

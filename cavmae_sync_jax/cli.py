@@ -1,11 +1,14 @@
 """What every command-line program shares: how a user's mistake is told, and the exit status.
 
 Exit status: 0 only on success, 2 after a user's mistake (one sentence on stderr, no traceback),
-130 after Ctrl-C. Anything else that goes wrong is a defect and keeps its traceback.
+130 after Ctrl-C, 143 after SIGTERM where a program saves before it stops. Anything else that goes
+wrong is a defect and keeps its traceback.
 """
 
 import argparse
+import contextlib
 import difflib
+import errno
 import functools
 import importlib.metadata
 import os
@@ -17,9 +20,16 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+# What the file system says when a disk, a quota or the largest size of a file is used up.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class UserError(ValueError):
     """A mistake the user can mend; the message is one sentence naming the file, field or flag."""
+
+
+class Terminated(Exception):
+    """The program was told to stop (SIGTERM) and has saved its work; the message says how far."""
 
 
 def version() -> str:
@@ -74,27 +84,37 @@ def main(
     *,
     config: bool = False,
     overrides: bool = False,
+    within: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> None:
     """Parses the command line, calls `run` with the result and exits with the promised status.
 
     With `config`, the program takes `--config=FILE[:VARIANT]` and `--config.KEY=VALUE` besides,
     and `run` gets the config as its second argument. With `overrides`, it takes only the latter,
-    and `run` gets them as a list for `override`.
+    and `run` gets them as a list for `override`. `run` is called in a context made by `within`.
     """
     logging.set_verbosity(logging.ERROR)  # the libraries' warnings are about our own settings
     try:
         known, rest = arguments.parse_known_args()
+        given: list[Any] = [known]
         if config:
-            run(known, _parse_config(arguments, rest))
+            given.append(_parse_config(arguments, rest))
         elif overrides:
-            run(known, _only(arguments, rest, "--config."))
+            given.append(_only(arguments, rest, "--config."))
         else:
             _only(arguments, rest)
-            run(known)
+        with within():
+            run(*given)
     except UserError as error:
         sys.exit(_tell(arguments.prog, str(error), 2))
+    except Terminated as stop:
+        sys.exit(_tell(arguments.prog, f"told to stop: {stop}", 143))
     except KeyboardInterrupt:
         sys.exit(_tell(arguments.prog, "stopped by Ctrl-C", 130))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(_tell(arguments.prog, f"{error.strerror}{where}: make room, start again", 2))
 
 
 def _parse_config(arguments: argparse.ArgumentParser, rest: list[str]) -> ConfigDict:

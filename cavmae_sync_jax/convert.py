@@ -31,6 +31,7 @@ from cavmae_sync_jax import model as modeling
 from cavmae_sync_jax import torch_kinds as kinds
 from cavmae_sync_jax import torch_names as names
 from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.mismatch import mismatch
 from cavmae_sync_jax.model import AUDIO, VISUAL, CavMaeSync
 from cavmae_sync_jax.probe_head import ProbeHead
 from cavmae_sync_jax.torch_files import StateDict
@@ -191,7 +192,7 @@ def _compare(
         return shape[0], shape[1] + 1, shape[2]  # MAE's have one for its CLS token
 
     wrong = {name for name in expected if found.get(name) != expected[name]}
-    differences = checkpoint.mismatch(
+    differences = mismatch(
         {told(n): shape(n, expected[n]) for n in expected if n in wrong},
         {told(n): shape(n, found[n]) for n in found if n in wrong or n not in expected},
     )

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from cavmae_sync_jax import audio, sharding
+from cavmae_sync_jax import audio, processes, sharding
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.model import AUDIO, VISUAL
 
@@ -208,11 +208,19 @@ def train_batches(
       An iterator of `audio` `[share, rows, bins]`, `visual` `[share, height, width, 3]` and
       `clip` `[share]` (indices of the records).
     """
-    processes, rank = jax.process_count(), jax.process_index()
-    pairs = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()
-    pairs = pairs.random_map(_RandomPair(records, framing))[start:]
-    shares = pairs.batch(batch_size // processes)[rank::processes]
+    count, rank = jax.process_count(), jax.process_index()
+    pairs = _shuffled(len(records), seed).random_map(_RandomPair(records, framing))[start:]
+    shares = pairs.batch(batch_size // count)[rank::count]
     return iter(_prefetched(shares, workers, prefetch))
+
+
+def _shuffled(clips: int, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.range(clips).seed(seed).shuffle().repeat()
+
+
+def order(clips: int, seed: int, start: int, count: int) -> list[int]:
+    """The records at `count` positions from `start` on of `train_batches`' endless sequence."""
+    return [int(index) for index in _shuffled(clips, seed)[start : start + count]]
 
 
 def _prefetched(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.IterDataset:
@@ -223,7 +231,7 @@ def _prefetched(batches: grain.MapDataset, workers: int, prefetch: int) -> grain
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which we do not use
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-    return dataset.mp_prefetch(options)
+    return dataset.mp_prefetch(options, worker_init_fn=processes.look_after_worker)
 
 
 class _WholeClip(grain.transforms.Map):
@@ -266,12 +274,12 @@ def clip_batches(
       An iterator of `audio` `[share, frames, rows, bins]`, `visual` `[share, frames, height,
       width, 3]`, `clip` `[share]` and `valid` `[share]`.
     """
-    processes, rank = jax.process_count(), jax.process_index()
+    count, rank = jax.process_count(), jax.process_index()
     order = np.arange(len(records)) if order is None else order
     padded = -(-len(order) // batch_size) * batch_size
     clips = grain.MapDataset.range(start * batch_size, padded)
     clips = clips.map(_WholeClip(records, framing, order))
-    shares = clips.batch(batch_size // processes)[rank::processes]
+    shares = clips.batch(batch_size // count)[rank::count]
     return iter(_prefetched(shares, workers, prefetch))
 
 
@@ -283,10 +291,11 @@ def to_device(
     queue: list[tuple[Batch, Batch]] = []
     try:
         for batch in batches:
-            arrays = {
-                name: jax.make_array_from_process_local_data(layout, values)
-                for name, values in batch.items()
-            }
+            with jax.transfer_guard("allow"):  # JAX takes this for an implicit one
+                arrays = {
+                    name: jax.make_array_from_process_local_data(layout, values)
+                    for name, values in batch.items()
+                }
             queue.append((arrays, batch))
             if len(queue) > ahead:
                 yield queue.pop(0)

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from cavmae_sync_jax import dataset, metrics, sharding
+from cavmae_sync_jax import dataset, metrics, processes, sharding
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.model import MODALITIES, CavMaeSync
 from cavmae_sync_jax.pretrained import Pretrained
@@ -96,7 +96,7 @@ def extract(
     place = None
     if cache is not None:
         place = epath.Path(cache) / f"{_key(function, model, records, framing)}.npz"
-        if place.exists():
+        if processes.all_say(place.exists()):
             with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return dict(stored)
     whole = _stream(function, model, records, framing, mesh)

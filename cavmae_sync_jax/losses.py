@@ -1,7 +1,7 @@
 """Masked reconstruction, contrast and their sum (paper section 3.2, equations 1–4).
 
 Everything is computed in float32. Batch arrays may be sharded: under `jax.jit` the contrast
-compares the whole global batch.
+compares the whole global batch, and each device scores its own rows against all columns.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from cavmae_sync_jax.sharding import constrain_batch
 
+Scalars = dict[str, Float[Array, ""]]
 # For each direction: whether the softmax runs over the audios of a visual, over the visuals of
 # an audio, or both (their mean). The released code has the first one only.
 DIRECTIONS = {"visual_to_audio": (0,), "audio_to_visual": (1,), "both": (0, 1)}
@@ -63,8 +64,8 @@ def info_nce(
     shape = (groups, batch // groups, dim)
     audio, visual = (_unit(x.astype(jnp.float32)).reshape(shape) for x in (audio, visual))
     logits = jnp.einsum("gad,gvd->gav", audio, visual, precision="highest") / temperature
-    if groups == 1:
-        logits = constrain_batch(logits[0])[None]
+    # Rows stay where their samples are, so that a device holds its share of the logits only.
+    logits = constrain_batch(logits.reshape(batch, shape[1])).reshape(groups, *shape[1:2] * 2)
     axes = [1 + axis for axis in DIRECTIONS[direction]]
     targets = jnp.arange(shape[1])[None]
     losses, correct = [], []
@@ -79,27 +80,40 @@ def _unit(x: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def total(
-    settings: ConfigDict | Mapping[str, Any],
-    embeddings: Mapping[str, Float[Array, "batch dim"]],
-    predictions: Mapping[str, Float[Array, "batch _ _"]],
-    patches: Mapping[str, Float[Array, "batch _ _"]],
-    masked: Mapping[str, Bool[Array, "batch _"]],
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The training loss λ_c·L_c + λ_r·(L_a + L_v) and its parts, by the config's `loss` section."""
-    contrast, accuracy = info_nce(
+def contrast(
+    settings: ConfigDict | Mapping[str, Any], embeddings: Mapping[str, Float[Array, "batch dim"]]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`info_nce` by the config's `loss` section."""
+    return info_nce(
         embeddings["audio"],
         embeddings["visual"],
         settings["temperature"],
         settings["contrast_direction"],
         settings["contrast_groups"],
     )
-    parts = {
+
+
+def reconstruction(
+    predictions: Mapping[str, Float[Array, "batch _ _"]],
+    patches: Mapping[str, Float[Array, "batch _ _"]],
+    masked: Mapping[str, Bool[Array, "batch _"]],
+) -> Scalars:
+    """`reconstruction_loss` of every modality."""
+    return {
         f"reconstruction_{modality}": reconstruction_loss(
             predictions[modality], patches[modality], masked[modality]
         )
         for modality in predictions
     }
-    loss = settings["contrast_weight"] * contrast
-    loss += settings["reconstruction_weight"] * sum(parts.values())
-    return loss, {"loss": loss, "contrast": contrast, "nce_accuracy": accuracy, **parts}
+
+
+def total(
+    settings: ConfigDict | Mapping[str, Any],
+    contrasted: tuple[Float[Array, ""], Float[Array, ""]],
+    reconstructed: Scalars,
+) -> tuple[Float[Array, ""], Scalars]:
+    """The training loss λ_c·L_c + λ_r·(L_a + L_v) and its parts, by the config's `loss` section."""
+    nce, accuracy = contrasted
+    loss = settings["contrast_weight"] * nce
+    loss += settings["reconstruction_weight"] * sum(reconstructed.values())
+    return loss, {"loss": loss, "contrast": nce, "nce_accuracy": accuracy, **reconstructed}

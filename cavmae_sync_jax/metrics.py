@@ -1,14 +1,17 @@
-"""Where a training run's numbers go: a JSON line, TensorBoard and the progress bar."""
+"""Where a training run's numbers go: their means, a JSON line, TensorBoard, the progress bar."""
 
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import tensorboardX
 from etils import epath
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
 
@@ -53,6 +56,53 @@ class Writer:
         """Writes what TensorBoard still buffers."""
         if self._board is not None:
             self._board.close()
+
+
+class NotFiniteError(ValueError):
+    """A step's loss, gradient or update is not finite."""
+
+    def __init__(self, step: int, name: str, value: float):
+        super().__init__(f"the {name} of step {step} is {value}")
+        self.step = step
+
+
+class History:
+    """Scalars of the steps since the last look, kept on the device so that no step waits."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[int, Mapping[str, Float[Array, ""]]]] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock anew, so that a compilation or an evaluation does not count."""
+        self._began, self._waited = time.perf_counter(), 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Adds time that the loop spent waiting for data."""
+        self._waited += seconds
+
+    def add(self, step: int, scalars: Mapping[str, Float[Array, ""]]) -> None:
+        """Remembers a step's scalars."""
+        self._pending.append((step, scalars))
+
+    def flush(self, batch_size: int) -> dict[str, float]:
+        """Means over the steps since the last flush, with examples/s and the data-wait share.
+
+        Raises:
+          NotFiniteError: if a value of one of them is not finite.
+        """
+        fetched = jax.device_get([scalars for _, scalars in self._pending])
+        for (step, _), scalars in zip(self._pending, fetched, strict=True):
+            for name, value in scalars.items():
+                if not np.isfinite(value):
+                    raise NotFiniteError(step, name, float(value))
+        elapsed = time.perf_counter() - self._began
+        means = {name: float(np.mean([s[name] for s in fetched])) for name in fetched[0]}
+        means["examples_per_second"] = batch_size * len(fetched) / elapsed
+        means["data_wait"] = self._waited / elapsed
+        self._pending = []
+        self.restart()
+        return means
 
 
 def _step(line: str) -> float:

@@ -7,10 +7,12 @@ follow their parameter.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Shaped
 
 from cavmae_sync_jax.cli import UserError
 
@@ -47,6 +49,19 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, BATCH)
 
 
+def split_batch(x: Shaped[Array, "batch *rest"], parts: int) -> Shaped[Array, "{parts} _ *rest"]:
+    """Cuts a batch into `parts`, part i of rows i::parts, so that no row leaves its device."""
+    x = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(None, *BATCH))
+
+
+def merge_batch(x: Shaped[Array, "parts part *rest"]) -> Shaped[Array, "batch *rest"]:
+    """Undoes `split_batch`."""
+    return constrain_batch(jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How a global batch lies on the mesh."""
     return NamedSharding(mesh, BATCH)
@@ -65,6 +80,15 @@ def state_shardings(state: object, mesh: Mesh) -> object:
         return NamedSharding(mesh, _spec(leaf.shape, stacked, mesh.shape["fsdp"]))
 
     return jax.tree_util.tree_map_with_path(rule, state)
+
+
+def laid_out(shapes: object, shardings: object) -> object:
+    """The same shapes with their shardings, to restore a checkpoint to."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings,
+    )
 
 
 def _spec(shape: tuple[int, ...], stacked: bool, fsdp: int) -> P:

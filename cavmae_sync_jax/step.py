@@ -1,7 +1,7 @@
 """The train step: one pure function of (state, batch), jitted and sharded, and what it needs."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -17,6 +17,13 @@ from cavmae_sync_jax.model import AUDIO, MODALITIES, CavMaeSync
 Metrics = dict[str, Float[Array, ""]]
 # One stream of randomness for each purpose, all from (seed, step).
 MASK_STREAM, AUGMENT_STREAM, RATIO_STREAM = range(3)
+
+
+class Samples(NamedTuple):
+    """A batch before it is cut into patches: raw input and indices of kept patches, by modality."""
+
+    raw: dict[str, Array]
+    keep: dict[str, Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -74,32 +81,105 @@ def augment_audio(
     return jax.vmap(one)(jax.random.split(key, fbank.shape[0]), fbank)
 
 
-def loss_and_metrics(
+def loss_and_grads(
     module: CavMaeSync,
     config: ConfigDict,
     params: Any,
     batch: dict[str, Array],
     step: Int[Array, ""],
     ratio: float,
-) -> tuple[Float[Array, ""], Metrics]:
-    """The training loss of raw frames and windows, with masks drawn from (seed, step)."""
+) -> tuple[Metrics, Any]:
+    """The training loss of raw frames and windows, its parts, and the gradients.
+
+    Masks are drawn from (seed, step) for the whole batch, so that `config.microbatches` changes
+    nothing but memory and time.
+    """
+    samples = _samples(module, config, batch, step, ratio)
+    if config.microbatches == 1:
+
+        def objective(params: Any) -> tuple[Float[Array, ""], Metrics]:
+            embeddings, parts = _forward(module, params, samples)
+            return losses.total(config.loss, losses.contrast(config.loss, embeddings), parts)
+
+        (_, scalars), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return scalars, grads
+    return _chunked(module, config, params, samples)
+
+
+def _samples(
+    module: CavMaeSync,
+    config: ConfigDict,
+    batch: dict[str, Array],
+    step: Int[Array, ""],
+    ratio: float,
+) -> Samples:
     key = jax.random.fold_in(jax.random.key(config.seed), step)
     raw = {modality: batch[modality] for modality in MODALITIES}
     if config.data.augment_audio:
         audio_key = jax.random.fold_in(key, AUGMENT_STREAM)
         raw[AUDIO] = augment_audio(audio_key, raw[AUDIO].astype(jnp.float32), module.audio_std)
-    patches = {modality: module.patchify(modality, raw[modality]) for modality in MODALITIES}
-    keep, masked = {}, {}
+    keep = {}
     for index, modality in enumerate(MODALITIES):
         mask_key = jax.random.fold_in(jax.random.fold_in(key, MASK_STREAM), index)
         structure = config.mask.audio_structure if modality == AUDIO else "unstructured"
-        grid = module.grids[modality]
-        size = patches[modality].shape[0]
-        keep[modality] = masking.draw(mask_key, size, grid, ratio, structure)
-        masked[modality] = masking.is_masked(keep[modality], grid.patches)
-    outputs = module.apply({"params": params}, patches, keep)
+        size = raw[modality].shape[0]
+        keep[modality] = masking.draw(mask_key, size, module.grids[modality], ratio, structure)
+    return Samples(raw, keep)
+
+
+def _forward(
+    module: CavMaeSync, params: Any, samples: Samples
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The global embeddings and the reconstruction losses of raw samples."""
+    patches = {m: module.patchify(m, samples.raw[m]) for m in MODALITIES}
+    masked = {m: masking.is_masked(samples.keep[m], patches[m].shape[1]) for m in MODALITIES}
+    outputs = module.apply({"params": params}, patches, samples.keep)
     embeddings = {m: embedding.global_token for m, embedding in outputs.embeddings.items()}
-    return losses.total(config.loss, embeddings, outputs.predictions, patches, masked)
+    return embeddings, losses.reconstruction(outputs.predictions, patches, masked)
+
+
+def _chunked(
+    module: CavMaeSync, config: ConfigDict, params: Any, samples: Samples
+) -> tuple[Metrics, Any]:
+    """The whole batch's loss and gradients with the activations of one microbatch at a time.
+
+    The contrast needs all embeddings, but not all activations (GradCache, Gao et al. 2021): embed
+    every chunk, find the contrast's gradients for the embeddings, then embed again chunk by chunk
+    and go on backwards from there. Reconstruction losses are means over equally many patches each.
+    """
+    count = config.microbatches
+    chunks = jax.tree.map(lambda x: sharding.split_batch(x, count), samples)
+
+    def embed(_: None, chunk: Samples) -> tuple[None, dict[str, Array]]:
+        return None, _forward(module, params, chunk)[0]
+
+    _, embedded = jax.lax.scan(embed, None, chunks)
+    whole = {m: sharding.merge_batch(embedded[m].astype(jnp.float32)) for m in MODALITIES}
+
+    def contrasted(whole: dict[str, Array]) -> tuple[Float[Array, ""], Any]:
+        pair = losses.contrast(config.loss, whole)
+        return config.loss.contrast_weight * pair[0], pair
+
+    pulls, pair = jax.grad(contrasted, has_aux=True)(whole)
+    pulls = {m: sharding.split_batch(pulls[m], count) for m in MODALITIES}
+
+    def accumulate(grads: Any, inputs: tuple[Samples, dict[str, Array]]) -> tuple[Any, Metrics]:
+        chunk, pull = inputs
+
+        def objective(params: Any) -> tuple[Float[Array, ""], Metrics]:
+            embeddings, parts = _forward(module, params, chunk)
+            value = config.loss.reconstruction_weight / count * sum(parts.values())
+            for m in MODALITIES:
+                value += jnp.sum(embeddings[m].astype(jnp.float32) * pull[m])
+            return value, parts
+
+        more, parts = jax.grad(objective, has_aux=True)(params)
+        return jax.tree.map(jnp.add, grads, more), parts
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    grads, parts = jax.lax.scan(accumulate, zeros, (chunks, pulls))
+    means = jax.tree.map(lambda x: x.mean(axis=0), parts)
+    return losses.total(config.loss, pair, means)[1], grads
 
 
 def make_train_step(
@@ -111,10 +191,7 @@ def make_train_step(
     """Returns the jitted `step(state, batch, ratio)`; `ratio` is static, the state is donated."""
 
     def step(state: TrainState, batch: dict[str, Array], ratio: float):
-        def objective(params: Any) -> tuple[Float[Array, ""], Metrics]:
-            return loss_and_metrics(module, config, params, batch, state.step, ratio)
-
-        (_, scalars), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        scalars, grads = loss_and_grads(module, config, state.params, batch, state.step, ratio)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         scalars["grad_norm"] = optax.global_norm(grads)

@@ -66,6 +66,7 @@ def get_config(variant: str = "sync") -> ConfigDict:
             "seed": 0,
             "init_from": "",  # weights to begin with: a converted checkpoint or another workdir
             "batch_size": 512,  # clips in a global batch
+            "microbatches": 1,  # parts that the batch is computed in, with equal results
             "epochs": 25.0,
             "learning_rate": 2e-4,  # its peak
             "schedule": "cosine",  # or halving: CAV-MAE's, every 5 epochs from the 10th
@@ -76,6 +77,7 @@ def get_config(variant: str = "sync") -> ConfigDict:
             "l2": 5e-7,  # added to the gradient (coupled), not AdamW's decay
             "log_every": 50,  # steps
             "eval_every": 5.0,  # epochs; 0: only at the end
+            "evaluations": ("retrieval",),  # then; segmentation, temporal, reconstruction, too
             "checkpoint_every": 1000,  # steps
             "keep_checkpoints": 3,  # the newest ones
             "profile_step": 0,  # traces five steps from this one on; 0: never

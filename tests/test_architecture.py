@@ -5,7 +5,10 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIERS = {
-    0: "cli torch_files media audio patches masking layers losses optim sharding",
+    0: (
+        "cli processes torch_files media audio patches masking layers losses optim sharding "
+        "mismatch fingerprint"
+    ),
     1: "model dataset checkpoint metrics step pretrained probe_head mae torch_names torch_kinds",
     2: "features",
     3: (
@@ -14,9 +17,9 @@ TIERS = {
         "evals.curves evals.headlines evals.report_texts evals.report evals.summary "
         "evals.probe_scores evals.probe_training evals.probe evals.tokens "
         "evals.segmentation_scores evals.segmentation evals.temporal_scores evals.temporal "
-        "evals.reconstruction"
+        "evals.reconstruction evals.periodic"
     ),
-    4: "train convert",
+    4: "settings train convert",
 }
 TIER = {f"cavmae_sync_jax.{name}": tier for tier, names in TIERS.items() for name in names.split()}
 LONGEST = 400

@@ -91,7 +91,9 @@ class Case:
         outputs = self.model.apply({"params": params}, self.patches, self.keep)
         masked = {m: masking.is_masked(k, self.patches[m].shape[1]) for m, k in self.keep.items()}
         embeddings = {m: e.global_token for m, e in outputs.embeddings.items()}
-        loss, parts = losses.total(self.loss, embeddings, outputs.predictions, self.patches, masked)
+        reconstructed = losses.reconstruction(outputs.predictions, self.patches, masked)
+        contrasted = losses.contrast(self.loss, embeddings)
+        loss, parts = losses.total(self.loss, contrasted, reconstructed)
         return loss, (parts, outputs, masked)
 
 

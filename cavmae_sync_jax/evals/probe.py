@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import checkpoint, cli, dataset, features, metrics, sharding
+from cavmae_sync_jax import checkpoint, cli, dataset, features, metrics, processes, sharding
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.evals import common, probe_scores, probe_training
 from cavmae_sync_jax.evals.probe_training import Labelled
@@ -251,7 +251,7 @@ def main() -> None:
             cache=args.cache,
         )
 
-    cli.main(arguments, start, config=True)
+    cli.main(arguments, start, config=True, within=processes.joined)
 
 
 if __name__ == "__main__":

@@ -330,7 +330,8 @@ def _resume(
     shapes: HeadState,
     shardings: HeadState,
 ) -> HeadState:
-    stored, now = checkpoints.meta()["config"], _described(head, config).to_dict()
+    newest, now = checkpoints.stored(), _described(head, config).to_dict()
+    stored = newest.config.to_dict()
     changed = [
         f"{section}.{key} was {stored[section].get(key)!r} and is now {value!r}"
         for section in ("head", "probe")
@@ -342,12 +343,7 @@ def _resume(
             f"{checkpoints.directory.parent} holds another probe: {'; '.join(changed)}: "
             "use the old settings or another --output"
         )
-    abstract = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        shardings,
-    )
-    return checkpoints.restore(abstract)
+    return newest.restore(sharding.laid_out(shapes, shardings))
 
 
 def predict(

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import cli, dataset, features, losses, masking, patches, sharding
+from cavmae_sync_jax import cli, dataset, features, losses, masking, patches, processes, sharding
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.evals import common
 from cavmae_sync_jax.model import AUDIO, IMAGE_MEAN, IMAGE_STD, MODALITIES, VISUAL, CavMaeSync
@@ -130,6 +130,7 @@ def run(
     *,
     mesh: Mesh | None = None,
     mask_ratio: float | None = None,
+    with_baselines: bool = True,
     cache: epath.PathLike | None = None,
 ) -> dict[str, Any]:
     """Measures a model's reconstruction of masked patches in all frames of a split.
@@ -145,6 +146,7 @@ def run(
       mesh: the devices; None means all.
       mask_ratio: share of masked patches; None takes the first that the model was trained with
         (0.75 if its checkpoint does not tell, as one that was converted).
+      with_baselines: also measures an untrained model of the same shape, and a prediction of zero.
       cache: see `features.extract`.
 
     Returns:
@@ -165,17 +167,18 @@ def run(
         }
         return {kind: {m: means[f"{m}_{kind}"] for m in MODALITIES} for kind in (PREDICTED, ZERO)}
 
-    trained, untrained = errors(model), errors(common.untrained(model))
+    trained = errors(model)
     result = {
         "clips": len(records),
         "frames": model.config.data.num_frames,
         "mask": {**dataclasses.asdict(masks), "seed": MASK_SEED},
         "errors": trained[PREDICTED],
-        "baselines": {
-            "untrained model": untrained[PREDICTED],
-            "prediction of zero (the patch's mean)": trained[ZERO],
-        },
     }
+    if with_baselines:
+        result["baselines"] = {
+            "untrained model": errors(common.untrained(model))[PREDICTED],
+            "prediction of zero (the patch's mean)": trained[ZERO],
+        }
     result |= common.describe(model, records)
     if output is not None:
         common.write(output, "reconstruction", result, table(result))
@@ -189,7 +192,7 @@ def table(result: dict[str, Any]) -> str:
     masked = f"{100 * result['mask']['ratio']:g} % masked"
     title = f"reconstruction error, {result['clips']} clips, {masked}"
     lines = [f"{title:48}" + "".join(f"  {m:>8}" for m in MODALITIES)]
-    for name, row in {"model": result["errors"], **result["baselines"]}.items():
+    for name, row in {"model": result["errors"], **result.get("baselines", {})}.items():
         lines.append(f"{name:48}" + "".join(f"  {row[m]:8.3f}" for m in MODALITIES))
     return "\n".join(lines)
 
@@ -296,7 +299,7 @@ def main() -> None:
         model, records = common.opened(args)
         run(model, records, args.output, mask_ratio=args.mask_ratio, cache=args.cache)
 
-    cli.main(arguments, start)
+    cli.main(arguments, start, within=processes.joined)
 
 
 if __name__ == "__main__":

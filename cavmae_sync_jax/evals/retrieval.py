@@ -30,7 +30,7 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
-from cavmae_sync_jax import cli, dataset, features, sharding
+from cavmae_sync_jax import cli, dataset, features, processes, sharding
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.evals import baselines, clip_lists, common, ranking, scores
 from cavmae_sync_jax.features import Arrays
@@ -326,7 +326,7 @@ def main() -> None:
             cache=args.cache,
         )
 
-    cli.main(arguments, start)
+    cli.main(arguments, start, within=processes.joined)
 
 
 def _strategies(text: str) -> list[str]:

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int
 from PIL import Image
 
-from cavmae_sync_jax import cli, dataset, features, metrics, sharding
+from cavmae_sync_jax import cli, dataset, features, metrics, processes, sharding
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.evals import common, precision
 from cavmae_sync_jax.evals import segmentation_scores as scores
@@ -318,7 +318,7 @@ def main() -> None:
         model, records = common.opened(args)
         run(model, records, args.output, query=args.query, tokens=args.tokens, cache=args.cache)
 
-    cli.main(arguments, start)
+    cli.main(arguments, start, within=processes.joined)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from cavmae_sync_jax import audio, cli, dataset, features, metrics, sharding
+from cavmae_sync_jax import audio, cli, dataset, features, metrics, processes, sharding
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.evals import common, temporal_scores
 from cavmae_sync_jax.features import Arrays
@@ -54,6 +54,7 @@ def run(
     mesh: Mesh | None = None,
     segments: int = SEGMENTS,
     tolerance: int = TOLERANCE,
+    with_baselines: bool = True,
     cache: epath.PathLike | None = None,
 ) -> dict[str, Any]:
     """Cuts a split's clips into segments and, where the truth is known, scores the cuts.
@@ -69,6 +70,7 @@ def run(
       mesh: the devices; None means all.
       segments: how many a clip is cut into, where the dataset has no truth.
       tolerance: frames by which a boundary may be off.
+      with_baselines: also scores an untrained model of the same shape and cuts that hear nothing.
       cache: see `features.extract`.
 
     Returns:
@@ -94,11 +96,19 @@ def run(
     }
     scored = np.flatnonzero(wanted > 1) if truth is not None else np.array([], int)
     if len(scored):
-        embedded = features.extract(
-            features.embeddings, common.untrained(model), records, mesh, cache
-        )
         result |= {"clips_scored": len(scored), "tolerance": tolerance}
-        result |= _scored(labels, _segmented(embedded, wanted)[0], truth, wanted, scored, tolerance)
+        result["scores"] = _scores(labels, truth, scored, tolerance)
+        if with_baselines:
+            plain = common.untrained(model)
+            embedded = features.extract(features.embeddings, plain, records, mesh, cache)
+            untrained = _segmented(embedded, wanted)[0]
+            others = {f"untrained model, {kind}": rows for kind, rows in untrained.items()}
+            frames = truth.shape[1]
+            others["equally long segments"] = np.stack(
+                [temporal_scores.uniform(frames, int(number)) for number in wanted]
+            )
+            others["one segment"] = np.zeros_like(truth)
+            result["baselines"] = _scores(others, truth, scored, tolerance)
     result |= common.describe(model, records)
     if output is not None:
         common.write(output, "temporal", result, table(result))
@@ -140,29 +150,19 @@ def _segmented(
     return labels, by_kmeans
 
 
-def _scored(
+def _scores(
     labels: dict[str, Labels],
-    untrained: dict[str, Labels],
     truth: Labels,
-    wanted: Int[np.ndarray, " clips"],
     scored: Int[np.ndarray, " scored"],
     tolerance: int,
-) -> dict[str, Any]:
-    frames = truth.shape[1]
-    uniform = np.stack([temporal_scores.uniform(frames, int(number)) for number in wanted])
+) -> dict[str, dict[str, float]]:
+    """The mean scores over the clips `scored`, of each row of labels."""
 
     def mean(predicted: Labels) -> dict[str, float]:
         clips = [temporal_scores.scores(predicted[i], truth[i], tolerance) for i in scored]
         return {name: float(np.mean([clip[name] for clip in clips])) for name in clips[0]}
 
-    return {
-        "scores": {kind: mean(rows) for kind, rows in labels.items()},
-        "baselines": {
-            **{f"untrained model, {kind}": mean(rows) for kind, rows in untrained.items()},
-            "equally long segments": mean(uniform),
-            "one segment": mean(np.zeros_like(truth)),
-        },
-    }
+    return {name: mean(rows) for name, rows in labels.items()}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -172,7 +172,7 @@ def table(result: dict[str, Any]) -> str:
     title = f"temporal segmentation, {result['clips_scored']} clips, %"
     tolerance = f"boundary F1 (±{result['tolerance']} frames)"
     rows = [(f"model, {kind}", score) for kind, score in result["scores"].items()]
-    rows += list(result["baselines"].items())
+    rows += list(result.get("baselines", {}).items())
     lines = [f"{title:42}  {tolerance:>23}  {'adjusted Rand index':>19}"]
     for name, score in rows:
         cells = f"{100 * score['boundary_f1']:23.1f}  {100 * score['adjusted_rand']:19.1f}"
@@ -295,7 +295,7 @@ def main() -> None:
         settings = {"segments": args.segments, "tolerance": args.tolerance}
         run(model, records, args.output, **settings, cache=args.cache)
 
-    cli.main(arguments, start)
+    cli.main(arguments, start, within=processes.joined)
 
 
 if __name__ == "__main__":

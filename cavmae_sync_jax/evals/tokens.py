@@ -19,7 +19,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import cli, dataset, features, sharding
+from cavmae_sync_jax import cli, dataset, features, processes, sharding
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.evals import common, probe, probe_training
 from cavmae_sync_jax.evals.probe_training import STREAMS, Labelled
@@ -155,7 +155,7 @@ def main() -> None:
         baselines, cache = args.baselines, args.cache
         run(model, records, config, args.output, with_baselines=baselines, cache=cache)
 
-    cli.main(arguments, start, config=True)
+    cli.main(arguments, start, config=True, within=processes.joined)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""The evaluations that a training runs on held-out clips, each by its own `run()`."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from cavmae_sync_jax import dataset
+from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.evals import reconstruction, retrieval, segmentation, temporal
+from cavmae_sync_jax.model import CavMaeSync
+from cavmae_sync_jax.pretrained import Pretrained
+
+# Each with the part of its result that is logged.
+EVALUATIONS = {
+    "retrieval": (functools.partial(retrieval.run, strategies=["diagonal_mean"]), "scores"),
+    "segmentation": (segmentation.run, "scores"),
+    "temporal": (temporal.run, "scores"),
+    "reconstruction": (reconstruction.run, "errors"),
+}
+
+
+def check(names: Sequence[str], module: CavMaeSync, records: dataset.Records) -> None:
+    """Refuses, before a training begins, what would stop it at its first evaluation.
+
+    Raises:
+      UserError: for an unknown evaluation, or one that this model or dataset can't have.
+    """
+    for name in names:
+        if name not in EVALUATIONS:
+            raise UserError(
+                f"config.evaluations={tuple(names)}: {name!r} must be one of "
+                f"{', '.join(EVALUATIONS)}"
+            )
+    if "segmentation" in names:
+        dataset.Records(records.directory, records.split, ("frame_class", "frame_mask"))
+        if not module.global_token:
+            raise UserError("config.evaluations: segmentation needs config.model.global_token=True")
+
+
+def run(
+    names: Sequence[str], model: Pretrained, records: dataset.Records, mesh: Mesh
+) -> dict[str, float]:
+    """The scores of some of `EVALUATIONS`, without baselines.
+
+    Names are paths, such as `temporal/both/boundary_f1`; retrieval's, which every dataset has, are
+    `DIRECTION/R1` and so on.
+    """
+    flat: dict[str, float] = {}
+    for name in names:
+        evaluate, part = EVALUATIONS[name]
+        scores = evaluate(model, records, mesh=mesh, with_baselines=False).get(part, {})
+        if name == "retrieval":
+            flat |= _flat("", scores["diagonal_mean"])
+        else:
+            flat |= _flat(f"{name}/", scores)
+    return flat
+
+
+def _flat(prefix: str, scores: Mapping[str, Any]) -> dict[str, float]:
+    def leaves(path: str, value: Any) -> Iterator[tuple[str, float]]:
+        if not isinstance(value, Mapping):
+            yield path, float(value)
+            return
+        for key, deeper in value.items():
+            yield from leaves(f"{path}/{key}" if path else key, deeper)
+
+    return {prefix + name: value for name, value in leaves("", scores)}
