@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from cavmae_sync_jax import losses, masking, optim, sharding
-from cavmae_sync_jax.model import AUDIO, MODALITIES, CavMaeSync
+from cavmae_sync_jax.model import AUDIO, MODALITIES, VISUAL, CavMaeSync
 
 Metrics = dict[str, Float[Array, ""]]
 # One stream of randomness for each purpose, all from (seed, step).
@@ -180,6 +180,32 @@ def _chunked(
     grads, parts = jax.lax.scan(accumulate, zeros, (chunks, pulls))
     means = jax.tree.map(lambda x: x.mean(axis=0), parts)
     return losses.total(config.loss, pair, means)[1], grads
+
+
+def abstract_batch(
+    module: CavMaeSync, batch_size: int, mesh: jax.sharding.Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch as the input pipeline brings it."""
+    dtypes = {AUDIO: jnp.float16, VISUAL: jnp.uint8}
+    layout = sharding.batch_sharding(mesh)
+    return {
+        m: jax.ShapeDtypeStruct((batch_size, *module.raw_shape(m)), dtypes[m], sharding=layout)
+        for m in MODALITIES
+    }
+
+
+def lowered(
+    module: CavMaeSync,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+) -> jax.stages.Lowered:
+    """The train step of a training on `mesh`, whose devices need not exist, ready to compile."""
+    shapes = jax.eval_shape(lambda k: init_state(module, optimizer, k), jax.random.key(0))
+    shardings = sharding.state_shardings(shapes, mesh)
+    step = make_train_step(module, optimizer, config, shardings)
+    batch = abstract_batch(module, config.batch_size, mesh)
+    return step.lower(sharding.laid_out(shapes, shardings), batch, config.mask.ratios[0])
 
 
 def make_train_step(

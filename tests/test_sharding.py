@@ -42,8 +42,9 @@ def gradients(config, data, fsdp, devices):
 @pytest.fixture(scope="module")
 def one_device():
     """The reference for each number of contrast groups."""
+    settings = {"model__depth": 1}
     return functools.cache(
-        lambda groups: gradients(tiny.config(loss__contrast_groups=groups), 1, 1, 1)
+        lambda groups: gradients(tiny.config(**settings, loss__contrast_groups=groups), 1, 1, 1)
     )
 
 
@@ -52,15 +53,18 @@ def one_device():
 )
 def test_any_mesh_equals_one_device(data, fsdp, groups, one_device, monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SHARDED", 64)
-    config = tiny.config(loss__contrast_groups=groups)
-    expected, expected_grads = one_device(groups)
-    actual, grads = gradients(config, data, fsdp, 8)
-    for name, value in expected.items():
-        np.testing.assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)
-    for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-        np.testing.assert_allclose(
-            ours, theirs, rtol=0, atol=1e-5 * max(1e-2, np.abs(theirs).max())
-        )
+    config = tiny.config(model__depth=1, loss__contrast_groups=groups)
+    check_equal(gradients(config, data, fsdp, 8), one_device(groups))
+
+
+def check_equal(ours, expected):
+    """Compares losses and gradients."""
+    for name, value in expected[0].items():
+        np.testing.assert_allclose(ours[0][name], value, rtol=1e-5, err_msg=name)
+    leaves = (jax.tree.leaves(tree) for tree in (ours[1], expected[1]))
+    for mine, other in zip(*leaves, strict=True):
+        scale = max(1e-2, np.abs(other).max())
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * scale)
 
 
 def test_the_rule(monkeypatch):
@@ -88,3 +92,69 @@ def test_mesh_shapes():
         sharding.make_mesh(3, 1)
     with pytest.raises(cli.UserError, match="does not fit"):
         sharding.make_mesh(-1, 3)
+
+
+SETTINGS = {"model__depth": 1, "data__augment_audio": True, "loss__contrast_groups": 4}
+
+
+@pytest.fixture(scope="module")
+def whole_batch():
+    """The reference for microbatches."""
+    return gradients(tiny.config(**SETTINGS), 1, 1, 1)
+
+
+@pytest.mark.parametrize(("data", "fsdp", "chunks"), [(1, 1, 4), (4, 2, 2)])
+def test_microbatches_equal_the_whole_batch(data, fsdp, chunks, whole_batch, monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_SHARDED", 64)
+    config = tiny.config(**SETTINGS, microbatches=chunks)
+    check_equal(gradients(config, data, fsdp, data * fsdp), whole_batch)
+
+
+def compiled_step(config, data, fsdp):
+    module = modeling.from_config(config.model)
+    optimizer, _ = step.make_optimizer(config, 10, 5.0)
+    mesh = sharding.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
+    with jax.set_mesh(mesh):
+        return step.lowered(module, optimizer, config, mesh).compile()
+
+
+@pytest.mark.parametrize("direction", ["visual_to_audio", "audio_to_visual", "both"])
+def test_no_device_holds_all_pairs(direction):
+    config = tiny.config(batch_size=56, loss__contrast_direction=direction)
+    text = compiled_step(config, 8, 1).as_text()
+    assert "f32[7,56]" in text and "f32[56,56]" not in text
+
+
+def test_microbatches_need_less_memory():
+    memory = {
+        chunks: compiled_step(tiny.config(batch_size=256, microbatches=chunks), 1, 1)
+        .memory_analysis()
+        .temp_size_in_bytes
+        for chunks in (1, 8)
+    }
+    assert memory[8] < memory[1] / 3
+
+
+def test_rows_stay_on_their_device_when_a_batch_is_split():
+    mesh = sharding.make_mesh()
+    x = jnp.arange(32).reshape(16, 2)
+
+    def split(x):
+        parts = sharding.split_batch(x, 2)
+        return parts, sharding.merge_batch(parts)
+
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(split, in_shardings=sharding.batch_sharding(mesh)).lower(x).compile()
+        parts, merged = compiled(jax.device_put(x, sharding.batch_sharding(mesh)))
+    np.testing.assert_array_equal(merged, x)
+    np.testing.assert_array_equal(parts[1], x[1::2])
+    assert not any(kind in compiled.as_text() for kind in ("all-", "collective", "scatter"))
+
+
+def test_an_implicit_transfer_in_the_loop_is_refused():
+    mesh = sharding.make_mesh()
+    add = jax.jit(lambda x: x + 1, in_shardings=sharding.batch_sharding(mesh))
+    with jax.transfer_guard("disallow"):
+        add(jax.device_put(np.ones(8, np.float32), sharding.batch_sharding(mesh)))
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            add(np.ones(8, np.float32))
