@@ -17,12 +17,11 @@ from etils import epath
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-import cavmae_sync_jax
 from cavmae_sync_jax import cli, dataset, features, sharding, train
 from cavmae_sync_jax.evals import common, segmentation
 from cavmae_sync_jax.evals import segmentation_scores as scores
 from cavmae_sync_jax.model import AUDIO, VISUAL, CavMaeSync
-from cavmae_sync_jax.pretrained import Pretrained
+from cavmae_sync_jax.pretrained import Pretrained, load
 from configs import demo
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -105,7 +104,7 @@ def run(data: str, workdir: str, split: str, seed: int, rows: list[str]) -> None
     for row in rows:
         place = epath.Path(workdir) / row.replace(" ", "_").replace(",", "")
         train.train_and_evaluate(_config(row, data, seed), place)
-        model = cavmae_sync_jax.load(place)
+        model = load(place)
         for title, candidate in ((row, model), (f"{row}, untrained", common.untrained(model))):
             found = score(candidate, data, split)
             for label in ("", OTHER, CENTRED) if candidate is model else ("",):

@@ -36,7 +36,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = 
             f"mesh data={data}, fsdp={fsdp} does not fit {len(devices)} devices: "
             "their product must be the number of devices (-1 stands for the rest)"
         )
-    return Mesh(mesh_utils.create_device_mesh(shape, devices), AXES)
+    # Along the wires of a TPU's torus, whose axes may have to be split or joined for the shape.
+    arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, AXES)
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

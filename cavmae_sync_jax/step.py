@@ -201,7 +201,7 @@ def lowered(
     mesh: jax.sharding.Mesh,
 ) -> jax.stages.Lowered:
     """The train step of a training on `mesh`, whose devices need not exist, ready to compile."""
-    shapes = jax.eval_shape(lambda k: init_state(module, optimizer, k), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: init_state(module, optimizer, jax.random.key(0)))
     shardings = sharding.state_shardings(shapes, mesh)
     step = make_train_step(module, optimizer, config, shardings)
     batch = abstract_batch(module, config.batch_size, mesh)

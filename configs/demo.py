@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
                 "mlp_ratio": 4.0,
                 "decoder_width": 64,
                 "decoder_depth": 1,
-                "decoder_heads": 1,
+                "decoder_heads": 4,
                 "registers": 4,
                 "global_token": True,
                 "registers_in_joint": False,

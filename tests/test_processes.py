@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 
-import launch
 import numpy as np
 import pytest
 
+from benchmarks import launch
 from cavmae_sync_jax import cli, processes
 from data_prep import scenes
 

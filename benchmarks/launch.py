@@ -8,13 +8,26 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from etils import epath
+
+from cavmae_sync_jax import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 SECONDS = 10  # of silence after which a process counts as dead, in these runs
 FLAGS = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
 
 
-def start(count, commands, logs, together=True):
+def start(
+    count: int,
+    commands: Sequence[Sequence[Any]],
+    logs: epath.PathLike,
+    *,
+    together: bool = True,
+    prepare: Callable[[], None] | None = None,
+) -> list[subprocess.Popen]:
     """Starts `count` processes of one device; each calls the programs of `commands` in turn.
 
     Args:
@@ -22,6 +35,7 @@ def start(count, commands, logs, together=True):
       commands: lists of a module's name and its arguments.
       logs: folder for `RANK.log`, what a process says.
       together: whether the environment tells them of each other.
+      prepare: called in each process before it begins.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -38,17 +52,18 @@ def start(count, commands, logs, together=True):
             arguments = json.dumps([[str(part) for part in command] for command in commands])
             started.append(
                 subprocess.Popen(
-                    [sys.executable, __file__, arguments],
+                    [sys.executable, "-m", "benchmarks.launch", arguments],
                     cwd=ROOT,
                     env=env,
                     stdout=log,
                     stderr=log,
+                    preexec_fn=prepare,
                 )
             )
     return started
 
 
-def finish(started, timeout=240):
+def finish(started: Sequence[subprocess.Popen], timeout: float = 240) -> list[int]:
     """Waits until all have ended; returns their exit statuses."""
     ends = time.monotonic() + timeout
     try:
@@ -58,19 +73,25 @@ def finish(started, timeout=240):
             process.kill()
 
 
-def wait_for(condition, started, timeout=240):
-    """Waits until `condition()` is true while all processes live."""
+def wait_for(
+    condition: Callable[[], bool], started: Sequence[subprocess.Popen], timeout: float = 240
+) -> None:
+    """Waits until `condition()` is true while all processes live.
+
+    Raises:
+      RuntimeError: if one of them ends, or it takes too long.
+    """
     ends = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < ends, "waited for too long"
-        assert all(process.poll() is None for process in started), "a process has ended"
+        if time.monotonic() > ends:
+            raise RuntimeError(f"{timeout} s have passed")
+        if any(process.poll() is not None for process in started):
+            raise RuntimeError("a process has ended")
         time.sleep(0.05)
 
 
-def main():
-    """Runs the programs given as JSON."""
-    from cavmae_sync_jax import processes
-
+def main() -> None:
+    """Runs the programs that the first argument names, as JSON."""
     processes.HEARTBEAT_SECONDS = processes.SHUTDOWN_SECONDS = SECONDS
     for module, *arguments in json.loads(sys.argv[1]):
         sys.argv = [module, *arguments]
@@ -78,5 +99,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

@@ -1,0 +1,304 @@
+"""Compiles the train step for TPU pods, on a machine that has no TPU: memory, collectives, time.
+
+    pip install -e ".[tpu]"
+    python -m benchmarks.tpu_aot --topology=v5e:16x16 --config=configs/pretrain.py
+    python -m benchmarks.tpu_aot --table --config=configs/pretrain.py
+
+Memory is what the compiled program's own analysis says, for each chip. FLOPs are those of the whole
+step before compilation, layers unrolled, recomputed ones included. Collectives are read from the
+compiled program, each as often as its loops run it. The time is a model on paper: matrices at
+`UTILISATION` of the chip's peak, and every collective a ring over one axis of the torus, in both
+directions where the axis closes, none of it hidden behind arithmetic. What memory bandwidth costs,
+and what overlaps, it leaves out.
+"""
+
+import argparse
+import collections
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# Before JAX: libtpu would look for a TPU, and JAX for what it finds.
+os.environ.update(
+    JAX_PLATFORMS="cpu",
+    TPU_SKIP_MDS_QUERY="1",
+    TPU_WORKER_HOSTNAMES="localhost",
+    TPU_ACCELERATOR_TYPE="v5litepod-8",
+    TPU_WORKER_ID="0",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+)
+
+import jax
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from cavmae_sync_jax import cli, sharding
+from cavmae_sync_jax import model as modeling
+from cavmae_sync_jax import step as stepping
+
+UTILISATION = 0.5
+FAST = {"exec_time_optimization_effort": -1.0}  # a tenth of the compiler's time
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """The makers' figures: bfloat16 FLOP/s, bytes, a link's bytes/s one way, where tori close."""
+
+    flops: float
+    memory: float
+    link: float
+    closes: int
+
+
+CHIPS = {
+    "v5e": Chip(197e12, 16 * GIB, 45e9, 16),
+    "v5p": Chip(459e12, 95 * GIB, 90e9, 4),
+    "v6e": Chip(918e12, 32 * GIB, 90e9, 16),
+}
+TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v6e:4x4")
+LARGEST = 64  # samples of a chip at a time, in the table's large batches
+
+
+class Collectives(NamedTuple):
+    """Of one kind: how many a step, bytes a chip takes part with, and seconds on paper."""
+
+    count: int
+    bytes: float
+    seconds: float
+
+
+class Estimate(NamedTuple):
+    """What one compilation says; `memory` is bytes a chip, FLOPs are of all chips together."""
+
+    chips: int
+    memory: float
+    fits: bool
+    flops: float
+    compute: float
+    collectives: dict[str, Collectives]
+
+    @property
+    def seconds(self) -> float:
+        """Of one step, arithmetic and collectives one after the other."""
+        return self.compute + sum(kind.seconds for kind in self.collectives.values())
+
+
+WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "f16": 2, "pred": 1, "u8": 1, "s8": 1}
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+CALL = re.compile(r"(?:calls|body|to_apply|called_computations=\{)=?%([\w.-]+)")
+
+
+def computations(text: str) -> dict[str, list[str]]:
+    """The instructions of each computation of an HLO module's text."""
+    found: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in text.splitlines():
+        if match := re.match(r"(ENTRY )?%([\w.-]+) \(.*\{$", line):
+            current = found.setdefault("ENTRY" if match[1] else match[2], [])
+        elif line.startswith("  "):
+            current.append(line)
+    return found
+
+
+def runs(blocks: dict[str, list[str]]) -> dict[str, int]:
+    """How often a step runs each computation: loops multiply, by the number they count to."""
+
+    def callees(name: str) -> Iterator[tuple[str, int]]:
+        for line in blocks[name]:
+            times = 1
+            if loop := re.search(r" while\(.*condition=%([\w.-]+)", line):
+                limits = [
+                    int(n) for n in re.findall(r"constant\((\d+)\)", "".join(blocks[loop[1]]))
+                ]
+                times = max(limits, default=1)
+            for callee in CALL.findall(line):
+                if callee in blocks:
+                    yield callee, times
+
+    totals: collections.Counter = collections.Counter()
+
+    def visit(name: str, times: int) -> None:
+        totals[name] += times
+        for callee, more in callees(name):
+            visit(callee, times * more)
+
+    visit("ENTRY", 1)
+    return dict(totals)
+
+
+def collectives(text: str, chip: Chip, shape: tuple[int, ...]) -> dict[str, Collectives]:
+    """The collectives of a compiled program's text, by kind; `shape` is the topology's."""
+    blocks = computations(text)
+    totals, sums = runs(blocks), {}
+    for name, lines in blocks.items():
+        for line in lines:
+            match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
+            if not match or not totals.get(name):
+                continue
+            kind = "reduce-scatter" if "all-reduce-scatter" in name else match[2]
+            sizes = _sizes(match[1])
+            if match[3] and kind != "all-reduce":  # (operands, results)
+                sizes = sizes[len(sizes) // 2 :]
+            group = _group(line, math.prod(shape))
+            size = sum(sizes) * (group if match[2] == "reduce-scatter" else 1)
+            old, times = sums.get(kind, Collectives(0, 0.0, 0.0)), totals[name]
+            seconds = _ring(kind, size, group, chip, shape)
+            sums[kind] = Collectives(
+                old.count + times, old.bytes + times * size, old.seconds + times * seconds
+            )
+    return sums
+
+
+def _sizes(shapes: str) -> list[float]:
+    """Bytes of each array, without the scalars that asynchronous operations carry along."""
+    found = re.findall(r"(\w+)\[([\d,]+)\]", shapes)
+    return [
+        WIDTHS[kind] * math.prod(map(int, dims.split(",")))
+        for kind, dims in found
+        if kind in WIDTHS
+    ]
+
+
+def _group(line: str, chips: int) -> int:
+    """How many chips take part in a collective, from one of three ways to write it."""
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return match[1].count(",") + 1
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[(.*?)\].*? \{(.*?)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    return chips
+
+
+def _ring(kind: str, size: float, group: int, chip: Chip, shape: tuple[int, ...]) -> float:
+    """Seconds of a ring over one axis of the torus; one that does not close is half as fast."""
+    if kind == "collective-permute":
+        return size / chip.link
+    bandwidth = chip.link * (2 if max(shape) % chip.closes == 0 else 1)
+    passes = 2 if kind == "all-reduce" else 1
+    return passes * size * (group - 1) / group / bandwidth
+
+
+def estimate(topology: str, config: ConfigDict) -> Estimate:
+    """Compiles the train step of `config` for a topology such as `v5e:4x4`.
+
+    Raises:
+      UserError: if there is no such topology.
+    """
+    name, _, size = topology.partition(":")
+    if name not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", size):
+        raise cli.UserError(f"--topology={topology}: must be such as {', '.join(TOPOLOGIES)}")
+    chip, shape = CHIPS[name], tuple(map(int, size.split("x")))
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        if config.model.dtype == "auto":
+            config.model.dtype = "bfloat16"
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    asked = config.mesh.data * config.mesh.fsdp  # negative if one of them is the rest
+    devices = list(described.devices)[: asked if asked > 0 else None]
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    flops = _flops(config)
+    try:
+        compiled = _lowered(config, mesh).compile(compiler_options=FAST)
+    except jax.errors.JaxRuntimeError as error:
+        # Two ways to say it, with the figure in the middle.
+        told = re.search(r"(?:Used |temporaries \()([\d.]+)G(?: of|\) exceeds)", str(error))
+        if told:
+            return Estimate(mesh.size, float(told[1]) * GIB, False, flops, math.nan, {})
+        raise
+    about = compiled.memory_analysis()
+    memory = about.argument_size_in_bytes + about.output_size_in_bytes + about.temp_size_in_bytes
+    memory += about.generated_code_size_in_bytes - about.alias_size_in_bytes
+    return Estimate(
+        mesh.size,
+        memory,
+        memory < chip.memory,
+        flops,
+        flops / mesh.size / chip.flops / UTILISATION,
+        collectives(compiled.as_text(), chip, shape),
+    )
+
+
+def _lowered(config: ConfigDict, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    module = modeling.from_config(config.model)
+    optimizer, _ = stepping.make_optimizer(config, 1000, 100.0)
+    with jax.set_mesh(mesh):
+        return stepping.lowered(module, optimizer, config, mesh)
+
+
+def _flops(config: ConfigDict) -> float:
+    """Of a whole step in one piece, before compilation: layers unrolled, as a loop counts once."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict({"model.unroll": True, "microbatches": 1})
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    return _lowered(config, one).cost_analysis()["flops"]
+
+
+COLUMNS = "chips,batch,fsdp,remat,parts,GiB a chip,TFLOP,collectives of a chip,ms,efficiency"
+
+
+def row(topology: str, config: ConfigDict, found: Estimate) -> str:
+    """One row of the table."""
+    parts = [topology, config.batch_size, config.mesh.fsdp, config.model.remat, config.microbatches]
+    memory = f"{found.memory / GIB:.1f}"
+    if not found.fits:
+        cells = [*parts, f"{memory}: does not fit", f"{found.flops / 1e12:.1f}", "", "", ""]
+        return f"| {' | '.join(map(str, cells))} |"
+    kinds = ", ".join(
+        f"{kind.count} {name} {kind.bytes / 1e6:.0f} MB"
+        for name, kind in sorted(found.collectives.items())
+    )
+    cells = [*parts, memory, f"{found.flops / 1e12:.1f}", kinds]
+    if config.microbatches == 1:
+        cells += [f"{1e3 * found.seconds:.0f}", f"{found.compute / found.seconds:.0%}"]
+    else:
+        cells += ["", ""]  # the arithmetic of embedding twice is not counted
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def table(config: ConfigDict, chips: int) -> Iterator[ConfigDict]:
+    """The settings of the README's rows: two batches, with and without fsdp and remat.
+
+    A batch of 4096 comes in as many parts as few chips need, and then always rematerialised.
+    """
+    for batch in (512, 4096):
+        parts = max(1, batch // chips // LARGEST) if batch > 512 else 1
+        for fsdp in (1, -1):
+            for remat in ("none", "full") if parts == 1 else ("full",):
+                chosen = config.copy_and_resolve_references()
+                with chosen.unlocked():
+                    chosen.update_from_flattened_dict(
+                        {"batch_size": batch, "microbatches": parts, "model.remat": remat}
+                        | {"mesh.fsdp": fsdp, "mesh.data": -fsdp}
+                    )
+                yield chosen
+
+
+def _rows(topology: str, config: ConfigDict, whole_table: bool) -> Iterator[ConfigDict]:
+    if whole_table:
+        return table(config, math.prod(map(int, re.findall(r"\d+", topology.split(":")[-1]))))
+    return iter([config])
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = cli.parser(__doc__)
+    arguments.add_argument("--topology", nargs="+", default=TOPOLOGIES, help="such as v5e:16x16")
+    arguments.add_argument("--table", action="store_true", help="all rows of the README")
+
+    def start(args: argparse.Namespace, config: ConfigDict) -> None:
+        titles = COLUMNS.split(",")
+        print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|", flush=True)
+        for topology in args.topology:
+            for chosen in _rows(topology, config, args.table):
+                print(row(topology, chosen, estimate(topology, chosen)), flush=True)
+
+    cli.main(arguments, start, config=True)
+
+
+if __name__ == "__main__":
+    main()
