@@ -39,6 +39,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        # For workdirs in a bucket: files by gcsfs, TensorBoard's by Google's own.
+        "gcs": ["etils[epath-gcs]>=1.15,<2", "google-cloud-storage>=3,<4"],
         "convert": ["torch==2.13.0", "safetensors>=0.8,<0.9"],
         "beam": ["apache-beam>=2.77,<3"],
         "test": [

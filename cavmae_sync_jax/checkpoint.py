@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import sys
 import time
 import uuid
@@ -53,7 +54,7 @@ class Checkpoints:
           UserError: if there is no checkpoint of `resume_step`.
         """
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self.directory = epath.Path(workdir).resolve() / FOLDER
+        self.directory = _absolute(workdir) / FOLDER
         if resume_step is not None:
             _set_aside(self.directory, resume_step)
         self._manager = _manager(self.directory, options)
@@ -113,7 +114,7 @@ class Checkpoints:
         except Exception as error:  # Orbax wraps what the file system says in errors of many kinds
             raise UserError(
                 f"a checkpoint can't be written to {self.directory} ({_reason(error)}): the newest "
-                f"whole one is of step {self.latest}; make room there and start again"
+                f"whole one is of step {self.latest}; mend that and start again"
             ) from error
 
 
@@ -170,6 +171,11 @@ def _remove(folder: epath.Path) -> None:
         with contextlib.suppress(OSError):
             folder.rmtree()
         time.sleep(0.1)
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    """What Orbax wants; a bucket's path, such as gs://…, already is."""
+    return epath.Path(path) if "://" in os.fspath(path) else epath.Path(path).resolve()
 
 
 def _set_aside(folder: epath.Path, step: int) -> None:
@@ -266,7 +272,7 @@ def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Store
             f"{directory} holds no checkpoints: give the folder of a training or a conversion"
         )
     options = ocp.CheckpointManagerOptions(read_only=True)
-    with _manager(folder.resolve(), options) as manager:
+    with _manager(_absolute(folder), options) as manager:
         steps = sorted(manager.all_steps())
         if not steps:
             raise UserError(f"{folder} holds no finished checkpoint")

@@ -1,0 +1,75 @@
+"""Results go to gs:// as they go to a folder; the bucket is a file system in memory."""
+
+import json
+from typing import ClassVar
+
+import fsspec
+import numpy as np
+import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+
+from cavmae_sync_jax import checkpoint, metrics
+from cavmae_sync_jax.evals import retrieval, summary
+
+
+class Bucket(MemoryFileSystem):
+    """Google Cloud Storage's protocol, without its network."""
+
+    protocol = ("gcs", "gs")
+    store: ClassVar = {}
+    pseudo_dirs: ClassVar = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("gs://").removeprefix("gcs://"))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    before = fsspec.registry.get("gcs")
+    fsspec.register_implementation("gcs", Bucket, clobber=True)
+    yield "gs://bucket"
+    Bucket.store.clear()
+    if before is not None:
+        fsspec.register_implementation("gcs", before, clobber=True)
+
+
+def test_an_evaluation_and_the_summary_write_to_a_bucket(bucket, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "other.npz", audio=rng.normal(size=(4, 1, 8)), visual=np.eye(4, 8)[:, None])
+    result = retrieval.run_embeddings(tmp_path / "other.npz", f"{bucket}/evals")
+    written = epath.Path(bucket) / "evals/retrieval.json"
+    assert json.loads(written.read_text()) == result
+    summary.run(f"{bucket}/evals", f"{bucket}/results.json", page=f"{bucket}/report.html")
+    assert json.loads((epath.Path(bucket) / "results.json").read_text()) == {"retrieval": result}
+    assert "<html" in (epath.Path(bucket) / "report.html").read_text()
+    assert not list(tmp_path.glob("gs:*"))
+
+
+def test_metrics_in_a_bucket_are_appended_and_dropped(bucket, monkeypatch):
+    class Board:
+        def __init__(self, path):
+            assert path == f"{bucket}/run"
+
+        def add_scalar(self, *args):
+            pass
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(metrics.tensorboardX, "SummaryWriter", Board)
+    writer = metrics.Writer(epath.Path(bucket) / "run")
+    for step in (1, 2, 3):
+        writer.write(step, "train", {"loss": step / 2})
+    writer.drop_after(2)
+    writer.close()
+    lines = (epath.Path(bucket) / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_orbax_gets_the_buckets_own_name(bucket, monkeypatch):
+    seen = []
+    monkeypatch.setattr(checkpoint, "_manager", lambda folder, options: seen.append(folder))
+    checkpoint.Checkpoints(f"{bucket}/run", keep=1)
+    assert str(seen[0]) == "gs://bucket/run/checkpoints"
