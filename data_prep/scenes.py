@@ -186,5 +186,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs the command line."""
     cli.main(_parser(), run)
+
+
+if __name__ == "__main__":
+    main()

@@ -134,7 +134,8 @@ def test_the_released_sizes_convert_with_nothing_left_over(
     assert sum(array.size for array in state.values()) == pytest.approx(values, abs=500)
     probe = state["blocks_u.0.norm1_v.weight"].copy(), state["blocks_v.7.attn.qkv.weight"].copy()
     torch_files.write(str(tmp_path / name), state)
-    kill_in_the_middle(tmp_path / name, tmp_path / "ours")
+    if name.endswith(".pth"):
+        kill_in_the_middle(tmp_path / name, tmp_path / "ours")
     done = convert_by_command(tmp_path / name, tmp_path / "ours")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "ours"])

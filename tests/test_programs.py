@@ -1,10 +1,14 @@
 """Every program of the project, run as a user runs it: its help, its work and its errors."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -55,12 +59,25 @@ def call(*arguments):
     )
 
 
+def call_here(program, *arguments):
+    """Calls a program's `main` in this process, which saves its imports: (status, out, err)."""
+    out, err, argv = io.StringIO(), io.StringIO(), [program, *map(str, arguments)]
+    with (
+        mock.patch.object(sys, "argv", argv),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        importlib.import_module(program).main()
+    return ended.value.code, out.getvalue(), err.getvalue()
+
+
 def error_of(*arguments):
     """The one sentence that a user's mistake gives."""
-    done = call(*arguments)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    *_, sentence = done.stderr.strip().splitlines()
+    status, _, said = call_here(*arguments)
+    assert status == 2, said
+    assert "Traceback" not in said
+    *_, sentence = said.strip().splitlines()
     return sentence
 
 
@@ -76,9 +93,16 @@ def test_every_program_is_here():
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_says_what_it_does_with_an_example(program):
-    done = call(program, "--help")
-    assert done.returncode == 0
-    assert f"python -m {program}" in done.stdout
+    status, said, _ = call_here(program, "--help")
+    assert status == 0
+    assert f"python -m {program}" in said
+
+
+@pytest.mark.parametrize("program", [TRAIN, "data_prep.videos"])
+def test_a_mistake_is_one_sentence_in_a_process_of_its_own(program):
+    done = call(program, "--workdir=x", "--output=x")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error:" in done.stderr.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
