@@ -45,9 +45,8 @@ def all_evaluations(results: Sequence[dict[str, Any]]) -> list[str]:
         if first.baseline is not None:
             columns.append([factor * row.baseline[1] for row in rows])
         means = [float(np.mean(column)) for column in columns]
-        others = means[1:]
-        better = min if headlines.lower_is_better(first.column) else max
-        worse = others and better(means[0], better(others)) != means[0]
+        lower = headlines.lower_is_better(first.column)
+        worse = any((other <= means[0]) if lower else (other >= means[0]) for other in means[1:])
         cells = [spread(column, digits) for column in columns]
         if first.untrained is None:
             cells.insert(1, "–")

@@ -43,6 +43,7 @@ def start(
     logs = pathlib.Path(logs)
     logs.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
+    env = {name: value for name, value in env.items() if name not in processes.VARIABLES}
     started = []
     for rank in range(count):
         if together:

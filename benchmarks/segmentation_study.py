@@ -4,11 +4,10 @@
 
 Every row of `VARIANTS` is trained to WORKDIR/ROW (started again, a run that is done is only scored)
 and its maps of the split `--split` (val, never the one that is reported) are scored with several
-queries and tokens. Another clip's sound is the control: what it scores is owed to the image alone.
+queries and tokens. Another clip's sound is the control: what it scores is not owed to the own one.
 """
 
 import argparse
-import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -100,7 +99,7 @@ def run(data: str, workdir: str, split: str, seed: int, rows: list[str]) -> None
     labels = [f"{q}, {k} tokens" for q in QUERIES for k in KINDS]
     print(f"| mAP / mIoU, % | {' | '.join(labels)} |")
     print("|---" * (1 + len(labels)) + "|")
-    cell = functools.partial("{:.1f} / {:.1f}".format)
+    cell = "{:.1f} / {:.1f}".format
     for row in rows:
         place = epath.Path(workdir) / row.replace(" ", "_").replace(",", "")
         train.train_and_evaluate(_config(row, data, seed), place)

@@ -34,7 +34,7 @@ import jax
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import cli, sharding
+from cavmae_sync_jax import cli, settings, sharding
 from cavmae_sync_jax import model as modeling
 from cavmae_sync_jax import step as stepping
 
@@ -200,6 +200,7 @@ def estimate(topology: str, config: ConfigDict) -> Estimate:
     asked = config.mesh.data * config.mesh.fsdp  # negative if one of them is the rest
     devices = list(described.devices)[: asked if asked > 0 else None]
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    settings.check(config, modeling.from_config(config.model), mesh.size)
     flops = _flops(config)
     try:
         compiled = _lowered(config, mesh).compile(compiler_options=FAST)

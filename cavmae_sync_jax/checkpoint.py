@@ -23,13 +23,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import cli, processes
+from cavmae_sync_jax import cli, metrics, processes
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.fingerprint import fingerprints, name_of
 from cavmae_sync_jax.mismatch import mismatch
 
 FOLDER = "checkpoints"
-SET_ASIDE = "set_aside"  # beside it: checkpoints that a resumed run was told to pass over
+SET_ASIDE = "set_aside"  # beside it, with the step: what a resumed run was told to pass over
 # Settings that older checkpoints lack, with the value that was the only one then.
 SINCE = {
     "init_from": "",
@@ -42,27 +42,22 @@ SINCE = {
 class Checkpoints:
     """The checkpoints of a workdir that is being trained; saves are asynchronous."""
 
-    def __init__(self, workdir: epath.PathLike, keep: int, resume_step: int | None = None):
-        """Opens `WORKDIR/checkpoints`, where the newest `keep` stay.
-
-        Args:
-          workdir: of the training.
-          keep: how many checkpoints stay.
-          resume_step: of the checkpoint to go on from; newer ones are moved to `WORKDIR/set_aside`.
-
-        Raises:
-          UserError: if there is no checkpoint of `resume_step`.
-        """
+    def __init__(self, workdir: epath.PathLike, keep: int):
+        """Opens `WORKDIR/checkpoints`, where the newest `keep` stay."""
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self.directory = _absolute(workdir) / FOLDER
-        if resume_step is not None:
-            _set_aside(self.directory, resume_step)
         self._manager = _manager(self.directory, options)
 
     @property
+    def finished(self) -> list[int]:
+        """The steps of the checkpoints that are whole on disk, as this process sees it."""
+        return _steps(self.directory)
+
+    @property
     def latest(self) -> int | None:
-        """The step of the newest finished checkpoint."""
-        return self._manager.latest_step()
+        """The newest of them, as process 0 sees it; all processes must ask together."""
+        newest = processes.first_says(max(self.finished, default=-1))
+        return None if newest < 0 else newest
 
     def save(self, step: int, state: Any, config: ConfigDict, position: dict[str, Any]) -> None:
         """Starts to save; returns as soon as the state has left the device.
@@ -70,8 +65,6 @@ class Checkpoints:
         Raises:
           UserError: if this or the save before it can't be written.
         """
-        if step == self.latest:
-            return
         meta = {"config": config.to_dict(), "position": position, "version": cli.version()}
         meta["fingerprints"] = fingerprints(state)
         meta["digest"] = _digest(meta)
@@ -79,31 +72,41 @@ class Checkpoints:
         with self._writing():
             self._manager.save(step, args=items, force=True)
 
-    def check(self) -> None:
-        """Says if a save that goes on in the background has failed.
+    def stored(self, step: int) -> "Stored":
+        """The checkpoint of a step.
 
         Raises:
-          UserError: if it has.
+          UserError: if there is none, or it is damaged.
         """
-        with self._writing():
-            self._manager.check_for_errors()
+        _require(step, self.finished, self.directory)
+        return _opened(self._manager, step, self.directory)
 
-    def stored(self) -> "Stored":
-        """The newest checkpoint.
-
-        Raises:
-          UserError: if it is damaged.
-        """
-        return _opened(self._manager, self.latest, self.directory)
+    def set_aside_after(self, step: int) -> None:
+        """Moves the checkpoints after `step` to `WORKDIR/set_aside_STEP`."""
+        newer = [each for each in self.finished if each > step]
+        processes.wait("newer checkpoints are known")
+        for each in newer if jax.process_index() == 0 else ():
+            place = self.directory.parent / f"{SET_ASIDE}_{each}"
+            while place.exists():
+                place = place.with_name(f"{place.name}_again")
+            (self.directory / str(each)).rename(place)
+        processes.wait("newer checkpoints are set aside")
+        self._manager.reload()
 
     def close(self) -> None:
         """Waits until the last save is finished on disk.
 
         Raises:
-          UserError: if it can't be written.
+          UserError: if it can't be written; only told, if another error is on its way.
         """
-        with self._writing():
-            self._manager.wait_until_finished()
+        first = sys.exc_info()[1]
+        try:
+            with self._writing():
+                self._manager.wait_until_finished()
+        except UserError as error:
+            if first is None:
+                raise
+            metrics.tell(str(error))
         self._manager.close()
 
     @contextlib.contextmanager
@@ -111,10 +114,13 @@ class Checkpoints:
         try:
             with _quiet():
                 yield
+        except (jax.errors.JaxRuntimeError, MemoryError):  # not the file system's words
+            raise
         except Exception as error:  # Orbax wraps what the file system says in errors of many kinds
+            whole = f"; the newest whole one is of step {max(self.finished)}" * bool(self.finished)
             raise UserError(
-                f"a checkpoint can't be written to {self.directory} ({_reason(error)}): the newest "
-                f"whole one is of step {self.latest}; mend that and start again"
+                f"a checkpoint can't be written to {self.directory} ({_reason(error)}){whole}: "
+                "mend that and start again"
             ) from error
 
 
@@ -140,9 +146,11 @@ def write(directory: epath.PathLike, state: dict[str, Any], config: ConfigDict) 
             checkpoints.close()
         cli.refuse_existing(directory)
         partial.rename(directory)
-    except UserError:
-        raise
-    except Exception as error:  # Orbax wraps what the file system says in errors of many kinds
+    except UserError as error:
+        if error.__cause__ is None:
+            raise
+        raise UserError(f"{directory} can't be written: {_reason(error.__cause__)}") from error
+    except OSError as error:
         raise UserError(f"{directory} can't be written: {_reason(error)}") from error
     finally:
         _remove(partial)
@@ -178,19 +186,13 @@ def _absolute(path: epath.PathLike) -> epath.Path:
     return epath.Path(path) if "://" in os.fspath(path) else epath.Path(path).resolve()
 
 
-def _set_aside(folder: epath.Path, step: int) -> None:
-    """Moves the checkpoints after `step` out of the way."""
-    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+def _steps(folder: epath.Path) -> list[int]:
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
+def _require(step: int, steps: list[int], folder: epath.Path) -> None:
     if step not in steps:
         raise UserError(f"{folder} has no checkpoint of step {step}; it has {steps or 'none'}")
-    processes.wait("steps are known")
-    if jax.process_index() == 0:
-        for newer in steps[steps.index(step) + 1 :]:
-            place = cli.make_folder(folder.parent / SET_ASIDE) / str(newer)
-            while place.exists():
-                place = place.with_name(f"{place.name}_again")
-            (folder / str(newer)).rename(place)
-    processes.wait("newer checkpoints are set aside")
 
 
 class Stored(NamedTuple):
@@ -233,16 +235,16 @@ class Stored(NamedTuple):
         return self._read(abstract, kinds)
 
     def _tree(self) -> Any:
-        with _reading(self.manager, self.step, self.folder):
+        with _reading(self.step, self.folder):
             return self.manager.item_metadata(self.step).state.tree
 
     def _read(self, abstract: Any, restore_args: Any) -> Any:
         wanted = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
-        with _reading(self.manager, self.step, self.folder):
+        with _reading(self.step, self.folder):
             state = self.manager.restore(self.step, args=ocp.args.Composite(state=wanted)).state
         found = fingerprints(state) if self.fingerprints else {}  # older checkpoints have none
         if bad := [name for name, value in found.items() if self.fingerprints.get(name) != value]:
-            raise _damaged(self.manager, self.step, self.folder, f"{bad[0]} is not what was saved")
+            raise _damaged(self.step, self.folder, f"{bad[0]} is not what was saved")
         return state
 
 
@@ -277,14 +279,13 @@ def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Store
         if not steps:
             raise UserError(f"{folder} holds no finished checkpoint")
         step = steps[-1] if step is None else step
-        if step not in steps:
-            raise UserError(f"{folder} has no checkpoint of step {step}; it has {steps}")
+        _require(step, steps, folder)
         yield _opened(manager, step, folder)
 
 
 def _opened(manager: ocp.CheckpointManager, step: int, folder: epath.Path) -> Stored:
     items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    with _reading(manager, step, folder):
+    with _reading(step, folder):
         meta = manager.restore(step, args=items).meta
         if "digest" in meta and meta["digest"] != _digest(meta):
             raise ValueError("its JSON is not what was saved")
@@ -298,25 +299,25 @@ def _digest(meta: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _reading(manager: ocp.CheckpointManager, step: int, folder: epath.Path) -> Iterator[None]:
+def _reading(step: int, folder: epath.Path) -> Iterator[None]:
     try:
         with _quiet():
             yield
+    except (jax.errors.JaxRuntimeError, MemoryError, PermissionError):  # no damage
+        raise
     except Exception as error:  # what a damaged file leads to is of many kinds
-        raise _damaged(manager, step, folder, _reason(error)) from error
+        raise _damaged(step, folder, _reason(error)) from error
 
 
-def _damaged(
-    manager: ocp.CheckpointManager, step: int, folder: epath.Path, reason: str
-) -> UserError:
-    older = [each for each in sorted(manager.all_steps()) if each < step]
+def _damaged(step: int, folder: epath.Path, reason: str) -> UserError:
+    older = [each for each in _steps(folder) if each < step]
     mend = "there is no older one"
     if older:
         mend = (
-            f"the one before it can be used: --resume_step={older[-1]} for a training, "
-            f"--checkpoint={folder}/{older[-1]} for an evaluation"
+            f"there are older ones: a training goes on from one with --resume_step={older[-1]}, an "
+            f"evaluation takes --checkpoint={folder}/{older[-1]}"
         )
-    return UserError(f"checkpoint {folder}/{step} is damaged ({reason}): {mend}")
+    return UserError(f"checkpoint {folder}/{step} is damaged or unreadable ({reason}): {mend}")
 
 
 def _reason(error: Exception) -> str:

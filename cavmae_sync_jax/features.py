@@ -112,7 +112,7 @@ def extract(
         partial = place.with_suffix(".partial")
         with partial.open("wb") as file:
             np.savez(file, **whole)
-        partial.rename(place)
+        partial.replace(place)
     return whole
 
 

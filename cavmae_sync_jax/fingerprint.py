@@ -20,7 +20,7 @@ def fingerprints(tree: Any) -> dict[str, int]:
       tree: of arrays with elements of 8 to 32 bits, on the host or on any devices.
     """
     leaves = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    found = jax.device_get({name: _fingerprint(leaf) for name, leaf in leaves.items()})
+    found = jax.device_get(_fingerprints(leaves))
     return {name: int(value) for name, value in found.items()}
 
 
@@ -30,6 +30,10 @@ def name_of(path: tuple[Any, ...]) -> str:
 
 
 @jax.jit
+def _fingerprints(leaves: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
+    return {name: _fingerprint(leaf) for name, leaf in leaves.items()}
+
+
 def _fingerprint(x: Array) -> UInt32[Array, ""]:
     if x.dtype == bool:
         x = x.astype(jnp.uint8)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ class Writer:
         self._path = workdir / "metrics.jsonl"
         self._active = jax.process_index() == 0
         self._board: tensorboardX.SummaryWriter | None = None
+        self._text: str | None = None  # of a file in a bucket
 
     def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
         """Records the scalars of one step; each line is complete on disk when this returns."""
@@ -29,16 +31,27 @@ class Writer:
             return
         # Made with the first line, so that a run that is refused leaves neither file nor thread.
         self._board = self._board or tensorboardX.SummaryWriter(str(self._path.parent))
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **scalars}) + "\n")
+        self._append(json.dumps({"step": step, "split": split, **scalars}) + "\n")
         for name, value in scalars.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def _append(self, line: str) -> None:
+        if "://" not in os.fspath(self._path):
+            with self._path.open("a") as file:
+                file.write(line)
+            return
+        # Objects in a bucket can't grow: each line writes the file anew.
+        if self._text is None:
+            self._text = self._path.read_text() if self._path.exists() else ""
+        self._text += line
+        self._path.write_text(self._text)
 
     def drop_after(self, step: int) -> None:
         """Forgets the lines of steps that a resumed run is about to repeat."""
         if not self._active or not self._path.exists():
             return
         kept = "".join(f"{line}\n" for line in self._lines() if _step(line) <= step)
+        self._text = None
         fresh = self._path.with_suffix(".jsonl.new")
         fresh.write_text(kept)
         fresh.replace(self._path)

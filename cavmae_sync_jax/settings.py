@@ -18,6 +18,7 @@ FREE = {
         "checkpoint_every",
         "keep_checkpoints",
         "profile_step",
+        "microbatches",
     ),
     *("mesh.data", "mesh.fsdp", "data.dir", "data.eval_split", "data.workers", "data.prefetch"),
     *("model.dtype", "model.unroll", "model.remat"),

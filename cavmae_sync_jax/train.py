@@ -29,17 +29,23 @@ PROFILED_STEPS = 5
 
 def resume(
     checkpoints: checkpoint.Checkpoints,
+    step: int,
     config: ConfigDict,
     identity: str,
     abstract: stepping.TrainState,
 ) -> tuple[stepping.TrainState, int]:
-    """The newest checkpoint's state and the position of the next example.
+    """A checkpoint's state and the position of the next example.
 
     Raises:
-      UserError: if it was trained with another dataset, or settings that are not `FREE`, or is
-        damaged.
+      UserError: if there is no such checkpoint, it was trained with another dataset, or settings
+        that are not `FREE`, or is damaged.
     """
-    stored = checkpoints.stored()
+    stored = checkpoints.stored(step)
+    if not stored.position:
+        raise UserError(
+            f"{checkpoints.directory.parent} is a conversion, not a training: begin with its "
+            "weights by --config.init_from, in another --workdir"
+        )
     changed = settings.changed(stored.config, config)
     if stored.position["dataset"] != identity:
         changed.append(f"the dataset was {stored.position['dataset']} and is now {identity}")
@@ -93,9 +99,10 @@ def train_and_evaluate(
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(lambda key: stepping.init_state(module, optimizer, key), key)
     shardings = sharding.state_shardings(shapes, mesh)
-    checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints, resume_step)
+    checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
     writer = metrics.Writer(workdir)
-    if checkpoints.latest is None:
+    newest = checkpoints.latest if resume_step is None else resume_step
+    if newest is None:
         draw = jax.jit(
             lambda key: stepping.init_state(module, optimizer, key), out_shardings=shardings
         )
@@ -104,9 +111,10 @@ def train_and_evaluate(
             state = state.replace(params=given)
     else:
         abstract = sharding.laid_out(shapes, shardings)
-        state, examples = resume(checkpoints, config, records.identity, abstract)
-        metrics.tell(f"resuming {workdir} at step {checkpoints.latest}")
-    writer.drop_after(checkpoints.latest or 0)
+        state, examples = resume(checkpoints, newest, config, records.identity, abstract)
+        checkpoints.set_aside_after(newest)
+        metrics.tell(f"resuming {workdir} at step {newest}")
+    writer.drop_after(newest or 0)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
 
@@ -125,7 +133,8 @@ def train_and_evaluate(
         except metrics.NotFiniteError as error:
             start = examples - (step - error.step + 1) * config.batch_size
             clips = records.ids(dataset.order(len(records), config.seed, start, config.batch_size))
-            raise _diverged(error, clips, workdir, checkpoints.latest) from error
+            last_good = max(checkpoints.finished, default=None)
+            raise _diverged(error, clips, workdir, last_good) from error
 
     first, scores = int(state.step), {}
     step_fn = stepping.make_train_step(module, optimizer, config, shardings)
@@ -138,10 +147,10 @@ def train_and_evaluate(
     )
     history = metrics.History()
     with (
+        processes.termination() as told_to_stop,
         contextlib.closing(checkpoints),  # whatever happens, a save that has begun is finished
         contextlib.closing(writer),
         contextlib.closing(batches),
-        processes.termination() as told_to_stop,
         jax.set_mesh(mesh),
         metrics.progress("train", steps, "step", initial=first) as bar,
         _profiler(workdir, config.profile_step) as profile,
@@ -173,11 +182,10 @@ def train_and_evaluate(
                 means |= {"learning_rate": float(rate(step - 1)), "epoch": step / steps_per_epoch}
                 writer.write(step, data.train_split, means)
                 bar.set_postfix(loss=f"{means['loss']:.3f}", nce=f"{means['nce_accuracy']:.2f}")
-                checkpoints.check()
             if due:
                 position = {"examples": examples, "dataset": records.identity}
                 checkpoints.save(step, state, config, position)
-            if stopping and step < steps:
+            if stopping:
                 raise cli.Terminated(f"step {step} is saved; start again on {workdir} to go on")
             if scoring:
                 scores = evaluate(step)
@@ -228,7 +236,7 @@ def main() -> None:
     arguments.add_argument(
         "--resume_step",
         type=int,
-        help="resume from this checkpoint, not from the newest; newer ones go to set_aside/",
+        help="resume from this checkpoint once; newer ones are moved to WORKDIR/set_aside_STEP",
     )
 
     def start(args: argparse.Namespace, config: ConfigDict) -> None:

@@ -40,8 +40,8 @@ def test_demo_seeds_by_hand(tmp_path, capsys, monkeypatch):
         (tmp_path / str(seed) / "results.json").write_text(json.dumps(results))
     demo_seeds.run([str(tmp_path / "0"), str(tmp_path / "1")])
     lines = capsys.readouterr().out.splitlines()
-    both = "20.0 ± 14.1 | – | 20.0 ± 14.1, chance |"
-    assert f"| retrieval, diagonal mean: visual → audio, R@1 | {both}" in lines
+    equal = "20.0 ± 14.1 | – | 20.0 ± 14.1, chance |"
+    assert f"| retrieval, diagonal mean: visual → audio, R@1 ⚠ | {equal}" in lines
     worse = (
         "| retrieval, diagonal mean: audio → visual, R@5 ⚠ | 50.0 ± 0.0 | – | 60.0 ± 0.0, chance |"
     )

@@ -20,6 +20,9 @@ class Bucket(MemoryFileSystem):
     store: ClassVar = {}
     pseudo_dirs: ClassVar = [""]
 
+    def _open(self, path, mode="rb", **kwargs):
+        return super()._open(path, mode.replace("a", "w"), **kwargs)  # as objects can't grow
+
     @classmethod
     def _strip_protocol(cls, path):
         return super()._strip_protocol(str(path).removeprefix("gs://").removeprefix("gcs://"))
@@ -63,9 +66,13 @@ def test_metrics_in_a_bucket_are_appended_and_dropped(bucket, monkeypatch):
     for step in (1, 2, 3):
         writer.write(step, "train", {"loss": step / 2})
     writer.drop_after(2)
+    writer = metrics.Writer(epath.Path(bucket) / "run")  # of the resumed run
+    writer.write(3, "train", {"loss": 7.0})
+    writer.write(4, "train", {"loss": 8.0})
     writer.close()
     lines = (epath.Path(bucket) / "run/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    assert json.loads(lines[2])["loss"] == 7
 
 
 def test_orbax_gets_the_buckets_own_name(bucket, monkeypatch):

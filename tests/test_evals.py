@@ -154,7 +154,7 @@ def test_a_checkpoint_of_another_shape_names_every_difference(trained):
         is_leaf=lambda leaf: isinstance(leaf, tuple),
     )
     with pytest.raises(cli.UserError) as error:
-        checkpoints.stored().restore(abstract)
+        checkpoints.stored(checkpoints.latest).restore(abstract)
     _, missing, unexpected, shaped = str(error.value).splitlines()
     assert missing == "  missing: params/norms_both/offset"
     assert "params/norms_both/bias" in unexpected and "params/norms_visual/scale" in unexpected

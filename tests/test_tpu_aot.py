@@ -75,5 +75,5 @@ def test_a_small_model_compiles_for_a_pod(mesh):
     assert done.returncode == 0, done.stderr
     *_, row = done.stdout.splitlines()
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[0] == "v5e:4x4" and 0 < float(cells[5]) < 16 and float(cells[6]) > 0
-    assert "all-reduce" in cells[7] and float(cells[8]) > 0
+    assert cells[0] == "v5e:4x4" and 0 <= float(cells[5]) < 1 and float(cells[6]) >= 0
+    assert "all-reduce" in cells[7] and float(cells[8]) >= 0 and cells[9].endswith("%")

@@ -22,7 +22,7 @@ EVALUATIONS = {
 
 
 def check(names: Sequence[str], module: CavMaeSync, records: dataset.Records) -> None:
-    """Refuses, before a training begins, what would stop it at its first evaluation.
+    """Refuses before a training begins what would stop it at an evaluation, as far as one can tell.
 
     Raises:
       UserError: for an unknown evaluation, or one that this model or dataset can't have.

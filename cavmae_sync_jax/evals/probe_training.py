@@ -206,8 +206,8 @@ def train(
         if workdir is not None:
             checkpoints = checkpoint.Checkpoints(workdir, keep=2)
             stack.callback(checkpoints.close)
-            if checkpoints.latest is not None:
-                state = _resume(checkpoints, head, config, shapes, shardings)
+            if (newest := checkpoints.latest) is not None:
+                state = _resume(checkpoints.stored(newest), head, config, shapes, shardings)
         first = int(state.step)
         batches = _batches(clips, places, model, config, mesh, first)
         stack.callback(batches.close)
@@ -324,14 +324,13 @@ def _described(head: ProbeHead, config: ConfigDict) -> ConfigDict:
 
 
 def _resume(
-    checkpoints: checkpoint.Checkpoints,
+    newest: checkpoint.Stored,
     head: ProbeHead,
     config: ConfigDict,
     shapes: HeadState,
     shardings: HeadState,
 ) -> HeadState:
-    newest, now = checkpoints.stored(), _described(head, config).to_dict()
-    stored = newest.config.to_dict()
+    stored, now = newest.config.to_dict(), _described(head, config).to_dict()
     changed = [
         f"{section}.{key} was {stored[section].get(key)!r} and is now {value!r}"
         for section in ("head", "probe")
@@ -340,7 +339,7 @@ def _resume(
     ]
     if changed:
         raise UserError(
-            f"{checkpoints.directory.parent} holds another probe: {'; '.join(changed)}: "
+            f"{newest.folder.parent} holds another probe: {'; '.join(changed)}: "
             "use the old settings or another --output"
         )
     return newest.restore(sharding.laid_out(shapes, shardings))
