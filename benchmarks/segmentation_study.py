@@ -23,8 +23,11 @@ from cavmae_sync_jax.model import AUDIO, VISUAL, CavMaeSync
 from cavmae_sync_jax.pretrained import Pretrained, load
 from configs import demo
 
+# The demo as it was when the question came up; it has four heads since.
+BASE = {"model.decoder_heads": 1}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "demo": {},
+    "one decoder head": {},
+    "four decoder heads, as the demo": {"model.decoder_heads": 4},
     "no global token": {"model.global_token": False},
     "no global token, no registers": {"model.global_token": False, "model.registers": 0},
     "three quarters masked": {"mask.ratios": (0.75,)},
@@ -90,7 +93,7 @@ def _config(row: str, data: str, seed: int) -> ConfigDict:
     config = demo.get_config()
     with config.unlocked():
         config.update_from_flattened_dict({"seed": seed, "data.dir": data, "data.eval_split": ""})
-        config.update_from_flattened_dict(VARIANTS[row])
+        config.update_from_flattened_dict(BASE | VARIANTS[row])
     return config
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cavmae_sync_jax import cli, dataset, metrics, sharding, step, train
+from cavmae_sync_jax import checkpoint, cli, dataset, metrics, sharding, step, train
 from cavmae_sync_jax import model as modeling
 from cavmae_sync_jax.pretrained import load
 
@@ -197,6 +197,25 @@ def test_settings_are_refused_before_anything_is_written(dataset_dir, tmp_path, 
     with pytest.raises(cli.UserError, match=message):
         train.train_and_evaluate(tiny.config(dataset_dir, **overrides), workdir)
     assert not workdir.exists()
+
+
+def test_a_conversion_is_no_workdir(dataset_dir, tmp_path):
+    config = tiny.config(dataset_dir)
+    params = jax.jit(modeling.from_config(config.model).init_params)(jax.random.key(0))
+    checkpoint.write(tmp_path / "converted", {"params": params}, config)
+    with pytest.raises(cli.UserError, match=r"is a conversion.*--config.init_from"):
+        train.train_and_evaluate(config, tmp_path / "converted")
+
+
+def test_resuming_from_an_older_step_repeats_what_followed(finished, tmp_path):
+    config, workdir, scores = finished
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    assert train.train_and_evaluate(config, copy, resume_step=12) == scores
+    assert (copy / "set_aside_15").is_dir() and losses(copy) == losses(workdir)
+    before = sorted(path.name for path in (copy / "checkpoints").iterdir())
+    with pytest.raises(cli.UserError, match="seed was 0"):
+        train.train_and_evaluate(tiny.config(config.data.dir, seed=1), copy, resume_step=12)
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
 
 
 def test_a_workdir_that_is_a_file(dataset_dir, tmp_path):
