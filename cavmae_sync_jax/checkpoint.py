@@ -321,7 +321,8 @@ def _damaged(step: int, folder: epath.Path, reason: str) -> UserError:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+    first = (str(error).strip() or type(error).__name__).split("\n")[0]
+    return first.split(" See full TensorStore details")[0][:200]
 
 
 def _completed(config: ConfigDict) -> ConfigDict:
