@@ -9,7 +9,6 @@ from benchmarks import convert, demo_seeds, retrieval, segmentation_study
 from benchmarks.segmentation_study import CENTRED, OTHER
 from cavmae_sync_jax import cli
 from cavmae_sync_jax.evals import headlines, scores
-from data_prep import scenes
 
 
 def test_retrieval_times_every_aggregation(monkeypatch, capsys):
@@ -58,9 +57,7 @@ def test_demo_seeds_by_hand(tmp_path, capsys, monkeypatch):
 
 
 def test_the_segmentation_study_scores_what_it_trains(dataset_dir, tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "data"
-    sizes = ["--train=8", "--val=3", "--eval=0", "--size=48", "--image_size=32", "--workers=1"]
-    scenes.run(scenes._parser().parse_args([f"--output={folder}", *sizes]))
+    folder = tiny.write_scenes(tmp_path / "data", train=8, val=3)
     small = tiny.config(folder, epochs=1.0, data__eval_split="", model__depth=1)
     monkeypatch.setattr(segmentation_study.demo, "get_config", lambda: small)
     rows = {"no global token": {"model.global_token": False}}

@@ -9,10 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 
-from benchmarks import launch
+from benchmarks import faults, launch
 from cavmae_sync_jax import cli, processes
-from data_prep import scenes
 
 STEPS = 12
 EVALS = ("retrieval", "segmentation", "temporal", "reconstruction", "probe", "tokens")
@@ -21,10 +21,7 @@ EVALS = ("retrieval", "segmentation", "temporal", "reconstruction", "probe", "to
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Scenes with labels and masks: 21 to train on, 5 to evaluate; neither divides by the batch."""
-    folder = tmp_path_factory.mktemp("scenes") / "data"
-    sizes = ["--train=21", "--val=0", "--eval=5", "--size=48", "--image_size=32", "--workers=1"]
-    scenes.run(scenes._parser().parse_args([f"--output={folder}", *sizes]))
-    return folder
+    return tiny.write_scenes(tmp_path_factory.mktemp("scenes") / "data", train=21, eval=5)
 
 
 def training(data, workdir):
@@ -134,6 +131,16 @@ def test_when_one_is_killed_the_other_ends_with_a_message(data, tmp_path):
     assert survivor not in (0, None)
     said = (tmp_path / "0.log").read_text()
     assert "one of them has stopped" in said or "another task died" in said
+
+
+def test_the_benchmark_of_faults_sees_what_it_looks_for(data, tmp_path):
+    told = faults.not_finite(faults.Run(tmp_path / "run", data))
+    assert re.fullmatch(r"status 2, “the \w+ of step \d+ is \w+; its batch began .*”", told)
+    (tmp_path / "file").write_bytes(bytes(100))
+    faults.flip(tmp_path / "file")
+    assert sum((tmp_path / "file").read_bytes()) == 16
+    faults.truncate(tmp_path / "file")
+    assert (tmp_path / "file").stat().st_size == 50
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from cavmae_sync_jax import model as modeling
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.evals import temporal, temporal_scores
 from cavmae_sync_jax.pretrained import Pretrained
-from data_prep import scenes
 
 A, B, C = np.eye(3)
 NEAR_A = np.array([1, 0.1, 0])
@@ -138,10 +137,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def scenes_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes") / "data"
-    sizes = ["--train=0", "--val=0", "--eval=6", "--size=48", "--image_size=32", "--workers=1"]
-    scenes.run(scenes._parser().parse_args([f"--output={folder}", *sizes]))
-    return folder
+    return tiny.write_scenes(tmp_path_factory.mktemp("scenes") / "data", eval=6)
 
 
 def test_clips_without_truth_are_cut_and_shown(model, dataset_dir, tmp_path, capsys):

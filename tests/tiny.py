@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import demo
+from data_prep import scenes
 
 
 def config(data_dir="", **overrides) -> ConfigDict:
@@ -34,6 +35,14 @@ def config(data_dir="", **overrides) -> ConfigDict:
         | {key.replace("__", "."): value for key, value in overrides.items()}
     )
     return tiny
+
+
+def write_scenes(folder: pathlib.Path, **splits: int) -> pathlib.Path:
+    """Renders and prepares a few small scenes; splits are numbers of clips by name."""
+    sizes = [f"--{name}={splits.get(name, 0)}" for name in ("train", "val", "eval")]
+    flags = [f"--output={folder}", *sizes, "--size=48", "--image_size=32", "--workers=1"]
+    scenes.run(scenes._parser().parse_args(flags))
+    return folder
 
 
 def write_video(path: pathlib.Path, level: int, hertz: float) -> None:
