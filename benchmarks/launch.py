@@ -94,6 +94,7 @@ def wait_for(
 def main() -> None:
     """Runs the programs that the first argument names, as JSON."""
     processes.HEARTBEAT_SECONDS = processes.SHUTDOWN_SECONDS = SECONDS
+    processes.ASKING_SECONDS = 0.0  # after every step, as these runs have few
     for module, *arguments in json.loads(sys.argv[1]):
         sys.argv = [module, *arguments]
         importlib.import_module(module).main()

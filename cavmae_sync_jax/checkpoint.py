@@ -117,7 +117,8 @@ class Checkpoints:
         except (jax.errors.JaxRuntimeError, MemoryError):  # not the file system's words
             raise
         except Exception as error:  # Orbax wraps what the file system says in errors of many kinds
-            whole = f"; the newest whole one is of step {max(self.finished)}" * bool(self.finished)
+            newest = max(self.finished, default=None)
+            whole = "" if newest is None else f"; the newest whole one is of step {newest}"
             raise UserError(
                 f"a checkpoint can't be written to {self.directory} ({_reason(error)}){whole}: "
                 "mend that and start again"
@@ -158,17 +159,18 @@ def write(directory: epath.PathLike, state: dict[str, Any], config: ConfigDict) 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Lets an error speak once; each array's task would say the same, some after the error."""
+    """Lets an error speak once; each array's task would say the same, some after the error.
+
+    After an error it stays quiet, because what is left of the tasks speaks at the program's end.
+    """
     before = absl.logging.get_verbosity(), logging.getLogger("asyncio").level, sys.unraisablehook
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
-    try:
-        yield
-    finally:
-        absl.logging.set_verbosity(before[0])
-        logging.getLogger("asyncio").setLevel(before[1])
-        sys.unraisablehook = before[2]
+    yield
+    absl.logging.set_verbosity(before[0])
+    logging.getLogger("asyncio").setLevel(before[1])
+    sys.unraisablehook = before[2]
 
 
 def _remove(folder: epath.Path) -> None:

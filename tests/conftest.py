@@ -16,6 +16,19 @@ install_import_hook(["cavmae_sync_jax", "data_prep"], "beartype.beartype")
 
 import pytest
 
+# What takes longest begins first, so that none of it is left alone at the end.
+LONGEST = ("processes", "convert", "programs", "train", "sharding", "probe")
+
+
+def pytest_collection_modifyitems(items):
+    """Orders the files."""
+
+    def place(item):
+        name = item.path.stem.removeprefix("test_")
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def dataset_dir(tmp_path_factory):

@@ -118,16 +118,17 @@ def compiled_step(config, data, fsdp):
         return step.lowered(module, optimizer, config, mesh).compile()
 
 
-@pytest.mark.parametrize("direction", ["visual_to_audio", "audio_to_visual", "both"])
-def test_no_device_holds_all_pairs(direction):
-    config = tiny.config(batch_size=56, loss__contrast_direction=direction)
+def test_no_device_holds_all_pairs():
+    config = tiny.config(batch_size=56, model__depth=1, loss__contrast_direction="both")
     text = compiled_step(config, 8, 1).as_text()
     assert "f32[7,56]" in text and "f32[56,56]" not in text
 
 
 def test_microbatches_need_less_memory():
     memory = {
-        chunks: compiled_step(tiny.config(batch_size=256, microbatches=chunks), 1, 1)
+        chunks: compiled_step(
+            tiny.config(batch_size=256, model__depth=1, microbatches=chunks), 1, 1
+        )
         .memory_analysis()
         .temp_size_in_bytes
         for chunks in (1, 8)
