@@ -28,6 +28,7 @@ setup(
         "numpy>=2.4,<3",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
+        "pebble>=5.2,<6",
         "pillow>=12,<14",  # Apache Beam wants 12
         "scikit-learn>=1.7,<2",
         "scipy>=1.17,<2",

@@ -8,12 +8,14 @@ they fit into the waveform. It is not normalised here; that is the model's own b
 import functools
 
 import numpy as np
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Float, Float32, Shaped, UInt8
 from librosa import hz_to_mel
 
 SAMPLE_RATE = 16_000
 BINS = 128
 ROWS_PER_SECOND = 100
+# Clips may have this much more than the nominal rows, which are cut off.
+LONGEST = 1.05
 
 _WINDOW = 400
 _SHIFT = SAMPLE_RATE // ROWS_PER_SECOND
@@ -21,6 +23,8 @@ _FFT = 512
 _LOWEST_HZ = 20.0
 _PRE_EMPHASIS = 0.97
 _FLOOR = np.float32(2.0**-23)
+# Log-mel energies as whole numbers: 0 is just below the floor, 255 above any sound in [-1, 1].
+_CODES = np.linspace(-16, 12, 256, dtype=np.float32).astype(np.float16)
 # A clip this much shorter than the nominal length is a short clip, not one with a ragged end.
 _FULL_SHARE = 0.95
 
@@ -50,6 +54,17 @@ def log_mel(waveform: Float[np.ndarray, " samples"]) -> Float32[np.ndarray, "row
     spectrum = np.fft.rfft(windows, _FFT, axis=1)[:, : _FFT // 2]
     power = np.square(spectrum.real) + np.square(spectrum.imag)
     return np.log(np.maximum(power @ _mel_filters(), _FLOOR))
+
+
+def quantize(fbank: Float[np.ndarray, "rows bins"]) -> UInt8[np.ndarray, "rows bins"]:
+    """Returns log-mel as whole numbers 0 to 255 for -16 to 12, rounded to 0.055 at most."""
+    low, high = np.float32(_CODES[0]), np.float32(_CODES[-1])
+    return np.clip(np.rint((fbank - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
+
+
+def dequantize(fbank: Shaped[np.ndarray, "rows bins"]) -> Float[np.ndarray, "rows bins"]:
+    """Returns what `quantize` has made as float16, and any other log-mel as it is."""
+    return _CODES[fbank] if fbank.dtype == np.uint8 else fbank
 
 
 def window_start(frame: int, num_frames: int, clip_rows: int, window_rows: int) -> int:
@@ -82,15 +97,16 @@ def cut_window(
     clip_rows: int,
     window_rows: int,
 ) -> Shaped[np.ndarray, "{window_rows} bins"]:
-    """Returns the window of a whole clip's fbank that belongs to `frame`, in the fbank's dtype.
+    """Returns the window of a whole clip's fbank that belongs to `frame`, in the fbank's type.
 
     Rows past `clip_rows` are ignored; rows that the clip doesn't have are zero. Normalisation
-    comes after this, so that the padding is normalised like everything else.
+    comes after this, so that the padding is normalised like everything else. What `quantize` has
+    made comes back as log-mel.
     """
     timeline = timeline_rows(len(fbank), clip_rows)
     start = window_start(frame, num_frames, timeline, window_rows)
-    rows = fbank[start : min(start + window_rows, clip_rows)]
-    window = np.zeros((window_rows, fbank.shape[1]), fbank.dtype)
+    rows = dequantize(fbank[start : min(start + window_rows, clip_rows)])
+    window = np.zeros((window_rows, fbank.shape[1]), rows.dtype)
     window[: len(rows)] = rows
     return window
 

@@ -36,6 +36,7 @@ SINCE = {
     "microbatches": 1,
     "evaluations": ("retrieval",),
     "model.learned_positions": False,
+    "data.own_statistics": False,
 }
 
 

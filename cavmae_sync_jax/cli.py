@@ -1,6 +1,7 @@
 """What every command-line program shares: how a user's mistake is told, and the exit status.
 
 Exit status: 0 only on success, 2 after a user's mistake (one sentence on stderr, no traceback),
+3 where the work is done but is not what a flag demands of it,
 130 after Ctrl-C, 143 after SIGTERM where a program saves before it stops. Anything else that goes
 wrong is a defect and keeps its traceback.
 """
@@ -26,6 +27,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class UserError(ValueError):
     """A mistake the user can mend; the message is one sentence naming the file, field or flag."""
+
+
+class Unsatisfied(Exception):
+    """The work is done and kept, but is not what a flag demands; the message is one sentence."""
 
 
 class Terminated(Exception):
@@ -106,6 +111,8 @@ def main(
             run(*given)
     except UserError as error:
         sys.exit(_tell(arguments.prog, str(error), 2))
+    except Unsatisfied as verdict:
+        sys.exit(_tell(arguments.prog, str(verdict), 3))
     except Terminated as stop:
         sys.exit(_tell(arguments.prog, f"told to stop: {stop}", 143))
     except KeyboardInterrupt:

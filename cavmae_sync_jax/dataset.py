@@ -7,7 +7,6 @@ workers, processes or devices, and every clip comes once an epoch.
 """
 
 import io
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -21,14 +20,12 @@ from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from cavmae_sync_jax import audio, processes, sharding
+from cavmae_sync_jax import audio, dataset_folder, processes, sharding
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.model import AUDIO, VISUAL
 
 FIELDS = ("clip_id", "frames", "fbank")
 Batch = dict[str, Any]
-# Clips may have this much more than the nominal rows, which are cut off.
-LONGEST = 1.05
 
 
 class Records:
@@ -45,7 +42,7 @@ class Records:
         Raises:
           UserError: if there is no such dataset, split or field.
         """
-        self.directory = find(directory)
+        self.directory = dataset_folder.find(directory)
         self.split = split
         builder = tfds.builder_from_directory(str(self.directory))
         self.features = builder.info.features
@@ -93,23 +90,6 @@ class Records:
         return [self[index]["clip_id"].decode() for index in indices]
 
 
-def find(directory: epath.PathLike) -> epath.Path:
-    """The version folder of the one dataset at or below `directory` (NAME/VERSION).
-
-    Raises:
-      UserError: if there is none, or more than one.
-    """
-    directory, marker = os.fspath(directory), "dataset_info.json"
-    if not directory or not epath.Path(directory).is_dir():
-        raise UserError(f"no dataset folder {directory!r}: give what data_prep had as --output")
-    directory = epath.Path(directory)
-    found = [p.parent for depth in ("", "*/", "*/*/") for p in directory.glob(depth + marker)]
-    if len(found) != 1:
-        names = ", ".join(sorted(map(str, found))) or "none"
-        raise UserError(f"{directory} must hold one prepared dataset, but it holds {names}")
-    return found[0]
-
-
 class Framing(NamedTuple):
     """How a clip becomes pairs of a frame and its audio window; all of it a config may change."""
 
@@ -141,7 +121,7 @@ class Framing(NamedTuple):
             raise UserError(
                 f"config.model.audio_bins={self.audio_bins}, but the dataset has {bins}"
             )
-        if rows > LONGEST * self.clip_rows:
+        if rows > audio.LONGEST * self.clip_rows:
             raise UserError(
                 f"config.data.clip_rows={self.clip_rows}, but the dataset holds clips of {rows} "
                 f"rows, over which their frames are spread: set --config.data.clip_rows={rows}"

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import cli, losses, masking, optim
+from cavmae_sync_jax import cli, dataset_folder, losses, masking, optim
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.model import CavMaeSync
 
@@ -70,6 +70,20 @@ def check(config: ConfigDict, module: CavMaeSync, devices: int) -> None:
             f"config.mask.ratios={ratios} must be ratios between 0 and 1 "
             f"that keep some of {fewest} patches"
         )
+
+
+def with_statistics(config: ConfigDict) -> ConfigDict:
+    """The config with the dataset's mean and deviation for the recipe's, where it asks for them.
+
+    Raises:
+      UserError: the dataset has no statistics.
+    """
+    if not config.data.own_statistics:
+        return config
+    config = config.copy_and_resolve_references()
+    found = dataset_folder.read_statistics(dataset_folder.find(config.data.dir))
+    config.model.audio_mean, config.model.audio_std = found["fbank_mean"], found["fbank_std"]
+    return config
 
 
 def changed(stored: ConfigDict, config: ConfigDict) -> list[str]:

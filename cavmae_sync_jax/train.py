@@ -76,6 +76,7 @@ def train_and_evaluate(
       cli.Terminated: if told to stop; all steps are saved.
     """
     workdir = epath.Path(workdir)
+    config = settings.with_statistics(config)
     mesh = sharding.make_mesh(**config.mesh)
     module = modeling.from_config(config.model)
     settings.check(config, module, mesh.size)

@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
                 "eval_split": "eval",
                 "num_frames": 16,
                 "clip_rows": 1024,
+                "own_statistics": False,
                 "augment_audio": False,
                 "workers": 0,
                 "prefetch": 2,

@@ -1,266 +1,233 @@
-"""Clips to a TFDS dataset in ArrayRecord format, in a pool of processes, without TensorFlow.
+"""Clips to a TFDS dataset in ArrayRecord format, without TensorFlow.
 
-A dataset is a folder `OUTPUT/SOURCE/VERSION` as TFDS writes it, with `OUTPUT/rejects.csv` beside
-it, which lists the clips that did not become examples. TFDS orders the examples by a hash of their
-ids, so the same clips give the same dataset however many processes prepare them.
+A dataset is a folder `OUTPUT/SOURCE/VERSION` with TFDS's metadata, and `OUTPUT/rejects.csv` beside
+it lists the clips that did not become examples. While it is being prepared its shards are in
+`OUTPUT/.incomplete`; the same command, started again after whatever stopped it, goes on from there.
 """
 
 import collections
 import contextlib
 import csv
 import dataclasses
-import functools
-import itertools
-import multiprocessing
-import os
-import shutil
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from typing import Any, NamedTuple
+import fcntl
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-import numpy as np
 import tensorflow_datasets as tfds
-import threadpoolctl
-from tqdm import tqdm
+from etils import epath
 
-from cavmae_sync_jax import audio, cli
+from cavmae_sync_jax import cli
 from cavmae_sync_jax.cli import UserError
-from data_prep.clips import Clip, Preparation, Reject, prepare_clip
+from data_prep import shards, statistics
+from data_prep.clips import Clip, Preparation, Reject
+from data_prep.engines import Engine
+from data_prep.shards import Job, Outcome, Schema, Shard
 
-# Of the features below: raise it when a reader of the old ones could not read the new ones.
+# Of the features: raise it when a reader of the old ones could not read the new ones.
 VERSION = "1.0.0"
 REJECTS = "rejects.csv"
-
-Example = dict[str, Any]
+INCOMPLETE, OLD = ".incomplete", "replaced"
 
 
 class Summary(NamedTuple):
     """What came of the clips: the dataset's folder, examples per split, and the rejects."""
 
-    directory: Path
+    directory: epath.Path
     examples: dict[str, int]
     rejects: tuple[Reject, ...]
+
+    @property
+    def reject_share(self) -> float:
+        """The part of all clips that were rejected."""
+        return len(self.rejects) / (sum(self.examples.values()) + len(self.rejects))
 
     def report(self) -> str:
         """Returns the same in words."""
         counts = ", ".join(f"{count} in {name}" for name, count in self.examples.items())
         report = f"{self.directory} has {sum(self.examples.values())} examples: {counts}."
         if self.rejects:
-            path = self.directory.parents[1] / REJECTS
+            path = self.directory.parent.parent / REJECTS
             report += f"\n{len(self.rejects)} clips were rejected ({count_reasons(self.rejects)}); "
             report += f"{path} lists them."
         return report
 
 
-def features(
-    class_names: Sequence[str], num_frames: int, has_truth: bool
-) -> tfds.features.FeaturesDict:
-    """Returns the features of an example; see `clips.prepare_clip` for what they mean.
-
-    The log-mel and the images are stored as plain bytes, which needs no TensorFlow to read and
-    write. Truth (`frame_class`, `frame_mask`, `events`) is there only if the source has it.
-    """
-    spec = {
-        "clip_id": tfds.features.Text(),
-        "frames": tfds.features.Sequence(tfds.features.Text()),
-        "fbank": tfds.features.Tensor(shape=(None, audio.BINS), dtype=np.float16, encoding="bytes"),
-        "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=list(class_names))),
-    }
-    if has_truth:
-        spec |= {
-            "frame_class": tfds.features.Tensor(shape=(num_frames,), dtype=np.int64),
-            "frame_mask": tfds.features.Sequence(tfds.features.Text()),
-            "events": tfds.features.Sequence(
-                {"class": np.int64, "start": np.float32, "end": np.float32}
-            ),
-        }
-    return tfds.features.FeaturesDict(spec)
-
-
 def write_dataset(
-    output: str | Path,
+    output: epath.PathLike,
     splits: Mapping[str, Sequence[Clip]],
     preparation: Preparation,
     *,
     class_names: Sequence[str],
     source: str,
-    workers: int | None = None,
+    engine: Engine = Engine(),  # noqa: B008 (immutable)
     overwrite: bool = False,
-    prepare: Callable[[Any, Preparation], Example | Reject] = prepare_clip,
+    compute_stats: bool = False,
 ) -> Summary:
     """Prepares the clips of all splits and writes them as the TFDS dataset `OUTPUT/SOURCE/VERSION`.
 
     The dataset is complete or absent: it is moved to its place when it is finished, and whatever
-    it replaces stays until then. Its metadata hold `source`, `class_names`, `has_truth`,
+    it replaces stays until then. Shards that an interrupted call with the same arguments has
+    finished are used, not prepared again. The metadata hold `source`, `class_names`, `has_truth`,
     `preparation` (a dict of its fields) and `code_version`.
 
     Args:
-      output: the folder to write to; it may hold other things.
-      splits: clips by split name, such as "train". All clips have truth, or none.
+      output: the folder to write to; it may hold other things. gs:// works, too.
+      splits: clips by split name, such as "train", all of one class. All have truth, or none.
       preparation: what is stored with each clip.
       class_names: in the order of the label indices.
       source: the dataset's name, lower case with underscores.
-      workers: processes; None means one a core.
+      engine: what does the work; it has no influence on the dataset.
       overwrite: whether a dataset in `output` may be replaced.
-      prepare: makes a clip an example; a function of a module, for other processes to find.
+      compute_stats: whether to store `statistics.compute` of the split train with the dataset.
 
     Raises:
       UserError: there is a dataset already, an id comes twice, a label is not a class name, or
         nothing is left of a split.
     """
-    output = Path(output)
-    clips = [clip for of_split in splits.values() for clip in of_split]
+    output = epath.Path(output)
     has_truth = _check_clips(splits, class_names)
+    engine.check()
+    if compute_stats and statistics.SPLIT not in splits:
+        raise UserError(f"--compute_stats is of the split {statistics.SPLIT!r}, which is not there")
     old = check_output(output, source, overwrite)
-    partial = output / ".incomplete"
-    shutil.rmtree(partial, ignore_errors=True)
+    schema = Schema(tuple(class_names), preparation.num_frames, has_truth, preparation.fbank_dtype)
+    planned = shards.plan(splits)
+    job = Job(schema, preparation)
+    with _workplace(output, shards.fingerprint(planned, job)) as work:
+        folder = work / "shards"
+        folder.mkdir(exist_ok=True)
+        todo = [shard for shard in planned if shards.finished(shard, folder) is None]
+        if len(todo) < len(planned):
+            print(f"{len(planned) - len(todo)} of {len(planned)} shards are finished already.")
+        engine.prepare(todo, job, folder)
+        outcomes = _outcomes(planned, folder)
+        rejects = tuple(reject for outcome in outcomes for reject in outcome.rejects)
+        _check_splits(output, old, planned, outcomes, work)
+        new = work / source
+        new.rmtree(missing_ok=True)
+        _assemble(planned, outcomes, folder, new / VERSION, schema, _metadata(source, job))
+        if compute_stats:
+            statistics.store(new / VERSION, statistics.compute(new / VERSION))
+        _write_rejects(output / REJECTS, rejects)
+        if old:
+            (work / OLD).rmtree(missing_ok=True)
+            (work / OLD).mkdir()
+            old.rename(work / OLD / source)
+        new.rename(output / source)
+        work.rmtree()
+    counts = collections.Counter()
+    for shard, outcome in zip(planned, outcomes, strict=True):
+        counts[shard.split] += outcome.examples
+    return Summary(output / source / VERSION, dict(counts), rejects)
+
+
+@contextlib.contextmanager
+def _workplace(output: epath.Path, fingerprint: str) -> Iterator[epath.Path]:
+    """Gives `OUTPUT/.incomplete`, emptied where it is of another preparation, to one process."""
+    work = output / INCOMPLETE
     try:
-        partial.mkdir(parents=True)
+        work.mkdir(parents=True, exist_ok=True)
+        lock = None if "://" in str(work) else open(work / "lock", "w")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"--output={output} can't be written to: {error.strerror}") from error
-    rejects: list[Reject] = []
-    make = functools.partial(prepare, preparation=preparation)
-    try:
-        with (
-            contextlib.closing(_Workers(workers or os.cpu_count() or 1, make)) as pool,
-            tqdm(total=len(clips), unit="clip", desc=f"preparing {source}") as bar,
-        ):
-            builder = _Builder(
-                name=source,
-                spec=features(class_names, preparation.num_frames, has_truth),
-                examples={
-                    name: functools.partial(_examples, name, of_split, pool, rejects, bar)
-                    for name, of_split in splits.items()
-                },
-                metadata={
-                    "source": source,
-                    "class_names": list(class_names),
-                    "has_truth": has_truth,
-                    "preparation": dataclasses.asdict(preparation),
-                    "code_version": cli.version(),
-                },
-                data_dir=partial,
-            )
-            tfds.disable_progress_bar()
-            # TFDS prints the name of the temporary folder as if it were the place to look.
-            with contextlib.redirect_stdout(None):
-                builder.download_and_prepare(
-                    download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-                )
-        counts = {name: builder.info.splits[name].num_examples for name in splits}
-        if sum(counts.values()) + len(rejects) != len(clips):
-            raise RuntimeError(
-                f"{len(clips)} clips became {counts} examples and {len(rejects)} rejects"
-            )
-        if old:
-            os.replace(old, partial / "old")
-        try:
-            os.replace(partial / source, output / source)
-        except OSError:
-            if old:
-                os.replace(partial / "old", old)
-            raise
-        _write_rejects(output / REJECTS, rejects)
-    except UserError:
-        # Where the old dataset stays, so does its list.
-        if not old:
-            _write_rejects(output / REJECTS, rejects)
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return Summary(output / source / VERSION, counts, tuple(rejects))
+    with lock or contextlib.nullcontext():
+        if lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"another process is preparing {output} at this time") from error
+        plan = work / "plan.json"
+        if plan.exists() and json.loads(plan.read_text() or "null") != fingerprint:
+            print(f"{work} is of other clips or settings, so that preparation begins anew.")
+            (work / "shards").rmtree(missing_ok=True)
+        plan.write_text(json.dumps(fingerprint))
+        yield work
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A TFDS builder whose splits are given as functions that yield (key, example)."""
-
-    # TFDS looks beside the code for checksums of downloads, with a package it doesn't require.
-    code_path = None
-
-    def __init__(self, *, name, spec, examples, metadata, data_dir):
-        self.name = name
-        self.VERSION = tfds.core.Version(VERSION)
-        self._spec, self._examples, self._metadata = spec, examples, metadata
-        super().__init__(data_dir=data_dir, file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Clips: frames as JPEG and the log-mel of the first audio channel.",
-            features=self._spec,
-            metadata=tfds.core.MetadataDict(self._metadata),
-        )
-
-    def _split_generators(self, dl_manager):
-        return {name: examples() for name, examples in self._examples.items()}
-
-    def _generate_examples(self):
-        raise AssertionError("the splits bring their own examples")
+def _outcomes(planned: Sequence[Shard], folder: epath.Path) -> list[Outcome]:
+    """Returns what became of each shard; every clip must be an example or a reject, once."""
+    outcomes = []
+    for shard in planned:
+        outcome = shards.finished(shard, folder)
+        if outcome is None or outcome.examples + len(outcome.rejects) != len(shard.clips):
+            raise RuntimeError(f"the shard {shard.name} in {folder} is not complete")
+        outcomes.append(outcome)
+    return outcomes
 
 
-class _Workers:
-    """Processes that prepare clips, with few clips in flight however many there are."""
-
-    def __init__(self, count: int, prepare: Callable[[Clip], Example | Reject]):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["data_prep.clips"])
-        self._pool = ProcessPoolExecutor(count, context, _start_worker)
-        self._ahead = 4 * count
-        self._prepare = prepare
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def results(self, clips: Sequence[Clip]) -> Iterator[tuple[Clip, Example | Reject]]:
-        """Yields each clip and what became of it, in order."""
-        waiting: collections.deque[tuple[Clip, Future]] = collections.deque()
-        rest = iter(clips)
-        while True:
-            for clip in itertools.islice(rest, self._ahead - len(waiting)):
-                waiting.append((clip, self._pool.submit(self._prepare, clip)))
-            if not waiting:
-                return
-            clip, future = waiting.popleft()
-            yield clip, self._result(clip, future, waiting)
-
-    def _result(self, clip: Clip, future: Future, waiting) -> Example | Reject:
-        try:
-            return future.result()
-        except BrokenProcessPool as error:
-            started = [clip, *(other for other, _ in waiting)]
-            paths = ", ".join(dict.fromkeys(each.path for each in started))
-            raise UserError(
-                "a worker process was killed, by lack of memory (try fewer --workers) or by one "
-                f"of these files: {paths}"
-            ) from error
-
-
-def _start_worker() -> None:
-    # Ctrl-C is the parent's to handle, and the other cores are the other workers'.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threadpoolctl.threadpool_limits(1)
-
-
-def _examples(
-    split: str, clips: Sequence[Clip], pool: _Workers, rejects: list[Reject], bar: tqdm
-) -> Iterator[tuple[str, Example]]:
-    """Yields the examples of a split, and adds its other clips to `rejects`."""
-    refused = []
-    for clip, result in pool.results(clips):
-        bar.update()
-        if isinstance(result, Reject):
-            refused.append(result)
-            rejects.append(result)
-        else:
-            yield clip.clip_id, result
-    if len(refused) == len(clips):
+def _check_splits(
+    output: epath.Path,
+    old: epath.Path | None,
+    planned: Sequence[Shard],
+    outcomes: Sequence[Outcome],
+    work: epath.Path,
+) -> None:
+    """Refuses a split of which nothing is left; then nothing but the rejects' list stays."""
+    for split in dict.fromkeys(shard.split for shard in planned):
+        ours = [o for s, o in zip(planned, outcomes, strict=True) if s.split == split]
+        if any(outcome.examples for outcome in ours):
+            continue
+        refused = [reject for outcome in ours for reject in outcome.rejects]
+        if not old:  # where the old dataset stays, so does its list
+            _write_rejects(output / REJECTS, [r for o in outcomes for r in o.rejects])
+        work.rmtree()
         raise UserError(
-            f"none of the {len(clips)} clips of the split {split!r} can be used "
+            f"none of the {len(refused)} clips of the split {split!r} can be used "
             f"({count_reasons(refused)}); the first: {refused[0].detail}"
         )
+
+
+def _metadata(source: str, job: Job) -> tfds.core.MetadataDict:
+    return tfds.core.MetadataDict(
+        source=source,
+        class_names=list(job.schema.class_names),
+        has_truth=job.schema.has_truth,
+        preparation=dataclasses.asdict(job.preparation),
+        code_version=cli.version(),
+    )
+
+
+def _assemble(
+    planned: Sequence[Shard],
+    outcomes: Sequence[Outcome],
+    folder: epath.Path,
+    directory: epath.Path,
+    schema: Schema,
+    metadata: tfds.core.MetadataDict,
+) -> None:
+    """Makes a dataset of the shards that hold records: TFDS's file names and metadata."""
+    directory.mkdir(parents=True)
+    infos = []
+    for split in dict.fromkeys(shard.split for shard in planned):
+        kept = [
+            (shard, outcome)
+            for shard, outcome in zip(planned, outcomes, strict=True)
+            if shard.split == split and outcome.examples
+        ]
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=directory,
+            dataset_name=directory.parent.name,
+            split=split,
+            filetype_suffix="array_record",
+        )
+        for index, (shard, _) in enumerate(kept):
+            target = template.sharded_filepath(shard_index=index, num_shards=len(kept))
+            shards.link(shards.data_path(folder, shard), target)
+        lengths = [outcome.examples for _, outcome in kept]
+        size = sum(outcome.bytes for _, outcome in kept)
+        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=schema.features(),
+        split_infos=infos,
+        version=VERSION,
+        check_data=False,  # would need TensorFlow
+        description="Clips: frames as JPEG and the log-mel of the first audio channel.",
+        metadata=metadata,
+    )
 
 
 def count_reasons(rejects: Sequence[Reject]) -> str:
@@ -276,6 +243,8 @@ def _check_clips(splits: Mapping[str, Sequence[Clip]], class_names: Sequence[str
     if len(known) < len(class_names) or any(not n.strip() or "\n" in n for n in class_names):
         raise UserError("class names must be different from each other, of one line, not empty")
     for split, clips in splits.items():
+        if not re.fullmatch(r"[A-Za-z]\w*", split) or split == "all":
+            raise UserError(f"a split can't be called {split!r}: take letters, digits and _")
         if not clips:
             raise UserError(f"there is no clip for the split {split!r}")
         for clip in clips:
@@ -290,23 +259,28 @@ def _check_clips(splits: Mapping[str, Sequence[Clip]], class_names: Sequence[str
                     f"the clip {clip.clip_id!r} has the label {min(unknown)!r}, "
                     "which is not among the class names"
                 )
-    has_truth = {clip.truth is not None for clip in seen.values()}
+    has_truth = {clip.has_truth for clip in seen.values()}
     if len(has_truth) > 1:
         raise UserError("some clips have a truth file and some have none")
     return has_truth == {True}
 
 
-def check_output(output: Path, source: str, overwrite: bool) -> Path | None:
+def check_output(output: epath.PathLike, source: str, overwrite: bool) -> epath.Path | None:
     """Returns the dataset `OUTPUT/SOURCE` that is to be replaced, None if there is none.
 
     Raises:
       UserError: there is one and `overwrite` is not set, there is another dataset, which would
         make OUTPUT ambiguous and is not ours to delete, or something else is in the way.
     """
+    output = epath.Path(output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file; give a folder")
-    own, found = output / source, {info.parents[1] for info in output.glob("*/*/dataset_info.json")}
-    others = sorted(found - {own})
+    stranded = output / INCOMPLETE / OLD / source
+    if stranded.exists() and not (output / source).exists():  # a replacement was interrupted
+        stranded.rename(output / source)
+    found = {path.parent.parent for path in output.glob("*/*/dataset_info.json")}
+    own = output / source
+    others = sorted(str(path) for path in found - {own})
     if others:
         raise UserError(f"{others[0]} is another dataset; give another --output")
     if own in found and not overwrite:
@@ -316,8 +290,10 @@ def check_output(output: Path, source: str, overwrite: bool) -> Path | None:
     return own if own in found else None
 
 
-def _write_rejects(path: Path, rejects: Sequence[Reject]) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(field.name for field in dataclasses.fields(Reject))
-        writer.writerows(dataclasses.astuple(reject) for reject in rejects)
+def _write_rejects(path: epath.Path, rejects: Sequence[Reject]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(field.name for field in dataclasses.fields(Reject))
+    writer.writerows(dataclasses.astuple(reject) for reject in rejects)
+    # Names that are no text, as file systems allow them, are written with their bytes escaped.
+    path.write_bytes(text.getvalue().encode("utf-8", "backslashreplace"))

@@ -38,7 +38,7 @@ def generator(seed: int, split: str, number: int) -> np.random.Generator:
 def shoot(studio: Studio, split: str, number: int, path: Path) -> tuple[str, ...]:
     """Writes a clip's video to `path`, its truth beside it, and returns the classes that sound.
 
-    The truth file is described in `clips.prepare_clip`. The same arguments give the same bytes.
+    The truth file is described in `clips.VideoClip.read`. The same arguments give the same bytes.
     """
     rng = generator(studio.seed, split, number)
     scene = scene_composer.compose(
@@ -46,16 +46,24 @@ def shoot(studio: Studio, split: str, number: int, path: Path) -> tuple[str, ...
     )
     write_video(path, scene_composer.render(scene), scene.waveform)
     truth = scene_composer.truth(scene, studio.num_frames)
+    unfinished = path.with_suffix(".partial.npz")
     np.savez_compressed(
-        path.with_suffix(".npz"),
+        unfinished,
         frame_class=truth.frame_class,
         frame_mask=truth.frame_mask,
         event_class=np.array([event.class_id for event in scene.events], np.int64),
         event_start=np.array([event.start for event in scene.events], np.float32),
         event_end=np.array([event.end for event in scene.events], np.float32),
     )
-    names = (studio.objects.class_names[event.class_id] for event in scene.events)
-    return tuple(dict.fromkeys(names))
+    unfinished.replace(path.with_suffix(".npz"))  # says that the video is complete, too
+    return sounding(studio, path)
+
+
+def sounding(studio: Studio, path: Path) -> tuple[str, ...]:
+    """Returns the classes that sound in a take, in order, from its truth."""
+    with np.load(path.with_suffix(".npz")) as truth:
+        classes = truth["event_class"].tolist()
+    return tuple(dict.fromkeys(studio.objects.class_names[index] for index in classes))
 
 
 _studio: Studio | None = None  # of this process, if it is a worker
@@ -70,10 +78,11 @@ def start_worker(studio: Studio) -> None:
     threadpoolctl.threadpool_limits(1)
 
 
-def shoot_in_worker(split: str, number: int, path: Path) -> tuple[str, ...]:
-    """Calls `shoot` with the studio of `start_worker`."""
+def shoot_in_worker(split: str, number: int, path: Path) -> None:
+    """Calls `shoot` with the studio of `start_worker`, unless that was done before."""
     assert _studio is not None
-    return shoot(_studio, split, number, path)
+    if not path.with_suffix(".npz").exists():
+        shoot(_studio, split, number, path)
 
 
 def write_video(

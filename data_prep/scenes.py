@@ -17,72 +17,111 @@ Examples:
 """
 
 import argparse
+import collections
 import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from cavmae_sync_jax import cli
 from cavmae_sync_jax.cli import UserError
-from data_prep import datasets, scene_assets, scene_clips, scene_objects
-from data_prep.clips import Clip, Preparation
+from data_prep import command, datasets, scene_assets, scene_clips, scene_objects
+from data_prep.clips import Preparation, VideoClip
 from data_prep.scene_clips import SPLITS, Studio
 from data_prep.scene_objects import Background, ObjectSource
 
 SOURCE = "scenes"
 VIDEOS = "videos"
 SETTINGS = "scenes.json"  # in the folder of the videos; marks it as ours
+# Of `Preparation`: the truth is of these frames.
+FIXED = {name: getattr(Preparation(), name) for name in ("num_frames", "clip_seconds")}
 
 
 def film(
-    folder: Path, studio: Studio, counts: Mapping[str, int], *, workers: int, overwrite: bool
-) -> dict[str, list[Clip]]:
+    folder: Path,
+    studio: Studio,
+    counts: Mapping[str, int],
+    *,
+    found: Mapping[str, str | None],
+    workers: int,
+    overwrite: bool,
+) -> dict[str, list[VideoClip]]:
     """Writes the videos and truths of all splits to `folder`, which is complete or absent.
 
+    What an interrupted call with the same arguments has filmed is not filmed again.
+
+    Args:
+      folder: where the videos go.
+      studio: what they show.
+      counts: clips of each split.
+      found: where the studio's photos and sounds come from.
+      workers: processes.
+      overwrite: whether other scenes in `folder` may be replaced.
+
     Raises:
-      UserError: `folder` holds scenes already and `overwrite` is off, or it holds other things.
+      UserError: `folder` holds other scenes and `overwrite` is off, or it holds other things.
     """
     if folder.exists() and not (folder / SETTINGS).is_file():
         raise UserError(f"{folder} is in the way and has no scenes; give another --output")
-    if folder.exists() and not overwrite:
-        raise UserError(f"{folder} has scenes already; replace them with --overwrite")
-    takes = [(split, number) for split, count in counts.items() for number in range(count)]
     settings = {
         "seed": studio.seed,
         "size": studio.size,
         "splits": dict(counts),
         "class_names": list(studio.objects.class_names),
+        **found,
     }
-    work = folder.with_name(f".{folder.name}.incomplete")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        for split in counts:
-            _make_folder(work / "new" / split)
-        labels = list(_shoot_all(studio, takes, work / "new", workers))
-        text = json.dumps(settings, indent=2) + "\n"
-        (work / "new" / SETTINGS).write_text(text, encoding="utf-8")
-        if folder.exists():
-            os.replace(folder, work / "old")
-        os.replace(work / "new", folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    clips: dict[str, list[Clip]] = {split: [] for split in counts}
-    for (split, number), names in zip(takes, labels, strict=True):
+    takes = [(split, number) for split, count in counts.items() for number in range(count)]
+    if overwrite or not folder.exists():
+        _film_all(folder, studio, takes, settings, workers)
+    elif _settings(folder) != settings:
+        raise UserError(f"{folder} has other scenes already; replace them with --overwrite")
+    clips: dict[str, list[VideoClip]] = {split: [] for split in counts}
+    for split, number in takes:
         path = _path(folder, split, number)
-        truth = str(path.with_suffix(".npz"))
-        clips[split].append(Clip(path.stem, str(path), labels=names, truth=truth))
+        labels, truth = scene_clips.sounding(studio, path), str(path.with_suffix(".npz"))
+        clips[split].append(VideoClip(path.stem, str(path), labels=labels, truth=truth))
     return clips
+
+
+def _film_all(
+    folder: Path,
+    studio: Studio,
+    takes: Sequence[tuple[str, int]],
+    settings: dict[str, Any],
+    workers: int,
+) -> None:
+    work = folder.with_name(f".{folder.name}.incomplete")
+    new = work / "new"
+    if _settings(new) != settings:
+        shutil.rmtree(work, ignore_errors=True)
+    for split in settings["splits"]:
+        _make_folder(new / split)
+    (new / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    _shoot_all(studio, takes, new, workers)
+    if folder.exists():
+        os.replace(folder, work / "old")
+    os.replace(new, folder)
+    shutil.rmtree(work)
+
+
+def _settings(folder: Path) -> dict[str, Any] | None:
+    """Returns the settings of the scenes in a folder, None if they can't be read."""
+    try:
+        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {folder} can't be made: {error.strerror}") from error
 
@@ -93,15 +132,14 @@ def _path(folder: Path, split: str, number: int) -> Path:
 
 def _shoot_all(
     studio: Studio, takes: Sequence[tuple[str, int]], folder: Path, workers: int
-) -> Iterator[tuple[str, ...]]:
-    """Yields the classes that sound in each take, in order, once its files are written."""
+) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_prep.clips", "data_prep.scene_clips"])
     pool = ProcessPoolExecutor(workers, context, scene_clips.start_worker, (studio,))
     paths = [_path(folder, split, number) for split, number in takes]
     try:
         shots = pool.map(scene_clips.shoot_in_worker, *zip(*takes, strict=True), paths, chunksize=4)
-        yield from tqdm(shots, total=len(takes), unit="clip", desc="filming scenes")
+        collections.deque(tqdm(shots, total=len(takes), unit="clip", desc="filming scenes"), 0)
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, probably by lack of memory: try fewer --workers"
@@ -117,12 +155,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--train, --val and --eval must be numbers of clips, not all of them 0")
     if arguments.seed < 0:
         raise UserError(f"--seed must be at least 0, not {arguments.seed}")
-    if arguments.workers < 1:
-        raise UserError(f"--workers must be at least 1, not {arguments.workers}")
+    engine = command.engine(arguments)
     if arguments.size % 2 or not 32 <= arguments.size <= 1024:
         raise UserError(f"--size must be even and from 32 to 1024, not {arguments.size}")
     counts = {split: count for split, count in counts.items() if count}
-    preparation = Preparation(image_size=arguments.image_size)
+    preparation = command.preparation(arguments, **FIXED)
     studio = Studio(
         objects=find_objects(arguments),
         background=find_background(arguments),
@@ -134,20 +171,17 @@ def run(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     datasets.check_output(output, SOURCE, arguments.overwrite)  # before minutes of filming
     clips = film(
-        output / VIDEOS, studio, counts, workers=arguments.workers, overwrite=arguments.overwrite
-    )
-    summary = datasets.write_dataset(
-        output,
-        clips,
-        preparation,
-        class_names=studio.objects.class_names,
-        source=SOURCE,
-        workers=arguments.workers,
+        output / VIDEOS,
+        studio,
+        counts,
+        found={"assets": arguments.assets, "backgrounds": arguments.backgrounds},
+        workers=engine.workers,
         overwrite=arguments.overwrite,
     )
-    count = len(studio.objects.class_names)
-    print(f"{output / VIDEOS} has the videos, of {count} classes, and beside each its truth.")
-    print(summary.report())
+    names = studio.objects.class_names
+    print(f"{output / VIDEOS} has the videos, of {len(names)} classes, and beside each its truth.")
+    summary = command.write(arguments, clips, preparation, class_names=names, source=SOURCE)
+    command.finish(arguments, summary)
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
@@ -173,16 +207,11 @@ def find_background(arguments: argparse.Namespace) -> Background:
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("--output", required=True, help="folder to write to")
     for split, count in zip(SPLITS, (1500, 128, 128), strict=True):
         parser.add_argument(f"--{split}", type=int, default=count, help=f"clips of {split}")
     add_sources(parser)
     parser.add_argument("--size", type=int, default=128, help="pixels of a video's side")
-    parser.add_argument("--image_size", type=int, default=64, help="pixels of a prepared frame")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace scenes that OUTPUT holds already"
-    )
+    command.add_flags(parser, without=tuple(FIXED), image_size=64)
     return parser
 
 

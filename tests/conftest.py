@@ -35,21 +35,22 @@ def dataset_dir(tmp_path_factory):
     """A prepared dataset of real little videos: 20 clips to train on, 5 to evaluate."""
     import tiny
 
-    from data_prep.clips import Clip, Preparation
+    from data_prep.clips import Preparation, VideoClip
     from data_prep.datasets import write_dataset
+    from data_prep.engines import Engine
 
     folder = tmp_path_factory.mktemp("dataset")
     clips = []
     for index in range(25):
         path = folder / f"clip{index}.mp4"
         tiny.write_video(path, 10 * (index % 20), 200 + 60 * index)
-        clips.append(Clip(path.stem, str(path), labels=("even" if index % 2 == 0 else "odd",)))
+        clips.append(VideoClip(path.stem, str(path), labels=("even" if index % 2 == 0 else "odd",)))
     write_dataset(
         folder / "prepared",
         {"train": clips[:20], "eval": clips[20:]},
         Preparation(num_frames=4, image_size=32, clip_seconds=4),
         class_names=["even", "odd"],
         source="videos",
-        workers=1,
+        engine=Engine(workers=1),
     )
     return folder / "prepared"

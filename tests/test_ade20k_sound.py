@@ -15,8 +15,10 @@ from PIL import Image
 from cavmae_sync_jax import audio, media
 from cavmae_sync_jax.cli import UserError
 from data_prep import ade20k_sound
-from data_prep.clips import Preparation, Reject
+from data_prep.clips import REASONS, Preparation, Reject, prepare_clip
 from data_prep.datasets import write_dataset
+from data_prep.engines import Engine
+from data_prep.files import read_sound
 
 HEADER = "image_location,vggsound_file,speech_prompt_file,timing,ade_class_id"
 SMALL = Preparation(num_frames=1, image_size=32)
@@ -90,8 +92,7 @@ def write(output, table, preparation=SMALL, **settings):
         preparation,
         class_names=table.class_names,
         source=ade20k_sound.SOURCE,
-        workers=1,
-        prepare=ade20k_sound.prepare_row,
+        engine=Engine(workers=1),
         **settings,
     )
 
@@ -225,9 +226,9 @@ def test_what_cannot_be_used_says_why(published, tmp_path, image, sound, class_i
     media_files.make_video(video, seconds=1, codecs=("libx264", None))
     published.row(image, sound, class_id)
     (row,) = published.rows()
-    result = ade20k_sound.prepare_row(row, SMALL)
+    result = prepare_clip(row, SMALL)
     assert isinstance(result, Reject) and result.reason == reason
-    assert result.reason in media.REASONS | ade20k_sound.REASONS
+    assert result.reason in REASONS
     assert result.detail and "/" not in result.clip_id
 
 
@@ -242,14 +243,14 @@ def test_sounds_of_any_container_give_their_first_channel(published, tmp_path):
             layout="stereo",
             codecs=("libx264" if name == "a.mp4" else None, "aac"),
         )
-        samples = ade20k_sound.read_sound(str(path), 10)
+        samples = read_sound(str(path), 10)
         assert samples.dtype == np.int16 and abs(len(samples) - 32_000) < 700
         strongest = np.abs(np.fft.rfft(samples)).argmax() * 16_000 / len(samples)
         assert strongest == pytest.approx(300, abs=2)
         assert np.abs(samples).max() == pytest.approx(0.3 * 32768, rel=0.12)
-        assert len(ade20k_sound.read_sound(str(path), 1.5)) == 24_000
+        assert len(read_sound(str(path), 1.5)) == 24_000
     video = media.read_clip(published.folder / "audio" / "a.mp4").waveform
-    samples = ade20k_sound.read_sound(str(published.folder / "audio" / "a.mp4"), 10)
+    samples = read_sound(str(published.folder / "audio" / "a.mp4"), 10)
     np.testing.assert_array_equal(samples[:31_000], video[:31_000])
 
 
@@ -260,7 +261,7 @@ def test_an_annotation_of_another_size_still_lies_on_its_image(published):
     )
     published.sound("a.wav", tone())
     published.row("a.jpg", "a.wav", 5)
-    example = ade20k_sound.prepare_row(published.rows()[0], SMALL)
+    example = prepare_clip(published.rows()[0], SMALL)
     mask = np.asarray(Image.open(io.BytesIO(example["frame_mask"][0])))
     assert mask[:, 16:].all() and not mask[:, :16].any()
 

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
+from media_files import make_video
+from test_engines import faulty
 
 from cavmae_sync_jax import checkpoint, metrics
 from cavmae_sync_jax.evals import retrieval, summary
+from data_prep import video_files
+from data_prep.clips import Preparation, VideoClip, prepare_clip
+from data_prep.datasets import write_dataset
+from data_prep.engines import Engine
 
 
 class Bucket(MemoryFileSystem):
@@ -73,6 +79,52 @@ def test_metrics_in_a_bucket_are_appended_and_dropped(bucket, monkeypatch):
     lines = (epath.Path(bucket) / "run/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
     assert json.loads(lines[2])["loss"] == 7
+
+
+def test_a_dataset_is_written_to_a_bucket_and_replaced(bucket, tmp_path):
+    clips = faulty("a", "b", "bug")
+    settings = {"class_names": (), "source": "noise", "engine": Engine(workers=1)}
+    for overwrite in (False, True):
+        summary = write_dataset(
+            f"{bucket}/data",
+            {"train": clips, "eval": faulty("c")},
+            Preparation(num_frames=2, image_size=16, clip_seconds=2),
+            overwrite=overwrite,
+            **settings,
+        )
+    assert summary.examples == {"train": 2, "eval": 1}
+    local = write_dataset(
+        tmp_path,
+        {"train": clips, "eval": faulty("c")},
+        Preparation(num_frames=2, image_size=16, clip_seconds=2),
+        **settings,
+    )
+    stored = epath.Path(bucket) / "data/noise/1.0.0"
+    for path in local.directory.iterdir():
+        if "array_record" in path.name:
+            assert (stored / path.name).read_bytes() == path.read_bytes()
+    assert (stored / "dataset_info.json").exists()
+    rejects = (epath.Path(bucket) / "data/rejects.csv").read_text()
+    assert "ZeroDivisionError" in rejects
+    left = {path.name for path in (epath.Path(bucket) / "data").iterdir()}
+    assert left == {"noise", "rejects.csv"}
+    assert not list(tmp_path.glob("gs:*"))
+
+
+def test_clips_are_read_from_a_bucket(bucket, tmp_path):
+    path = make_video(tmp_path / "a.mp4", seconds=2, fps=5)
+    epath.Path(path).copy(f"{bucket}/videos/a.mp4")
+    found = video_files.find_videos([f"{bucket}/videos"])
+    assert [(str(video.path), video.name.name) for video in found] == [
+        (f"{bucket}/videos/a.mp4", "a.mp4")
+    ]
+    small = Preparation(num_frames=2, image_size=16)
+    here = prepare_clip(VideoClip("a", str(path)), small)
+    there = prepare_clip(VideoClip("a", str(found[0].path)), small)
+    assert here["frames"] == there["frames"]
+    np.testing.assert_array_equal(here["fbank"], there["fbank"])
+    gone = prepare_clip(VideoClip("a", f"{bucket}/videos/b.mp4"), small)
+    assert gone.reason == "missing" and f"{bucket}/videos/b.mp4" in gone.detail
 
 
 def test_orbax_gets_the_buckets_own_name(bucket, monkeypatch):

@@ -14,8 +14,9 @@ from PIL import Image
 from cavmae_sync_jax import audio
 from cavmae_sync_jax.cli import UserError
 from data_prep import datasets
-from data_prep.clips import Clip, Preparation, Reject, prepare_clip
+from data_prep.clips import Preparation, Reject, VideoClip, prepare_clip
 from data_prep.datasets import write_dataset
+from data_prep.engines import Engine
 
 PREPARATION = Preparation(num_frames=4, image_size=32, clip_seconds=4)
 NAMES = ("dog", "cat")
@@ -37,7 +38,7 @@ def decode(data):
 
 
 def write(output, splits, **settings):
-    settings = {"class_names": NAMES, "source": "little", "workers": 1} | settings
+    settings = {"class_names": NAMES, "source": "little", "engine": Engine(workers=1)} | settings
     return write_dataset(output, splits, PREPARATION, **settings)
 
 
@@ -72,7 +73,7 @@ def truth(tmp_path):
 
 
 def test_an_example_holds_the_clip(video):
-    example = prepare_clip(Clip("a", str(video), labels=("cat",)), PREPARATION)
+    example = prepare_clip(VideoClip("a", str(video), labels=("cat",)), PREPARATION)
     assert set(example) == {"clip_id", "frames", "fbank", "labels"}
     images = [decode(jpeg) for jpeg in example["frames"]]
     assert [image.shape for image in images] == [(32, 32, 3)] * 4
@@ -88,33 +89,33 @@ def test_an_example_holds_the_clip(video):
 
 
 def test_a_span_of_a_file(video):
-    example = prepare_clip(Clip("a", str(video), 1.0, 2.2), PREPARATION)
+    example = prepare_clip(VideoClip("a", str(video), 1.0, 2.2), PREPARATION)
     assert [number(decode(jpeg)) for jpeg in example["frames"]] == [10, 13, 16, 19]
     assert len(example["fbank"]) == 118
 
 
 def test_without_an_end_a_clip_has_the_nominal_length(tmp_path):
     path = make_video(tmp_path / "long.mp4", seconds=6, fps=5)
-    assert len(prepare_clip(Clip("a", str(path)), PREPARATION)["fbank"]) == 398
+    assert len(prepare_clip(VideoClip("a", str(path)), PREPARATION)["fbank"]) == 398
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5])
 def test_sound_that_never_changes_is_rejected(tmp_path, level):
     waves = np.full((1, 48_000), level)
     path = make_video(tmp_path / "flat.mov", codecs=("mpeg4", "pcm_s16le"), waves=waves)
-    result = prepare_clip(Clip("a", str(path)), PREPARATION)
+    result = prepare_clip(VideoClip("a", str(path)), PREPARATION)
     assert isinstance(result, Reject)
     assert (result.clip_id, result.path, result.reason) == ("a", str(path), "silent")
 
 
 def test_short_clips_are_rejected(video):
-    result = prepare_clip(Clip("a", str(video), 2.5), PREPARATION)
+    result = prepare_clip(VideoClip("a", str(video), 2.5), PREPARATION)
     assert isinstance(result, Reject)
     assert result.reason == "too_short"
 
 
 def test_truth_has_the_frames_geometry(video, truth):
-    example = prepare_clip(Clip("a", str(video), truth=truth()), PREPARATION)
+    example = prepare_clip(VideoClip("a", str(video), truth=truth()), PREPARATION)
     masks = [decode(png) for png in example["frame_mask"]]
     assert {mask.dtype for mask in masks} == {np.dtype(bool)}
     assert {mask.shape for mask in masks} == {(32, 32)}
@@ -136,7 +137,7 @@ def test_truth_has_the_frames_geometry(video, truth):
 )
 def test_truth_that_does_not_fit_is_refused(video, truth, changes, message):
     with pytest.raises(UserError, match=message):
-        prepare_clip(Clip("a", str(video), truth=truth(**changes)), PREPARATION)
+        prepare_clip(VideoClip("a", str(video), truth=truth(**changes)), PREPARATION)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +157,9 @@ def test_impossible_preparations_are_refused(settings):
 
 
 def test_a_dataset_comes_back_as_it_was_written(tmp_path, video, silent):
-    train = [Clip(f"t{i}", str(video), i * 0.5, labels=NAMES[: i + 1]) for i in range(2)]
-    bad = Clip("bad", str(silent))
-    summary = write(tmp_path, {"train": [*train, bad], "eval": [Clip("e", str(video))]}, workers=2)
+    train = [VideoClip(f"t{i}", str(video), i * 0.5, labels=NAMES[: i + 1]) for i in range(2)]
+    bad = VideoClip("bad", str(silent))
+    summary = write(tmp_path, {"train": [*train, bad], "eval": [VideoClip("e", str(video))]})
     assert summary.directory == tmp_path / "little" / datasets.VERSION
     assert summary.examples == {"train": 2, "eval": 1}
     by_id = {record["clip_id"].decode(): record for record in records(summary, "train")}
@@ -184,6 +185,7 @@ def test_a_dataset_comes_back_as_it_was_written(tmp_path, video, silent):
             "clip_seconds": 4,
             "min_seconds": 1.0,
             "jpeg_quality": 95,
+            "fbank_dtype": "float16",
         },
     }
     assert [reject.reason for reject in summary.rejects] == ["silent"]
@@ -195,7 +197,7 @@ def test_a_dataset_comes_back_as_it_was_written(tmp_path, video, silent):
 
 
 def test_truth_comes_back(tmp_path, video, truth):
-    summary = write(tmp_path / "out", {"eval": [Clip("a", str(video), truth=truth())]})
+    summary = write(tmp_path / "out", {"eval": [VideoClip("a", str(video), truth=truth())]})
     record = records(summary, "eval")[0]
     np.testing.assert_array_equal(record["frame_class"], [0, 1, 1, -1])
     assert decode(record["frame_mask"][1])[:, 16:].all()
@@ -206,32 +208,32 @@ def test_truth_comes_back(tmp_path, video, truth):
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path, video):
-    clips = [Clip(f"c{i}", str(video), i * 0.3) for i in range(5)]
-    one = write(tmp_path / "1", {"train": clips}, workers=1)
-    two = write(tmp_path / "2", {"train": clips[::-1]}, workers=2)
+    clips = [VideoClip(f"c{i}", str(video), i * 0.3) for i in range(5)]
+    one = write(tmp_path / "1", {"train": clips}, engine=Engine(workers=1))
+    two = write(tmp_path / "2", {"train": clips[::-1]}, engine=Engine(workers=2))
     ids = [[record["clip_id"] for record in records(s, "train")] for s in (one, two)]
     assert ids[0] == ids[1]
 
 
 def test_an_existing_dataset_stays_until_its_successor_is_complete(tmp_path, video, silent):
-    good = {"train": [Clip("old", str(video))]}
+    good = {"train": [VideoClip("old", str(video))]}
     write(tmp_path, good)
     with pytest.raises(UserError, match="--overwrite"):
         write(tmp_path, good)
     with pytest.raises(UserError, match=r"none of the 1 clips .*1 silent"):
-        write(tmp_path, {"train": [Clip("bad", str(silent))]}, overwrite=True)
+        write(tmp_path, {"train": [VideoClip("bad", str(silent))]}, overwrite=True)
     assert rejects_in(tmp_path) == []
     assert {path.name for path in tmp_path.iterdir()} == {"little", "rejects.csv"}
     with pytest.raises(UserError, match="little is another dataset; give another --output"):
         write(tmp_path, good, overwrite=True, source="other")
-    new = write(tmp_path, {"train": [Clip("new", str(video))]}, overwrite=True)
+    new = write(tmp_path, {"train": [VideoClip("new", str(video))]}, overwrite=True)
     assert [record["clip_id"] for record in records(new, "train")] == [b"new"]
     assert {path.name for path in tmp_path.iterdir()} == {"little", "rejects.csv"}
 
 
 def test_a_failure_leaves_no_dataset_but_the_rejects(tmp_path, silent):
     with pytest.raises(UserError, match="none of the 1 clips"):
-        write(tmp_path / "out", {"train": [Clip("bad", str(silent))]})
+        write(tmp_path / "out", {"train": [VideoClip("bad", str(silent))]})
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejects.csv"]
     assert rejects_in(tmp_path / "out")[0]["path"] == str(silent)
 
@@ -241,39 +243,36 @@ def test_a_users_folder_is_never_replaced(tmp_path, video):
     mine.parent.mkdir()
     mine.write_text("keep")
     with pytest.raises(UserError, match="in the way"):
-        write(tmp_path, {"train": [Clip("a", str(video))]}, overwrite=True)
+        write(tmp_path, {"train": [VideoClip("a", str(video))]}, overwrite=True)
     with pytest.raises(UserError, match="is a file"):
-        write(mine, {"train": [Clip("a", str(video))]})
+        write(mine, {"train": [VideoClip("a", str(video))]})
     with pytest.raises(UserError, match="can't be written to"):
-        write(mine / "below", {"train": [Clip("a", str(video))]})
+        write(mine / "below", {"train": [VideoClip("a", str(video))]})
     assert mine.read_text() == "keep"
 
 
 @pytest.mark.parametrize(
     ("splits", "settings", "message"),
     [
-        ({"train": [Clip("a", "x.mp4")], "eval": [Clip("a", "y.mp4")]}, {}, r"x\.mp4 and y\.mp4"),
+        (
+            {"train": [VideoClip("a", "x.mp4")], "eval": [VideoClip("a", "y.mp4")]},
+            {},
+            r"x\.mp4 and y\.mp4",
+        ),
         ({"train": []}, {}, "no clip for the split 'train'"),
-        ({"train": [Clip("a", "x.mp4", labels=("cow",))]}, {}, "cow"),
-        ({"train": [Clip("a", "x", truth="t"), Clip("b", "y")]}, {}, "some clips have a truth"),
-        ({"train": [Clip("a", "x")]}, {"class_names": ("dog", "dog")}, "class names"),
+        ({"train": [VideoClip("a", "x.mp4", labels=("cow",))]}, {}, "cow"),
+        (
+            {"train": [VideoClip("a", "x", truth="t"), VideoClip("b", "y")]},
+            {},
+            "some clips have a truth",
+        ),
+        ({"train": [VideoClip("a", "x")]}, {"class_names": ("dog", "dog")}, "class names"),
     ],
 )
 def test_clips_that_make_no_dataset(tmp_path, splits, settings, message):
     with pytest.raises(UserError, match=message):
         write(tmp_path / "out", splits, **settings)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_killed_worker_is_told(tmp_path, video):
-    with pytest.raises(UserError, match=r"worker process was killed.*a\.mp4"):
-        write(tmp_path / "out", {"train": [Clip("a", str(video))]}, prepare=_die)
-
-
-def _die(clip, preparation):
-    import os
-
-    os._exit(1)
 
 
 def test_preparing_needs_neither_jax_nor_tensorflow():

@@ -22,8 +22,9 @@ from cavmae_sync_jax.evals import precision, segmentation
 from cavmae_sync_jax.evals import segmentation_scores as scores
 from cavmae_sync_jax.pretrained import Pretrained
 from data_prep import ade20k_sound
-from data_prep.clips import Clip, Preparation
+from data_prep.clips import Preparation, VideoClip
 from data_prep.datasets import write_dataset
+from data_prep.engines import Engine
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "segmentation.npz"
 LEFT = np.arange(32) < np.full((32, 1), 16)
@@ -180,14 +181,14 @@ def clips(tmp_path_factory):
             event_start=empty,
             event_end=empty,
         )
-        made.append(Clip(path.stem, str(path), labels=("low", "high"), truth=str(truth)))
+        made.append(VideoClip(path.stem, str(path), labels=("low", "high"), truth=str(truth)))
     write_dataset(
         folder / "prepared",
         {"eval": made[:2], "silent": made[2:]},
         Preparation(num_frames=4, image_size=32, clip_seconds=4),
         class_names=["low", "high"],
         source="videos",
-        workers=1,
+        engine=Engine(workers=1),
     )
     return folder / "prepared"
 

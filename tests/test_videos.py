@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 from media_files import make_video
 
 from cavmae_sync_jax.cli import UserError
-from data_prep import videos
-from data_prep.videos import Row, Video
+from data_prep import tables, video_files, videos
+from data_prep.tables import Row
+from data_prep.video_files import Video
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,7 +27,7 @@ def touch(folder, *names):
 
 
 def named(*names):
-    return [Video(Path("/v") / name, Path(name)) for name in names]
+    return [Video(epath.Path("/v") / name, Path(name)) for name in names]
 
 
 def program(*arguments):
@@ -46,9 +48,20 @@ def splits_of(output):
     }
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    touch(tmp_path, "in/a.mp4", "out/b.mp4")
+    (tmp_path / "in" / "more").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "self").symlink_to(tmp_path / "in")
+    (tmp_path / "out" / "back").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "nowhere.mp4").symlink_to(tmp_path / "gone.mp4")
+    (tmp_path / "in" / "loop.mp4").symlink_to(tmp_path / "in" / "loop.mp4")
+    found = video_files.find_videos([str(tmp_path / "in")])
+    assert [video.name.as_posix() for video in found] == ["a.mp4", "more/b.mp4"]
+
+
 def test_folders_are_searched_and_hidden_files_left_out(tmp_path):
     touch(tmp_path, "b.MP4", "a.webm", "sub/c.mov", "notes.txt", ".d.mp4", ".cache/e.mp4", "f.mp3")
-    found = videos.find_videos([str(tmp_path)])
+    found = video_files.find_videos([str(tmp_path)])
     assert [video.name.as_posix() for video in found] == ["a.webm", "b.MP4", "sub/c.mov"]
     assert [video.path for video in found] == [tmp_path / video.name for video in found]
 
@@ -57,7 +70,9 @@ def test_lists_and_files_and_a_file_named_twice(tmp_path):
     touch(tmp_path, "in/a.mp4", "in/b.mp4", "out.mp4")
     listed = tmp_path / "in" / "list.txt"
     listed.write_text(f"b.mp4\n\n{tmp_path / 'out.mp4'}\n")
-    found = videos.find_videos([str(listed), str(tmp_path / "in" / "a.mp4"), str(tmp_path / "in")])
+    found = video_files.find_videos(
+        [str(listed), str(tmp_path / "in" / "a.mp4"), str(tmp_path / "in")]
+    )
     assert [video.name.as_posix() for video in found] == ["b.mp4", "out.mp4", "a.mp4"]
 
 
@@ -70,15 +85,15 @@ def test_sources_without_videos_are_told(tmp_path):
         (listed, r"list\.txt, line 2: .*gone\.mp4"),
     ]:
         with pytest.raises(UserError, match=message):
-            videos.find_videos([str(source)])
+            video_files.find_videos([str(source)])
     listed.write_bytes(b"\xff\xfe\n")
     with pytest.raises(UserError, match="UTF-8"):
-        videos.find_videos([str(listed)])
+        video_files.find_videos([str(listed)])
 
 
 def test_ids_are_stems_unless_files_share_them():
     files = named("x/a.mp4", "y/a.mp4", "b.mp4", "c.mp4", "c.webm", "sub/d.e.mp4")
-    assert videos.clip_ids(files) == [
+    assert video_files.clip_ids(files) == [
         "x__a.mp4",
         "y__a.mp4",
         "b",
@@ -90,9 +105,9 @@ def test_ids_are_stems_unless_files_share_them():
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0/"), min_size=1), min_size=1))
 def test_ids_never_have_path_separators(parts):
-    twice = [Video(Path("x") / "/".join(parts), Path("/".join(parts)))] * 2
+    twice = [Video(epath.Path("x") / "/".join(parts), Path("/".join(parts)))] * 2
     for video_list in (twice, twice[:1]):
-        for clip_id in videos.clip_ids(video_list):
+        for clip_id in video_files.clip_ids(video_list):
             assert not {"/", "\\"} & set(clip_id)
             clip_id.encode()
 
@@ -100,13 +115,8 @@ def test_ids_never_have_path_separators(parts):
 @pytest.mark.parametrize(
     ("duration", "count"), [(3.0, 1), (10.9, 1), (11.1, 2), (60.0, 6), (61.0, 6), (61.5, 7)]
 )
-def test_long_files_give_consecutive_clips(monkeypatch, duration, count):
-    class Info:
-        pass
-
-    Info.duration = duration
-    monkeypatch.setattr(videos.media, "probe", lambda path: Info)
-    clips = videos.split_clips(named("a.mp4")[0], "a", ("dog",), 10.0)
+def test_long_files_give_consecutive_clips(duration, count):
+    clips = videos.split_clips(named("a.mp4")[0], "a", ("dog",), duration, 10.0)
     assert len(clips) == count
     assert [(clip.start, clip.end) for clip in clips] == [
         (10.0 * k, 10.0 * (k + 1)) for k in range(count)
@@ -120,7 +130,7 @@ def test_labels_by_name_or_path(tmp_path):
     files = named("a.mp4", "x/b.mp4", "y/b.mp4")
     table = tmp_path / "labels.csv"
     table.write_text("\ufeffvideo,label\na.mp4,dog\na.mp4,cat\na.mp4,dog\nx/b.mp4,cat\n")
-    assert videos.read_labels(table, files) == {
+    assert tables.read_labels(table, video_files.by_name(files)) == {
         files[0]: Row(("dog", "cat"), None),
         files[1]: Row(("cat",), None),
     }
@@ -144,7 +154,7 @@ def test_a_malformed_labels_csv_is_told_with_its_line(tmp_path, text, message):
     table = tmp_path / "labels.csv"
     table.write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        videos.read_labels(table, named("a.mp4", "x/b.mp4", "y/b.mp4"))
+        tables.read_labels(table, video_files.by_name(named("a.mp4", "x/b.mp4", "y/b.mp4")))
     assert str(table) in str(error.value)
 
 
@@ -153,7 +163,7 @@ def test_a_missing_or_binary_labels_csv_is_told(tmp_path):
         if content:
             (tmp_path / "labels.csv").write_bytes(content)
         with pytest.raises(UserError, match=r"labels\.csv can't be read"):
-            videos.read_labels(tmp_path / "labels.csv", named("a.mp4"))
+            tables.read_labels(tmp_path / "labels.csv", video_files.by_name(named("a.mp4")))
 
 
 def test_the_hash_gives_about_the_share_and_stays():
@@ -204,7 +214,14 @@ def test_the_program_from_files_to_dataset(tmp_path):
     again = program(*command)
     assert again.returncode == 2
     assert again.stderr.strip().splitlines()[-1].endswith("replace it with --overwrite")
-    assert program(*command, "--overwrite").returncode == 0
+    strict = program(*command, "--overwrite", "--max_reject_share=0.3")
+    assert strict.returncode == 3
+    assert (
+        strict.stderr.strip()
+        .splitlines()[-1]
+        .startswith("videos.py: error: 40.0% of the clips were rejected")
+    )
+    assert set(splits_of(output)["train"]) == set(splits["train"])
 
 
 @pytest.mark.parametrize(
@@ -215,6 +232,11 @@ def test_the_program_from_files_to_dataset(tmp_path):
         ([".", "--output=out", "--clip_seconds=0.5"], "--clip_seconds"),
         ([".", "--output=out", "--workers=0"], "--workers"),
         ([".", "--output=out", "--num_frames=0"], "num_frames"),
+        ([".", "--output=out", "--time_limit=0"], "--time_limit"),
+        ([".", "--output=out", "--max_reject_share=2"], "--max_reject_share"),
+        ([".", "--output=out", "--trimmed"], "--segments"),
+        ([".", "--output=out", "--segments=a.csv", "--labels=b.csv"], "--labels"),
+        ([".", "--output=out", "--beam_pipeline_options=a=b"], "--runner"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(arguments, message):

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import checkpoint, dataset, features, metrics, optim, sharding
+from cavmae_sync_jax import checkpoint, dataset, dataset_folder, features, metrics, optim, sharding
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.model import AUDIO, MODALITIES, VISUAL
 from cavmae_sync_jax.pretrained import Pretrained
@@ -28,7 +28,6 @@ from cavmae_sync_jax.step import augment_audio
 STREAMS = {"both": (AUDIO, VISUAL), "audio": (AUDIO,), "visual": (VISUAL,)}
 LOSSES = ("bce", "ce")
 MIXUP_CONCENTRATION = 10.0  # of the Beta distribution that λ comes from
-RARITY_OFFSET = 0.01
 FREE = {"log_every"}
 
 
@@ -87,7 +86,7 @@ def order(
     """
     weights = None
     if config.balanced:
-        weights = truth @ (1000 / (truth.sum(axis=0) + RARITY_OFFSET))
+        weights = truth @ dataset_folder.class_weights(truth.sum(axis=0))
         weights = weights / weights.sum()
     epochs = []
     for epoch in range(config.epochs):

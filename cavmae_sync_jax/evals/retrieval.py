@@ -30,7 +30,7 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
-from cavmae_sync_jax import cli, dataset, features, processes, sharding
+from cavmae_sync_jax import audio, cli, dataset, features, processes, sharding
 from cavmae_sync_jax.cli import UserError
 from cavmae_sync_jax.evals import baselines, clip_lists, common, ranking, scores
 from cavmae_sync_jax.features import Arrays
@@ -260,7 +260,7 @@ def draw_matches(
         len(chosen), columns, figsize=(1.9 * columns, 2.1 * len(chosen)), squeeze=False
     )
     for row, query, own_rank, scored in zip(axes, chosen, rank, similarity, strict=True):
-        fbank = records[int(query)]["fbank"].astype(np.float32)
+        fbank = audio.dequantize(records[int(query)]["fbank"]).astype(np.float32)
         row[0].imshow(fbank.T, origin="lower", aspect="auto", cmap="magma")
         row[0].set_title(f"query: sound of clip {query}", fontsize=8)
         row[1].imshow(_mosaic(records, framing, int(query)))

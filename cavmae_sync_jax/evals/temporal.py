@@ -206,7 +206,7 @@ def draw(
     for part, clip in zip(figure.subfigures(len(chosen), squeeze=False).flat, chosen, strict=True):
         record = records[int(clip)]
         axes = part.subplots(3, sharex=True, height_ratios=(1, 0.75, 1))
-        _draw_clip(axes, records, framing, int(clip), record["fbank"])
+        _draw_clip(axes, records, framing, int(clip), audio.dequantize(record["fbank"]))
         bars = {kind: rows[clip] for kind, rows in labels.items()}
         _draw_bars(axes[2], bars, None if truth is None else truth[clip], names)
         title = f"clip {record['clip_id'].decode()}"

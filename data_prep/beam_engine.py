@@ -1,0 +1,67 @@
+"""Shards prepared by Apache Beam (the extra `beam`): one element of the pipeline is one shard.
+
+A shard is whole or absent whoever writes it and however often, so runners may retry as they like,
+and no record passes through a runner's shuffle.
+"""
+
+from collections.abc import Sequence
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from etils import epath
+from tqdm import tqdm
+
+from cavmae_sync_jax.cli import UserError
+from data_prep import engines, shards
+from data_prep.clips import Clip
+from data_prep.shards import Job, Shard
+
+
+def prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: engines.Engine) -> None:
+    """Writes all the given shards to `folder`, which every machine must reach.
+
+    Raises:
+      UserError: for a runner or options that Beam doesn't know.
+    """
+    flags = [f"--{option}" for option in engine.beam_options]
+    try:
+        options = PipelineOptions(flags, runner=engine.runner)
+        known = options.get_all_options()
+        pipeline = beam.Pipeline(options=options)
+    except (SystemExit, ValueError, AttributeError) as error:
+        raise UserError(f"Apache Beam refuses --runner={engine.runner} {flags}: {error}") from error
+    # Beam only warns of these.
+    strange = [option for option in engine.beam_options if option.partition("=")[0] not in known]
+    if strange:
+        raise UserError(f"--beam_pipeline_options: Apache Beam has no option {strange[0]!r}")
+    clip_class = type(todo[0].clips[0])
+    paths = [str(path) for path in shards.store(todo, folder)]
+    with pipeline:
+        _ = (
+            pipeline
+            | "shards" >> beam.Create(paths)
+            | "spread" >> beam.Reshuffle()
+            | "prepare" >> beam.ParDo(_PrepareShard(clip_class, job, str(folder), engine))
+        )
+
+
+class _PrepareShard(beam.DoFn):
+    """Prepares the shard whose clips are listed at a path; the clips run in a child process."""
+
+    def __init__(
+        self, clip_class: type[Clip], job: Job, folder: str, engine: engines.Engine
+    ) -> None:
+        self._clip_class, self._job, self._folder = clip_class, job, folder
+        self._time_limit = engine.time_limit
+
+    def setup(self) -> None:
+        self._workers = engines.Workers(1, self._time_limit)
+
+    def teardown(self) -> None:
+        self._workers.__exit__(None, None, None)
+
+    def process(self, element: str) -> None:
+        shard = shards.load(epath.Path(element), self._clip_class)
+        with tqdm(disable=True) as bar:
+            results = engines.prepared(shard.clips, self._job, self._workers, bar)
+            shards.write_shard(shard, results, epath.Path(self._folder))

@@ -1,0 +1,127 @@
+"""Files that a clip is made of: brought here from a bucket, pictures, sounds."""
+
+import contextlib
+import itertools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from etils import epath
+from jaxtyping import Int16, UInt8
+from PIL import Image
+
+from cavmae_sync_jax import audio, media
+from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.media import MediaError
+
+_BUCKETS = ("gs://", "s3://")
+_ENDS_EARLY = 0.5  # seconds; a sound that ends this much before its promised end is damaged
+
+
+@contextlib.contextmanager
+def local(path: str) -> Iterator[str]:
+    """Gives a path on this machine: the path itself, or a copy of what lies in a bucket (gs://).
+
+    Raises:
+      MediaError: missing, if the file in the bucket is not there; whatever is raised meanwhile
+        names the bucket's file instead of the copy.
+    """
+    if not path.startswith(_BUCKETS):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = str(Path(folder) / Path(path).name)
+        try:
+            epath.Path(path).copy(copy)
+        except FileNotFoundError as error:
+            raise MediaError("missing", f"There is no {path}.") from error
+        except ImportError as error:
+            raise UserError(f"{path} needs pip install '.[gcs]' ({error})") from error
+        try:
+            yield copy
+        except MediaError as error:
+            raise MediaError(error.reason, error.detail.replace(copy, path)) from error
+
+
+def read_picture(
+    path: str, modes: tuple[str, ...] | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Reads a JPEG or PNG as RGB, whose colours must be of one of the given modes (of Pillow).
+
+    Raises:
+      MediaError: missing, too_large or unreadable.
+    """
+    with local(path) as here:
+        _check_file(here)
+        try:
+            with Image.open(here, formats=("JPEG", "PNG")) as picture:
+                size = f"{picture.width} x {picture.height}"
+                if picture.width * picture.height > media.MAX_PIXELS:
+                    raise MediaError("too_large", f"{here} has {size} pixels.")
+                if modes and picture.mode not in modes:
+                    wrong = f"{here} has the colours {picture.mode}, not RGB."
+                    raise MediaError("unreadable", wrong)
+                return np.asarray(picture.convert("RGB"))
+        except MediaError:
+            raise
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise MediaError("unreadable", f"{here} can't be read: {error}.") from error
+
+
+def read_sound(path: str, seconds: media.Seconds) -> Int16[np.ndarray, " samples"]:
+    """Returns the first channel of a sound's first `seconds` at 16 kHz.
+
+    The samples are those of `media.read_clip`: resampled as 16-bit integers in the file's own
+    layout, of which the first channel is taken (not a downmix).
+
+    Raises:
+      MediaError: missing, no_audio or unreadable, also where the file ends before it promises.
+    """
+    with local(path) as here:
+        _check_file(here)
+        return _decode_sound(here, round(seconds * audio.SAMPLE_RATE))
+
+
+def _check_file(path: str) -> None:
+    try:
+        there = Path(path).is_file()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise MediaError("missing", f"{path} can't be a file: {error}.") from error
+    if not there:
+        raise MediaError("missing", f"There is no {path}.")
+
+
+def _decode_sound(path: str, wanted: int) -> Int16[np.ndarray, " samples"]:
+    blocks, count = [], 0
+    try:
+        with av.open(
+            str(Path(path).absolute()),
+            options={"protocol_whitelist": "file"},
+            metadata_errors="replace",
+        ) as container:
+            stream = container.streams.best("audio")
+            if stream is None or stream.codec_context is None:
+                raise MediaError("no_audio", f"{path} has no audio that can be read.")
+            promised = (container.duration or 0) / av.time_base
+            resampler = None
+            for frame in itertools.chain(container.decode(stream), [None]):
+                if resampler is None and frame is not None:
+                    resampler = av.AudioResampler("s16p", frame.layout, audio.SAMPLE_RATE)
+                if resampler is None or count >= wanted:
+                    break
+                for block in resampler.resample(frame):
+                    blocks.append(block.to_ndarray()[0])
+                    count += block.samples
+    except MediaError:
+        raise
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise MediaError("unreadable", f"{path} can't be read: {error}.") from error
+    if not count:
+        raise MediaError("no_audio", f"{path} holds no sample.")
+    # Codecs pad the end; the container knows where it is.
+    ends = min(wanted, round(promised * audio.SAMPLE_RATE) or wanted)
+    if count < ends - _ENDS_EARLY * audio.SAMPLE_RATE:
+        raise MediaError("unreadable", f"{path} ends before the {promised:.2f} s it promises.")
+    return np.concatenate(blocks)[:ends]

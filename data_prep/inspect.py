@@ -1,0 +1,199 @@
+"""Shows what a prepared dataset holds, how fast it can be read and whether it is whole.
+
+DATASET is the folder that data_prep had as --output, or the dataset's own below it. This prints
+where the dataset comes from, its splits, labels, rejected clips and statistics. Some clips of each
+split are read in random order to see how fast one core does it, parsing included, decoding not;
+what was read a moment ago may come from memory instead of the disk.
+
+--verify reads every record: checksum, frames, log-mel, labels, truth, clip ids. --page draws clips
+with their frames, log-mel, the audio windows of some frames, and the truth where it is known.
+
+Example:
+  python -m data_prep.inspect data/videos --verify --page=clips.png
+"""
+
+import argparse
+import os
+import time
+from typing import Any
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from cavmae_sync_jax import audio, cli, dataset_folder
+from cavmae_sync_jax.cli import UserError
+from data_prep import inspect_text, inspect_verify, statistics
+from data_prep.inspect_dataset import Dataset, Records, open_dataset
+from data_prep.inspect_text import Sample
+
+_SEED = 0  # of the order in which records are read
+_LEAST = {"read": 0, "clips": 1, "audio_rows": 1, "clip_rows": 1, "workers": 1}
+
+
+def measure(dataset: Dataset, split: str, most: int) -> Sample:
+    """Reads and parses up to `most` records of a split in random order, in this process.
+
+    Raises:
+      UserError: a record is damaged.
+    """
+    records = Records(dataset, split)
+    order = np.random.default_rng(_SEED).permutation(len(records))[:most].tolist()
+    seconds, size, frames, fbank = 0.0, 0, 0, 0
+    counts = [0] * len(dataset.class_names)
+    for index in tqdm(order, unit="clip", desc=f"reading {split}"):
+        before = time.perf_counter()
+        data, record = records[index]
+        seconds += time.perf_counter() - before
+        size += len(data)
+        frames += sum(map(len, record["frames"]))
+        fbank += record["fbank"].nbytes
+        for label in {int(label) for label in record["labels"]}:
+            counts[label] += 1
+    return Sample(len(order), seconds, size, frames, fbank, counts)
+
+
+def verify(dataset: Dataset, workers: int | None) -> list[int]:
+    """Reads every record and returns the clips of each class.
+
+    Raises:
+      UserError: some are damaged; they are printed.
+    """
+    verdict = inspect_verify.verify(dataset, workers)
+    if verdict.damages:
+        print(*verdict.damages, sep="\n")
+        raise UserError(
+            f"{verdict.damaged:,} of {verdict.clips:,} records in {dataset.directory} are damaged "
+            f"(the first: {verdict.damages[0]}); prepare the dataset again"
+        )
+    print(f"verified: all {verdict.clips:,} records are whole")
+    return verdict.class_counts
+
+
+def draw(dataset: Dataset, split: str, arguments: argparse.Namespace) -> None:
+    """Draws clips that are evenly chosen from a split to `arguments.page`.
+
+    Raises:
+      UserError: a record is damaged, a clip is longer than --clip_rows, or the page can't be
+        written.
+    """
+    from data_prep import inspect_page  # only a page needs matplotlib
+
+    source = Records(dataset, split)
+    shown = min(arguments.clips, len(source))
+    clips = []
+    for index in np.linspace(0, len(source) - 1, shown).astype(int).tolist():
+        _, record = source[index]
+        flaw = inspect_verify.flaw(record, dataset)
+        if flaw is not None:
+            raise source.damaged(index, flaw)
+        rows = len(record["fbank"])
+        if rows > audio.LONGEST * arguments.clip_rows:
+            raise UserError(
+                f"--clip_rows={arguments.clip_rows} is too few for the clips of {rows} rows in "
+                f"{dataset.directory}: draw with --clip_rows={rows} and train with "
+                f"--config.data.clip_rows={rows}"
+            )
+        clips.append(record)
+    info = dataset.builder.info
+    title = f"{info.name} {info.version}, split {split}: {shown:,} of {len(source):,} clips"
+    framing = inspect_page.Framing(arguments.audio_rows, arguments.clip_rows)
+    figure = inspect_page.compose(clips, dataset.class_names, framing, title)
+    path = epath.Path(arguments.page)
+    cli.make_folder(path.parent)
+    try:
+        inspect_page.save(figure, path)
+    except OSError as error:
+        raise UserError(f"--page={path} can't be written: {error.strerror}") from error
+    print(f"{path} shows {shown:,} clips of the split {split}.")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Does what the command line asks for.
+
+    Raises:
+      UserError: a flag is wrong, there is no dataset, or it is damaged.
+    """
+    dataset = open_dataset(arguments.dataset)
+    split = _check(arguments, dataset)
+    print(inspect_text.identity(dataset))
+    counts, where = None, ""
+    if arguments.verify:
+        counts, where = verify(dataset, arguments.workers), "all splits"
+    if arguments.compute_stats:
+        statistics.store(dataset.directory, statistics.compute(dataset.directory))
+    stored = _stored_statistics(dataset)
+    if counts is None and stored is not None:
+        counts = [stored["class_counts"][name] for name in dataset.class_names]
+        where = stored["split"]
+    samples = {}
+    if arguments.read:
+        samples = {name: measure(dataset, name, arguments.read) for name in dataset.splits}
+    if counts is None and samples:
+        counts = np.sum([sample.class_counts for sample in samples.values()], axis=0).tolist()
+        where = f"the {sum(sample.clips for sample in samples.values()):,} clips read"
+    print(f"\n{inspect_text.table(dataset, samples)}\n")
+    print(inspect_text.labels(dataset.class_names, counts, where))
+    print(inspect_text.rejects(dataset))
+    print(inspect_text.statistics(stored))
+    if arguments.page:
+        draw(dataset, split, arguments)
+
+
+def _check(arguments: argparse.Namespace, dataset: Dataset) -> str:
+    """Returns the split for the page, after refusing what can't be done."""
+    for name, least in _LEAST.items():
+        value = getattr(arguments, name)
+        if value < least:
+            raise UserError(f"--{name} must be at least {least}, not {value}")
+    if arguments.page and epath.Path(arguments.page).suffix.lower() != ".png":
+        raise UserError(f"--page={arguments.page} must end in .png")
+    split = arguments.split or next(iter(dataset.splits))
+    if split not in dataset.splits:
+        have = ", ".join(dataset.splits)
+        raise UserError(f"{dataset.directory} has no split {split!r}; it has {have}")
+    if arguments.compute_stats and statistics.SPLIT not in dataset.splits:
+        raise UserError(f"--compute_stats is of the split {statistics.SPLIT!r}, which is not there")
+    missing = dataset.missing_files()
+    if missing and not arguments.verify:
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise UserError(f"{missing[0]}{more} of the dataset's files are gone: prepare it again")
+    return split
+
+
+def _stored_statistics(dataset: Dataset) -> dict[str, Any] | None:
+    if not (dataset.directory / dataset_folder.STATISTICS).exists():
+        return None
+    return dataset_folder.read_statistics(dataset.directory)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    parser.add_argument("dataset", metavar="DATASET", help="folder of one prepared dataset")
+    parser.add_argument("--read", type=int, default=1000, help="clips of each split to read")
+    parser.add_argument("--verify", action="store_true", help="list all damaged records")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="that verify")
+    parser.add_argument(
+        "--compute_stats",
+        action="store_true",
+        help="store mean and deviation of the training clips' log-mel, class counts and weights",
+    )
+    parser.add_argument("--page", default="", help="PNG to draw clips to")
+    parser.add_argument("--split", default="", help="whose clips are drawn; the first if empty")
+    parser.add_argument("--clips", type=int, default=8, help="how many are drawn")
+    parser.add_argument(
+        "--audio_rows", type=int, default=416, help="of a window: config.model.audio_rows"
+    )
+    parser.add_argument(
+        "--clip_rows", type=int, default=1024, help="of a whole clip: config.data.clip_rows"
+    )
+    return parser
+
+
+def main() -> None:
+    """Runs the command line."""
+    cli.main(_parser(), run)
+
+
+if __name__ == "__main__":
+    main()
