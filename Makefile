@@ -21,7 +21,7 @@ $(VENV)/installed: setup.py
 	touch $@
 
 $(VENV)/testing: $(VENV)/installed
-	$(VENV)/bin/pip install --quiet --editable ".[convert,test]"
+	$(VENV)/bin/pip install --quiet --editable ".[beam,convert,test]"
 	touch $@
 
 demo: $(VENV)/installed

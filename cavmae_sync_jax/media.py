@@ -3,22 +3,27 @@
 All times are seconds on the file's own timeline, on which its earliest stream starts at 0.
 """
 
-import contextlib
 import io
 import itertools
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import av
 import numpy as np
-from av.stream import Disposition
 from jaxtyping import Int16, UInt8
 from PIL import Image
 
 from cavmae_sync_jax.audio import SAMPLE_RATE
+from cavmae_sync_jax.media_source import (
+    FirstChannel,
+    MediaError,
+    Source,
+    decoded,
+    errors_of,
+    packets,
+)
 
 REASONS = {
     "unreadable": "the file can't be opened or decoded",
@@ -26,17 +31,14 @@ REASONS = {
     "no_audio": "there is no audio, or none in the span",
     "silent": "the audio never changes its value",
     "too_short": "the span is shorter than asked for, or starts after the file's end",
-    "too_large": "a frame has more than MAX_PIXELS pixels",
+    "too_large": "a picture has over MAX_PIXELS pixels or is MAX_ASPECT times as long as wide",
 }
-MAX_PIXELS = 2**26
+MAX_PIXELS, MAX_ASPECT = 2**26, 100
 
 Seconds = float | int  # for checked annotations, an int is no float
-_Kind = Literal["video", "audio"]
 
 # All in seconds. A stream that ends this much before the span's end counts as covering it.
 _RAGGED_END = 0.5
-# Decoding starts this much before the span, so that decoders and resampler have settled in it.
-_RUN_UP = 1.0
 # Audio is decoded this much past the span, so that its end isn't the resampler's end.
 _RUN_OUT = 0.1
 # Timestamps this much off what the samples before them add up to are a gap, not rounding.
@@ -45,21 +47,6 @@ _GAP = 0.05
 _ROUNDING = 1e-3
 # Containers delay video by up to this for the decoder's sake; more is meant.
 _LATE = 0.1
-
-
-class MediaError(ValueError):
-    """A file, or a span of it, that can't be used.
-
-    `reason` is a key of `REASONS`; `detail` is a sentence that names the file.
-    """
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return self.detail
 
 
 class MediaInfo(NamedTuple):
@@ -86,10 +73,9 @@ def probe(path: str | Path) -> MediaInfo:
     Raises:
       MediaError: unreadable, no_video, no_audio, too_short (no duration at all) or too_large.
     """
-    with _errors_of(path), _Source(path) as source:
+    with errors_of(path), Source(path) as source:
         video, width, height = source.video, source.video.width, source.video.height
-        if width * height > MAX_PIXELS:
-            raise MediaError("too_large", f"{path} has frames of {width} x {height} pixels.")
+        check_size(path, width, height)
         fps = float(video.average_rate or video.guessed_rate or 0)
         duration = source.duration()
         if duration <= 0:
@@ -132,15 +118,25 @@ def read_clip(
     start, end = float(start), duration if end is None else min(float(end), duration)
     if end <= start:
         raise MediaError("too_short", f"{path} ends at {duration:.2f} s, not after {start:.2f} s.")
-    with _errors_of(path):
+    with errors_of(path):
         waveform, audio_end = _read_waveform(path, start, end)
         times, video_end = _choose_times(path, start, end, num_frames)
         if max(audio_end, video_end) < end - _RAGGED_END:
             raise MediaError("unreadable", f"{path} ends before the {duration:.2f} s it promises.")
-        frames = _read_frames(path, times, image_size)
+        frames = _read_frames(path, start, times, image_size)
     if len({frame.shape for frame in frames}) > 1:
         raise MediaError("unreadable", f"{path} changes its picture size within the span.")
     return Media(np.stack(frames), waveform, end - start)
+
+
+def check_size(path: str | Path, width: int, height: int) -> None:
+    """Refuses pictures that would take too much memory, as they are or once they are scaled.
+
+    Raises:
+      MediaError: too_large.
+    """
+    if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
+        raise MediaError("too_large", f"{path} has a picture of {width} x {height} pixels.")
 
 
 def resize_and_crop(
@@ -163,160 +159,49 @@ def encode_jpeg(image: UInt8[np.ndarray, "height width 3"], quality: int) -> byt
     return buffer.getvalue()
 
 
-@contextlib.contextmanager
-def _errors_of(path: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except (av.error.FFmpegError, OSError) as error:
-        why = getattr(error, "strerror", None) or type(error).__name__
-        raise MediaError("unreadable", f"{path} can't be read: {why}.") from error
-
-
-class _Source:
-    """An open file's first real video stream and first audio stream, on the file's timeline."""
-
-    def __init__(self, path: str | Path):
-        self._path = path
-
-    def __enter__(self) -> "_Source":
-        # A playlist that calls itself a video must not open connections.
-        self._container = av.open(
-            str(Path(self._path).absolute()),
-            options={"protocol_whitelist": "file"},
-            metadata_errors="replace",
-        )
-        self.video = self._best("video")
-        self.audio = self._best("audio")
-        # Clips are prepared in many processes at once: more threads would fight for the cores.
-        self.video.thread_count = 1
-        self._origin = (self._container.start_time or 0) / av.time_base
-        return self
-
-    def __exit__(self, kind, error, traceback) -> None:
-        self._container.close()
-
-    def _best(self, kind: _Kind) -> av.stream.Stream:
-        stream = self._container.streams.best(kind)
-        if stream is None or stream.disposition & Disposition.attached_pic:
-            raise MediaError(f"no_{kind}", f"{self._path} has no {kind} stream.")
-        if stream.codec_context is None:
-            raise MediaError("unreadable", f"{self._path} has {kind} of an unknown codec.")
-        return stream
-
-    def seconds(self, timestamp: int | None, time_base: Fraction) -> float | None:
-        """Returns a timestamp as a time on the file's timeline."""
-        return None if timestamp is None else float(timestamp * time_base) - self._origin
-
-    def duration(self) -> float:
-        """Returns when the later of the two streams ends, from the headers if they tell."""
-        ends = [
-            self.seconds((stream.start_time or 0) + stream.duration, stream.time_base)
-            for stream in (self.video, self.audio)
-            if stream.duration is not None
-        ]
-        if len(ends) == 2:
-            return max(ends)
-        if self._container.duration is not None:
-            return self._container.duration / av.time_base
-        packets = self._container.demux(self.video, self.audio)
-        timed = (packet for packet in packets if packet.pts is not None)
-        ends = (self.seconds(p.pts + (p.duration or 0), p.time_base) for p in timed)
-        return max(ends, default=0.0)
-
-    def packets(self, kind: _Kind, position: float) -> Iterator[av.Packet]:
-        """Yields the packets of a stream from the last keyframe before `position` on."""
-        packets = self._container.demux(getattr(self, kind))
-        if position <= 0:
-            return packets
-        self._container.seek(round((self._origin + position) * av.time_base))
-        return itertools.dropwhile(lambda packet: not packet.is_keyframe, packets)
-
-
-def _packets(path: str | Path, kind: _Kind, start: float) -> Iterator[tuple[_Source, av.Packet]]:
-    """Yields a stream's packets from a keyframe at or before `start` on."""
-    for position in (max(0.0, start - _RUN_UP), 0.0):
-        with _Source(path) as source:
-            packets = source.packets(kind, position)
-            if (first := next(packets, None)) is None:
-                continue
-            time = source.seconds(first.pts, first.time_base)
-            # Files without an index can't be sought exactly; they are read from the beginning.
-            if position == 0 or (time is not None and time <= start):
-                yield source, first
-                yield from ((source, packet) for packet in packets)
-                return
-
-
-def _decoded(
-    path: str | Path, kind: _Kind, start: float
-) -> Iterator[tuple[float | None, av.VideoFrame | av.AudioFrame]]:
-    """Yields (time, frame) in the order of presentation, beginning at or before `start`."""
-    for source, packet in _packets(path, kind, start):
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            time = source.seconds(packet.pts, packet.time_base)
-            # In the middle of a file, decoders stumble until they have found their feet.
-            if time is None or time >= start:
-                raise
-            continue
-        for frame in frames:
-            yield source.seconds(frame.pts, frame.time_base), frame
-
-
 class _Run:
-    """Decoded audio without a gap or change of format, on its way to 16 kHz."""
+    """Decoded audio without a gap or change of format, on its way into the waveform of a span."""
 
-    def __init__(self, begin: float, frame: av.AudioFrame):
-        self.begin = begin
-        self._like = frame
-        self._taken = 0
-        self._resampler = av.AudioResampler("s16p", frame.layout, SAMPLE_RATE)
-        self._blocks = []
+    def __init__(self, path: str | Path, begin: float, frame: av.AudioFrame, index: int):
+        """Takes the time of the first frame, and the index in the waveform that belongs to it."""
+        self._begin, self._like, self._taken = begin, frame, 0
+        self._index = index
+        self._resampler = FirstChannel(path, frame)
 
     def next_time(self) -> float:
-        return self.begin + self._taken / self._like.rate
+        return self._begin + self._taken / self._like.rate
 
     def continues_with(self, time: float, frame: av.AudioFrame) -> bool:
         kinds = {(one.format.name, one.layout.name, one.rate) for one in (frame, self._like)}
         return len(kinds) == 1 and abs(time - self.next_time()) <= _GAP
 
-    def add(self, frame: av.AudioFrame | None) -> None:
+    def add(self, frame: av.AudioFrame | None, waveform: Int16[np.ndarray, " samples"]) -> int:
+        """Puts what a frame (None: the end) brings to its place; returns where that ends."""
         self._taken += 0 if frame is None else frame.samples
-        self._blocks += [block.to_ndarray()[0] for block in self._resampler.resample(frame)]
-
-    def finish(self) -> Int16[np.ndarray, " samples"]:
-        self.add(None)
-        return np.concatenate(self._blocks or [np.zeros(0, np.int16)])
-
-
-def _runs(path: str | Path, start: float, end: float) -> Iterator[_Run]:
-    run = None
-    for time, frame in _decoded(path, "audio", start):
-        if time is None:
-            time = 0.0 if run is None else run.next_time()
-        if time > end + _RUN_OUT:
-            break
-        if run is not None and not run.continues_with(time, frame):
-            yield run
-            run = None
-        run = run or _Run(time, frame)
-        run.add(frame)
-    if run is not None:
-        yield run
+        samples = self._resampler.resample(frame)
+        begin, self._index = self._index, self._index + len(samples)
+        low, high = max(begin, 0), min(self._index, len(waveform))
+        if low < high:
+            waveform[low:high] = samples[low - begin : high - begin]
+        return high if low < high else 0
 
 
 def _read_waveform(path: str | Path, start: float, end: float) -> tuple[np.ndarray, float]:
     """Returns the audio of the span (int16), and when it ends."""
     waveform = np.zeros(round((end - start) * SAMPLE_RATE), np.int16)
-    filled = 0
-    for run in _runs(path, start, end):
-        samples = run.finish()
-        begin = round((run.begin - start) * SAMPLE_RATE)
-        low, high = max(begin, 0), min(begin + len(samples), len(waveform))
-        if low < high:
-            waveform[low:high] = samples[low - begin : high - begin]
-            filled = max(filled, high)
+    run, filled = None, 0
+    for time, frame in decoded(path, "audio", start):
+        if time is None:
+            time = 0.0 if run is None else run.next_time()
+        if time > end + _RUN_OUT:
+            break
+        if run is not None and not run.continues_with(time, frame):
+            filled = max(filled, run.add(None, waveform))
+            run = None
+        run = run or _Run(path, time, frame, round((time - start) * SAMPLE_RATE))
+        filled = max(filled, run.add(frame, waveform))
+    if run is not None:
+        filled = max(filled, run.add(None, waveform))
     if filled == 0:
         raise MediaError("no_audio", f"{path} has no audio from {start:.2f} to {end:.2f} s.")
     audio_end = start + filled / SAMPLE_RATE
@@ -331,8 +216,8 @@ def _choose_times(
     Looks at the packets' timestamps only, so it costs no decoding.
     """
     times: set[float] = set()
-    nominal, goes_on = None, False
-    for source, packet in _packets(path, "video", start):
+    nominal, before, goes_on = None, False, False
+    for source, packet in packets(path, "video", start):
         nominal = source.video.average_rate or source.video.guessed_rate
         decode_time = source.seconds(packet.dts, packet.time_base)
         if decode_time is not None and decode_time > end:
@@ -340,10 +225,9 @@ def _choose_times(
             break
         time = source.seconds(packet.pts, packet.time_base)
         if time is not None and not packet.is_discard:
-            times.add(time)
-    goes_on = goes_on or any(time >= end for time in times)
-    before = any(time < start for time in times)
-    within = sorted(time for time in times if start <= time < end)
+            before, goes_on = before or time < start, goes_on or time >= end
+            times.update([time] if start <= time < end else [])
+    within = sorted(times)
     if not within and before and goes_on:
         return [start] * num_frames, end
     if not within:
@@ -372,19 +256,21 @@ def _constant_rate(times: list[float], nominal: Fraction | None) -> float | None
     return None
 
 
-def _read_frames(path: str | Path, times: list[float], image_size: int | None) -> list[np.ndarray]:
+def _read_frames(
+    path: str | Path, start: float, times: list[float], image_size: int | None
+) -> list[np.ndarray]:
     """Returns for each of the sorted `times` the last frame that begins by then."""
     pictures: list[np.ndarray] = []
-    shown = None
-    for time, frame in itertools.chain(_decoded(path, "video", times[0]), [(math.inf, None)]):
-        if time is None:
+    shown, latest = None, -math.inf
+    for time, frame in itertools.chain(decoded(path, "video", start), [(math.inf, None)]):
+        if time is None or time < latest:
             continue
         due = sum(moment < time for moment in times[len(pictures) :])
         if due:
             pictures += [_picture(path, frame if shown is None else shown, image_size)] * due
         if len(pictures) == len(times):
             break
-        shown = frame
+        shown, latest = frame, time
     return pictures
 
 
@@ -394,6 +280,7 @@ def _picture(
     """Returns a decoded frame upright, as RGB."""
     if frame is None or frame.is_corrupt:
         raise MediaError("unreadable", f"{path} has a damaged frame.")
+    check_size(path, frame.width, frame.height)
     image = frame.to_ndarray(format="rgb24", threads=1)
     # The stored angle is counterclockwise, like rot90's.
     image = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))

@@ -23,17 +23,10 @@ def prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: engines
     Raises:
       UserError: for a runner or options that Beam doesn't know.
     """
-    flags = [f"--{option}" for option in engine.beam_options]
     try:
-        options = PipelineOptions(flags, runner=engine.runner)
-        known = options.get_all_options()
-        pipeline = beam.Pipeline(options=options)
-    except (SystemExit, ValueError, AttributeError) as error:
-        raise UserError(f"Apache Beam refuses --runner={engine.runner} {flags}: {error}") from error
-    # Beam only warns of these.
-    strange = [option for option in engine.beam_options if option.partition("=")[0] not in known]
-    if strange:
-        raise UserError(f"--beam_pipeline_options: Apache Beam has no option {strange[0]!r}")
+        pipeline = beam.Pipeline(options=pipeline_options(engine))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"Apache Beam refuses --runner={engine.runner}: {error}") from error
     clip_class = type(todo[0].clips[0])
     paths = [str(path) for path in shards.store(todo, folder)]
     with pipeline:
@@ -43,6 +36,25 @@ def prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: engines
             | "spread" >> beam.Reshuffle()
             | "prepare" >> beam.ParDo(_PrepareShard(clip_class, job, str(folder), engine))
         )
+
+
+def pipeline_options(engine: engines.Engine) -> PipelineOptions:
+    """Returns an engine's runner and its flags as Beam takes them.
+
+    Raises:
+      UserError: for a flag that Beam doesn't know, or a value that it doesn't take.
+    """
+    flags = [f"--{option}" for option in engine.beam_options]
+    try:
+        options = PipelineOptions(flags, runner=engine.runner)
+        known = options.get_all_options()
+    except (SystemExit, ValueError) as error:
+        raise UserError(f"Apache Beam refuses {' '.join(flags)}: {error}") from error
+    # Beam only warns of these.
+    strange = [option for option in engine.beam_options if option.partition("=")[0] not in known]
+    if strange:
+        raise UserError(f"--beam_pipeline_options: Apache Beam has no option {strange[0]!r}")
+    return options
 
 
 class _PrepareShard(beam.DoFn):

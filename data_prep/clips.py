@@ -158,8 +158,9 @@ class VideoClip(Clip):
                 truth = dict(file)
             classes, masks = truth["frame_class"], truth["frame_mask"]
             events = [truth[f"event_{name}"] for name in ("class", "start", "end")]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{self.truth} isn't a readable truth file ({error})") from error
+        except Exception as error:  # a damaged zip file raises nearly anything
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"{self.truth} isn't a readable truth file ({why})") from error
         info = media.probe(self.path)
         expected = (preparation.num_frames, info.height, info.width)
         if classes.shape != expected[:1] or masks.shape != expected or masks.dtype != np.bool_:
@@ -169,6 +170,9 @@ class VideoClip(Clip):
             )
         if len({one.shape for one in events}) != 1 or events[0].ndim != 1:
             raise UserError(f"{self.truth} has event fields of different lengths")
+        whole = [one.dtype.kind in "iu" for one in (classes, events[0])]
+        if not all(whole) or not all(np.isfinite(one).all() for one in events):
+            raise UserError(f"{self.truth} has classes or times that are no such numbers")
         return {
             "frame_class": classes.astype(np.int64),
             "frame_mask": [encode_mask(mask, preparation.image_size) for mask in masks],
@@ -233,4 +237,6 @@ def encode_mask(mask: Bool[np.ndarray, "height width"], size: int) -> bytes:
 
 def clip_name(text: str) -> str:
     """Returns text that a source takes for a name as one that can be part of a clip's id."""
-    return text.encode("utf-8", "replace").decode().replace("/", "__").replace("\\", "__")
+    # What is no text in a name is written as its number, for two names to stay two ids.
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text.replace("/", "__").replace("\\", "__")

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,14 @@ from PIL import Image
 
 from cavmae_sync_jax import audio, media
 from cavmae_sync_jax.cli import UserError
-from cavmae_sync_jax.media import MediaError
+from cavmae_sync_jax.media_source import FirstChannel, MediaError, open_file
 
 _BUCKETS = ("gs://", "s3://")
 _ENDS_EARLY = 0.5  # seconds; a sound that ends this much before its promised end is damaged
+# Pillow makes all of these RGB; of others, such as 16-bit grey, it would make white.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_CHUNKS = 100  # of a WAV, among which its samples are
+_STREAMED = 0x7FFFF000  # sizes of a WAV from here on say that its writer didn't know
 
 
 @contextlib.contextmanager
@@ -45,9 +50,7 @@ def local(path: str) -> Iterator[str]:
             raise MediaError(error.reason, error.detail.replace(copy, path)) from error
 
 
-def read_picture(
-    path: str, modes: tuple[str, ...] | None = None
-) -> UInt8[np.ndarray, "height width 3"]:
+def read_picture(path: str, modes: tuple[str, ...] = _MODES) -> UInt8[np.ndarray, "height width 3"]:
     """Reads a JPEG or PNG as RGB, whose colours must be of one of the given modes (of Pillow).
 
     Raises:
@@ -57,16 +60,16 @@ def read_picture(
         _check_file(here)
         try:
             with Image.open(here, formats=("JPEG", "PNG")) as picture:
-                size = f"{picture.width} x {picture.height}"
-                if picture.width * picture.height > media.MAX_PIXELS:
-                    raise MediaError("too_large", f"{here} has {size} pixels.")
-                if modes and picture.mode not in modes:
+                media.check_size(here, picture.width, picture.height)
+                if picture.mode not in modes:
                     wrong = f"{here} has the colours {picture.mode}, not RGB."
                     raise MediaError("unreadable", wrong)
                 return np.asarray(picture.convert("RGB"))
         except MediaError:
             raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
+            raise MediaError("too_large", f"{here} claims too many pixels.") from error
+        except (OSError, SyntaxError, ValueError) as error:
             raise MediaError("unreadable", f"{here} can't be read: {error}.") from error
 
 
@@ -96,24 +99,19 @@ def _check_file(path: str) -> None:
 def _decode_sound(path: str, wanted: int) -> Int16[np.ndarray, " samples"]:
     blocks, count = [], 0
     try:
-        with av.open(
-            str(Path(path).absolute()),
-            options={"protocol_whitelist": "file"},
-            metadata_errors="replace",
-        ) as container:
+        with open_file(path) as container:
             stream = container.streams.best("audio")
             if stream is None or stream.codec_context is None:
                 raise MediaError("no_audio", f"{path} has no audio that can be read.")
-            promised = (container.duration or 0) / av.time_base
-            resampler = None
+            promised = (container.duration or 0) / av.time_base / _complete_share(path)
+            channel = None
             for frame in itertools.chain(container.decode(stream), [None]):
-                if resampler is None and frame is not None:
-                    resampler = av.AudioResampler("s16p", frame.layout, audio.SAMPLE_RATE)
-                if resampler is None or count >= wanted:
+                if channel is None and frame is not None:
+                    channel = FirstChannel(path, frame)
+                if channel is None or count >= wanted:
                     break
-                for block in resampler.resample(frame):
-                    blocks.append(block.to_ndarray()[0])
-                    count += block.samples
+                blocks.append(channel.resample(frame))
+                count += len(blocks[-1])
     except MediaError:
         raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -125,3 +123,19 @@ def _decode_sound(path: str, wanted: int) -> Int16[np.ndarray, " samples"]:
     if count < ends - _ENDS_EARLY * audio.SAMPLE_RATE:
         raise MediaError("unreadable", f"{path} ends before the {promised:.2f} s it promises.")
     return np.concatenate(blocks)[:ends]
+
+
+def _complete_share(path: str) -> float:
+    """Returns the part of a WAV's promised samples that is there; 1 for any other file."""
+    with open(path, "rb") as file:
+        if file.read(12)[:4] != b"RIFF":
+            return 1.0
+        for _ in range(_CHUNKS):
+            head = file.read(8)
+            size = int.from_bytes(head[4:], "little")
+            if head[:4] == b"data":
+                begin = file.tell()
+                there = file.seek(0, os.SEEK_END) - begin
+                return 1.0 if size >= _STREAMED else min(1.0, max(there, 1) / max(size, 1))
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return 1.0

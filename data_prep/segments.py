@@ -18,6 +18,7 @@ from data_prep.video_files import Video
 
 # VGGSound calls its held-out split test.
 _SPLITS = {TRAIN: TRAIN, EVAL: EVAL, "test": EVAL}
+_LATEST = 1e7  # seconds; a time beyond this is a mistake
 _COLUMNS = ("video", "start", "end", "label", "split")
 # YouTube's id of 11 characters, with the segment's seconds where a file holds nothing else.
 _YOUTUBE = re.compile(r"Y?([\w-]{11})(?:_(\d+(?:\.\d+)?)(?:_\d+(?:\.\d+)?)?)?")
@@ -72,7 +73,7 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
 
 def _seconds(text: str, where: str) -> float:
     with contextlib.suppress(ValueError):
-        if 0 <= (value := float(text)) < float("inf"):
+        if 0 <= (value := float(text)) < _LATEST:
             return value
     raise UserError(f"{where}: {text!r} is no time in seconds")
 
@@ -106,13 +107,16 @@ def _span(segment: Segment) -> Segment:
 
 
 def _own(lines: Lines, rows: Iterator[list[str]], header: list[str]) -> list[Segment]:
-    if not {"video", "start"} <= set(header) <= set(_COLUMNS):
+    known = {"video", "start"} <= set(header) <= set(_COLUMNS)
+    if not known or len(set(header)) < len(header):
         raise UserError(f"{lines.where}: the header may have {','.join(_COLUMNS)}")
     segments: dict[tuple[str, float, float | None], Segment] = {}
     for cells in rows:
         if len(cells) != len(header):
             raise UserError(f"{lines.where}: need {len(header)} cells, not {len(cells)}")
         row, where = dict(zip(header, cells, strict=True)), lines.where
+        if not Path(row["video"]).name:
+            raise UserError(f"{where}: {row['video']!r} is no name of a file")
         start = _seconds(row["start"], where)
         end = _seconds(row["end"], where) if row.get("end") else None
         if (split := row.get("split") or None) not in (None, *_SPLITS):

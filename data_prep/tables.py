@@ -37,9 +37,13 @@ def lines_of(path: epath.PathLike, **dialect: bool) -> Iterator["Lines"]:
     """
     try:
         text = epath.Path(path).read_bytes().decode("utf-8-sig")
-        yield Lines(str(path), csv.reader(io.StringIO(text, newline=""), strict=True, **dialect))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        lines = Lines(str(path), csv.reader(io.StringIO(text, newline=""), strict=True, **dialect))
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read as a CSV file in UTF-8: {error}") from error
+    try:
+        yield lines
+    except csv.Error as error:
+        raise UserError(f"{lines.where}, can't be read as CSV: {error}") from error
 
 
 class Lines:
@@ -106,15 +110,17 @@ class Classes(NamedTuple):
     def named(self, label: str, where: str) -> str:
         """Returns the class name of a mid or name.
 
+        VGGSound's list of segments has commas where its list of classes has underscores.
+
         Raises:
           UserError: it is neither; `where` says whose label it is.
         """
-        name = self.by_mid.get(label, label)
-        if name not in self.names:
-            near = difflib.get_close_matches(label, [*self.by_mid, *self.names], 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"{where}: {label!r} is not in the list of classes{hint}")
-        return name
+        for name in (self.by_mid.get(label, label), label.replace(",", "_")):
+            if name in self.names:
+                return name
+        near = difflib.get_close_matches(label, [*self.by_mid, *self.names], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{where}: {label!r} is not in the list of classes{hint}")
 
 
 def read_classes(path: epath.PathLike) -> Classes:

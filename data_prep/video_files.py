@@ -1,9 +1,12 @@
 """Where the videos are: media files of folders, lists and buckets, and what they are called."""
 
 import collections
+import contextlib
+import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,23 +32,33 @@ def find_videos(sources: Iterable[str]) -> list[Video]:
     """Returns the media files of all sources, each file once.
 
     Raises:
-      UserError: a source or a file of a list doesn't exist, or a source has no media files.
+      UserError: a source, a folder in it or a file of a list doesn't exist or can't be read, or a
+        source has no media files.
     """
-    found: dict[epath.Path, Video] = {}
+    found: dict[str, Video] = {}
     for source in map(epath.Path, sources):
-        if source.is_dir():
-            videos = [Video(path, Path(path.relative_to(source))) for path in _media_files(source)]
-        elif source.suffix.lower() == ".txt" and source.is_file():
-            videos = list(_listed(source))
-        elif source.is_file():
-            videos = [Video(source, Path(source.name))]
-        else:
-            raise UserError(f"there is no file or folder {source}")
+        try:
+            videos = _videos(source)
+            places = [os.path.realpath(video.path) for video in videos]
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or source} can't be read: {error.strerror or error}"
+            ) from error
         if not videos:
             raise UserError(f"{source} has no media files ({' '.join(EXTENSIONS)})")
-        for video in videos:
-            found.setdefault(video.path.resolve(), video)
+        for place, video in zip(places, videos, strict=True):
+            found.setdefault(place, video)
     return list(found.values())
+
+
+def _videos(source: epath.Path) -> list[Video]:
+    if source.is_dir():
+        return [Video(path, Path(path.relative_to(source))) for path in _media_files(source)]
+    if source.suffix.lower() == ".txt" and source.is_file():
+        return list(_listed(source))
+    if source.is_file():
+        return [Video(source, Path(source.name))]
+    raise UserError(f"there is no file or folder {source}")
 
 
 def _media_files(folder: epath.Path) -> list[epath.Path]:
@@ -56,7 +69,7 @@ def _media_files(folder: epath.Path) -> list[epath.Path]:
         here = [path for path in inside if path.suffix.lower() in EXTENSIONS and path.is_file()]
         return sorted(itertools.chain(here, *deeper))
     walked, found = set(), []
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         place = os.path.realpath(parent)
         if place in walked:
             folders.clear()
@@ -65,18 +78,25 @@ def _media_files(folder: epath.Path) -> list[epath.Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         kept = (name for name in names if Path(name).suffix.lower() in EXTENSIONS)
         found += [epath.Path(parent) / name for name in kept if not name.startswith(".")]
-    return sorted(path for path in found if path.is_file())
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _listed(source: epath.Path) -> Iterator[Video]:
     try:
-        lines = source.read_text().splitlines()
+        lines = source.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{source} isn't a list of paths in UTF-8") from error
     for number, line in enumerate(lines, 1):
         if line.strip():
             path = source.parent / line.strip()
-            if not path.is_file():
+            there = False
+            with contextlib.suppress(OSError, ValueError):  # names that no file can have
+                there = path.is_file()
+            if not there:
                 raise UserError(f"{source}, line {number}: there is no file {path}")
             inside = path.resolve().is_relative_to(source.parent.resolve())
             name = path.resolve().relative_to(source.parent.resolve()) if inside else path.name
@@ -86,14 +106,33 @@ def _listed(source: epath.Path) -> Iterator[Video]:
 def clip_ids(videos: Sequence[Video]) -> list[str]:
     """Returns for each video the id that its clips' ids begin with.
 
-    This is the file name without its extension. Files that share it get their whole name instead,
-    with "__" for the path separators. An id never has path separators.
+    This is the file name without its extension. Files that share it, or whose it might be that of a
+    clip of another file, get their whole name instead, with "__" for the path separators. Names
+    that are still the same in this writing get a hash behind it. An id never has path separators.
     """
-    stems = collections.Counter(video.name.stem for video in videos)
-    return [
-        clip_name(video.name.stem if stems[video.name.stem] == 1 else str(video.name))
-        for video in videos
+    stems = [clip_name(video.name.stem) for video in videos]
+    count = collections.Counter(stems)
+    ids = [
+        stem if count[stem] == 1 and not _is_clip(stem, count) else clip_name(str(video.name))
+        for stem, video in zip(stems, videos, strict=True)
     ]
+    names: dict[str, set[Path]] = collections.defaultdict(set)
+    for one, video in zip(ids, videos, strict=True):
+        names[one].add(video.name)
+    return [
+        one if len(names[one]) == 1 else f"{one}_{_digest(video.name)}"
+        for one, video in zip(ids, videos, strict=True)
+    ]
+
+
+def _is_clip(stem: str, stems: Container[str]) -> bool:
+    """Whether a stem is what a clip of another file would be called."""
+    match = re.fullmatch(r"(.+)_[0-9]{6,}", stem, re.DOTALL)
+    return match is not None and match[1] in stems
+
+
+def _digest(name: Path) -> str:
+    return hashlib.sha256(str(name).encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def by_name(videos: Sequence[Video]) -> dict[str, list[Video]]:

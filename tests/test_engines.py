@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -239,6 +240,20 @@ def test_beam_writes_the_same_dataset(tmp_path, folder):
 
 
 BEAM = "direct_num_workers=2,direct_running_mode=multi_processing"
+
+
+def test_beam_takes_the_readmes_options():
+    beam_engine = pytest.importorskip("data_prep.beam_engine", reason="needs apache-beam")
+    text = (ROOT / "README.md").read_text().replace(",\\\n", ",")
+    found = re.findall(r"--runner=(\w+)[\s\\]+--beam_pipeline_options=(\S+)", text)
+    assert {runner for runner, _ in found} == {
+        *("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
+    }
+    for runner, options in found:
+        given = tuple(options.replace("$", "").split(","))
+        taken = beam_engine.pipeline_options(Engine(runner=runner, beam_options=given))
+        taken = taken.get_all_options(drop_default=True)
+        assert set(taken) == {"runner", *(option.partition("=")[0] for option in given)}
 
 
 @pytest.mark.parametrize(

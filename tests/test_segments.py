@@ -90,7 +90,10 @@ def test_ones_own_segments_may_have_several_labels(tmp_path):
         ("video,start,label\na,1\n", "line 2: need 3 cells"),
         ("video,start,split\na,1,test\na,1,train\n", "line 3: 'a' is in eval already"),
         ("video,start,split\na,1,dev\n", "line 2: split must be"),
-        ('video,start\n"a,1\n', "can't be read as a CSV file"),
+        ('video,start\n"a,1\n', "line 2, can't be read as CSV: unexpected end"),
+        ("video,start\n.,1\n", "line 2: '.' is no name of a file"),
+        ("video,start,start\na,1,1\n", "line 1: the header may have"),
+        ("video,start\na,1e308\n", "line 2: '1e308' is no time"),
     ],
 )
 def test_malformed_lists_are_told_with_their_line(tmp_path, text, message):
@@ -132,6 +135,8 @@ def test_mids_become_names_and_strangers_are_told(tmp_path):
     known = classes(tmp_path)
     assert known.names == ("Speech", "Gush", "Toothbrush, electric")
     assert known.named("/t/dd00088", "x") == known.named("Gush", "x") == "Gush"
+    vggsound = tables.Classes(("airplane", "railroad car_ train wagon"), {})
+    assert vggsound.named("railroad car, train wagon", "x") == "railroad car_ train wagon"
     with pytest.raises(UserError, match=r"line 7: '/t/dd0008' .* did you mean '/t/dd00088'"):
         known.named("/t/dd0008", "list.csv, line 7")
 

@@ -56,7 +56,9 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / "in" / "nowhere.mp4").symlink_to(tmp_path / "gone.mp4")
     (tmp_path / "in" / "loop.mp4").symlink_to(tmp_path / "in" / "loop.mp4")
     found = video_files.find_videos([str(tmp_path / "in")])
-    assert [video.name.as_posix() for video in found] == ["a.mp4", "more/b.mp4"]
+    # Links to nothing are listed, too: their clips are rejected.
+    names = ["a.mp4", "loop.mp4", "more/b.mp4", "nowhere.mp4"]
+    assert [video.name.as_posix() for video in found] == names
 
 
 def test_folders_are_searched_and_hidden_files_left_out(tmp_path):
