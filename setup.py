@@ -32,6 +32,7 @@ setup(
         "pillow>=12,<14",  # Apache Beam wants 12
         "scikit-learn>=1.7,<2",
         "scipy>=1.17,<2",
+        "simplejpeg>=1.9,<2",
         "tensorboardX>=2.6.5,<3",
         "tensorflow-datasets>=4.9.10,<5",
         "threadpoolctl>=3.8,<4",

@@ -6,19 +6,18 @@ consecutive shares for the processes. A run therefore resumes from a number, wit
 workers, processes or devices, and every clip comes once an epoch.
 """
 
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import grain
 import jax
 import numpy as np
+import simplejpeg
 import tensorflow_datasets as tfds
 from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
-from PIL import Image
 
 from cavmae_sync_jax import audio, dataset_folder, processes, sharding
 from cavmae_sync_jax.cli import UserError
@@ -146,22 +145,45 @@ def decode_jpeg(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes a stored frame.
 
     Raises:
-      OSError: if the data are truncated or no JPEG.
+      OSError: if the data are truncated, damaged or no JPEG.
     """
-    return np.asarray(Image.open(io.BytesIO(data), formats=["JPEG"]).convert("RGB"))
+    try:
+        return simplejpeg.decode_jpeg(data)
+    except ValueError as error:
+        raise OSError(str(error)) from error
 
 
-class _RandomPair(grain.transforms.RandomMap):
-    """One random frame of a clip and its window (method: a new choice for each clip and epoch)."""
+class _RandomFrame(grain.transforms.RandomMap):
+    """A clip and a random frame of it (method: a new choice for each clip and epoch)."""
+
+    def __init__(self, framing: Framing):
+        self._frames = framing.num_frames
+
+    def random_map(self, element: int, rng: np.random.Generator) -> tuple[np.int32, np.int32]:
+        """The index of the record and the number of the frame."""
+        return np.int32(element), np.int32(rng.integers(self._frames))
+
+
+class _Pairs(grain.transforms.Map):
+    """Clips and frames of a batch to its pairs, each copied into the batch as soon as it is there.
+
+    So the next one takes the same memory, and no new page has to be cleared for it.
+    """
 
     def __init__(self, records: Records, framing: Framing):
         self._records, self._framing = records, framing
 
-    def random_map(self, element: int, rng: np.random.Generator) -> Batch:
-        """The pair of record `element`, and its index."""
-        frame = int(rng.integers(self._framing.num_frames))
-        (pair,) = self._records.pairs(element, self._framing, [frame])
-        return {**pair, "clip": np.int32(element)}
+    def map(self, element: tuple[Int[np.ndarray, " clips"], Int[np.ndarray, " clips"]]) -> Batch:
+        """The batch's pairs, and the indices of its records."""
+        clips, frames = element
+        batch: Batch = {"clip": clips}
+        for place, (clip, frame) in enumerate(zip(clips.tolist(), frames.tolist(), strict=True)):
+            (pair,) = self._records.pairs(clip, self._framing, [frame])
+            for name, values in pair.items():
+                if place == 0:
+                    batch[name] = np.empty((len(clips), *values.shape), values.dtype)
+                batch[name][place] = values
+        return batch
 
 
 def train_batches(
@@ -189,8 +211,8 @@ def train_batches(
       `clip` `[share]` (indices of the records).
     """
     count, rank = jax.process_count(), jax.process_index()
-    pairs = _shuffled(len(records), seed).random_map(_RandomPair(records, framing))[start:]
-    shares = pairs.batch(batch_size // count)[rank::count]
+    chosen = _shuffled(len(records), seed).random_map(_RandomFrame(framing))[start:]
+    shares = chosen.batch(batch_size // count)[rank::count].map(_Pairs(records, framing))
     return iter(_prefetched(shares, workers, prefetch))
 
 

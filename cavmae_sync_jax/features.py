@@ -24,6 +24,7 @@ from cavmae_sync_jax.model import MODALITIES, CavMaeSync
 from cavmae_sync_jax.pretrained import Pretrained
 
 CLIPS_PER_DEVICE = 8
+_ON_A_CPU = 2  # with more, activations outgrow the caches, and each clip takes longer
 Arrays = dict[str, np.ndarray]
 Function = Callable[[CavMaeSync, Any, dict[str, Array]], dict[str, Array]]
 
@@ -129,7 +130,8 @@ def _stream(
     if not all(len(leaf.sharding.device_set) == mesh.size for leaf in jax.tree.leaves(params)):
         params = jax.device_get(params)
     params = jax.device_put(params, sharding.replicated(mesh))
-    batch_size = CLIPS_PER_DEVICE * mesh.size
+    most = _ON_A_CPU if jax.default_backend() == "cpu" else CLIPS_PER_DEVICE
+    batch_size = min(most, CLIPS_PER_DEVICE) * mesh.size
     batches = dataset.clip_batches(records, framing, batch_size, data.workers, data.prefetch)
     with jax.set_mesh(mesh), metrics.progress(function.__name__, len(records), "clip") as bar:
         for arrays, _ in dataset.to_device(batches, mesh):

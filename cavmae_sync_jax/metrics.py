@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 from etils import epath
 from jaxtyping import Array, Float
 from tqdm import tqdm
@@ -22,16 +21,16 @@ class Writer:
     def __init__(self, workdir: epath.Path):
         self._path = workdir / "metrics.jsonl"
         self._active = jax.process_index() == 0
-        self._board: tensorboardX.SummaryWriter | None = None
+        self._board: Any = None
         self._text: str | None = None  # of a file in a bucket
 
     def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
         """Records the scalars of one step; each line is complete on disk when this returns."""
         if not self._active:
             return
-        # Made with the first line, so that a run that is refused leaves neither file nor thread.
-        self._board = self._board or tensorboardX.SummaryWriter(str(self._path.parent))
         self._append(json.dumps({"step": step, "split": split, **scalars}) + "\n")
+        # Made with the first line, so that a run that is refused leaves neither file nor thread.
+        self._board = self._board or _board(self._path.parent)
         for name, value in scalars.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
 
@@ -69,6 +68,12 @@ class Writer:
         """Writes what TensorBoard still buffers."""
         if self._board is not None:
             self._board.close()
+
+
+def _board(folder: epath.Path) -> Any:
+    import tensorboardX  # imports PyTorch, where that is installed, which no worker needs
+
+    return tensorboardX.SummaryWriter(str(folder))
 
 
 class NotFiniteError(ValueError):

@@ -67,7 +67,7 @@ def test_metrics_in_a_bucket_are_appended_and_dropped(bucket, monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(metrics.tensorboardX, "SummaryWriter", Board)
+    monkeypatch.setattr("tensorboardX.SummaryWriter", Board)
     writer = metrics.Writer(epath.Path(bucket) / "run")
     for step in (1, 2, 3):
         writer.write(step, "train", {"loss": step / 2})

@@ -1,11 +1,14 @@
 import collections
+import io
+import itertools
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from cavmae_sync_jax import audio, cli, dataset, sharding
+from cavmae_sync_jax import audio, cli, dataset, media, sharding
 from cavmae_sync_jax.dataset import Framing
 
 FRAMING = Framing(4, clip_rows=1024, audio_rows=96, audio_bins=128, image_size=32)
@@ -164,9 +167,26 @@ def test_a_truncated_jpeg_is_named(records, monkeypatch):
     class Damaged:
         def __getitem__(self, index):
             record = records[index]
-            return {**record, "frames": [frame[: len(frame) // 2] for frame in record["frames"]]}
+            return {**record, "frames": [frame[:-20] for frame in record["frames"]]}
 
     broken = dataset.Records(records.directory, "train")
     monkeypatch.setattr(broken, "_source", Damaged())
-    with pytest.raises(cli.UserError, match=r"split train, record 3 is damaged .*Truncated"):
+    with pytest.raises(cli.UserError, match=r"split train, record 3 is damaged .*Premature end"):
         broken.pairs(3, FRAMING, [0])
+
+
+def test_frames_are_decoded_as_by_pillow():
+    for size, channels in itertools.product(((32, 32), (17, 23), (224, 224)), ((), (3,))):
+        image = np.random.default_rng(0).integers(0, 256, (*size, *channels), np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=95, subsampling="4:2:0")
+        decoded = dataset.decode_jpeg(file.getvalue())
+        np.testing.assert_array_equal(decoded, np.asarray(Image.open(file).convert("RGB")))
+
+
+def test_a_jpeg_with_a_flaw_in_its_middle_is_refused():
+    jpeg = bytearray(media.encode_jpeg(np.zeros((64, 64, 3), np.uint8) + 9, 95))
+    middle = len(jpeg) - 20
+    jpeg[middle : middle + 2] = b"\xff\xd9"  # the end, too early
+    with pytest.raises(OSError, match=r"Corrupt|Premature"):
+        dataset.decode_jpeg(bytes(jpeg))

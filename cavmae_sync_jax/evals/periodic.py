@@ -1,6 +1,6 @@
 """The evaluations that a training runs on held-out clips, each by its own `run()`."""
 
-import functools
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,16 +8,16 @@ from jax.sharding import Mesh
 
 from cavmae_sync_jax import dataset
 from cavmae_sync_jax.cli import UserError
-from cavmae_sync_jax.evals import reconstruction, retrieval, segmentation, temporal
 from cavmae_sync_jax.model import CavMaeSync
 from cavmae_sync_jax.pretrained import Pretrained
 
-# Each with the part of its result that is logged.
-EVALUATIONS = {
-    "retrieval": (functools.partial(retrieval.run, strategies=["diagonal_mean"]), "scores"),
-    "segmentation": (segmentation.run, "scores"),
-    "temporal": (temporal.run, "scores"),
-    "reconstruction": (reconstruction.run, "errors"),
+# Modules of this package, imported when they run (scikit-learn and matplotlib take seconds, in the
+# pipeline's workers, too): each with settings of its `run` and the part of its result to log.
+EVALUATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "retrieval": ({"strategies": ["diagonal_mean"]}, "scores"),
+    "segmentation": ({}, "scores"),
+    "temporal": ({}, "scores"),
+    "reconstruction": ({}, "errors"),
 }
 
 
@@ -49,8 +49,10 @@ def run(
     """
     flat: dict[str, float] = {}
     for name in names:
-        evaluate, part = EVALUATIONS[name]
-        scores = evaluate(model, records, mesh=mesh, with_baselines=False).get(part, {})
+        settings, part = EVALUATIONS[name]
+        evaluate = importlib.import_module(f"cavmae_sync_jax.evals.{name}").run
+        result = evaluate(model, records, mesh=mesh, with_baselines=False, **settings)
+        scores = result.get(part, {})
         if name == "retrieval":
             flat |= _flat("", scores["diagonal_mean"])
         else:

@@ -1,0 +1,120 @@
+"""Times the evaluations' forward pass: all frames and windows of clips, nothing masked.
+
+    python -m benchmarks.features --config=configs/demo.py --clips=64
+    python -m benchmarks.features --config=configs/pretrain.py --clips=512       # on a GPU or TPU
+    python -m benchmarks.features --config=configs/pretrain.py --clips=8 --repeats=2      # on a CPU
+
+The features stage (`features.extract`) embeds clips that lie in memory, so that nothing is read or
+decoded; it fills whole batches, brings them to all devices and the embeddings back.
+Beside it the same model goes frame by frame: one window and one image a call, on one device, each
+call waited for. Weights are random. Compiling is not counted.
+"""
+
+import argparse
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import timing
+from cavmae_sync_jax import cli, dataset, features, sharding
+from cavmae_sync_jax import model as modeling
+from cavmae_sync_jax.dataset import Framing
+from cavmae_sync_jax.model import AUDIO, MODALITIES, VISUAL
+from cavmae_sync_jax.pretrained import Pretrained
+
+STAGE, LOOP = "features stage", "frame by frame, batch 1"
+COLUMNS = ("", "clips/s", "frames/s", "× frame by frame")
+KEPT = 8  # different clips in memory; further ones are these again
+
+
+class InMemory(dataset.Records):
+    """Clips of noise, as a split's records: raw frames and windows, as the pipeline gives them."""
+
+    def __init__(self, clips: int, module: modeling.CavMaeSync, frames: int, seed: int = 0) -> None:
+        self._length = clips
+        rng = np.random.default_rng(seed)
+        count = min(clips, KEPT), frames
+        fbank = rng.standard_normal((*count, *module.raw_shape(AUDIO)), np.float32)
+        self.raw = {
+            AUDIO: (module.audio_mean + module.audio_std * fbank).astype(np.float16),
+            VISUAL: rng.integers(0, 256, (*count, *module.raw_shape(VISUAL)), np.uint8),
+        }
+
+    def pairs(self, index: int, framing: Framing, frames: Iterable[int]) -> list[dataset.Batch]:
+        """Some of a clip's frames with their windows."""
+        place = index % len(self.raw[VISUAL])
+        return [{m: values[place, frame] for m, values in self.raw.items()} for frame in frames]
+
+
+def frame_by_frame(model: Pretrained, records: InMemory, clips: int) -> features.Arrays:
+    """The embeddings of the first clips, `[clips, frames, dim]` by modality, one frame a call."""
+    embed = jax.jit(features.embeddings, static_argnums=0)
+    framing, found = Framing.of(model.config), {modality: [] for modality in MODALITIES}
+    for clip in range(clips):
+        for pair in records.pairs(clip, framing, range(framing.num_frames)):
+            raw = {modality: pair[modality][None, None] for modality in MODALITIES}
+            for modality, rows in jax.device_get(embed(model.module, model.params, raw)).items():
+                found[modality].append(rows[0, 0].astype(np.float32))
+    shape = clips, framing.num_frames, -1
+    return {modality: np.stack(rows).reshape(shape) for modality, rows in found.items()}
+
+
+def run(config: ConfigDict, clips: int, looped: int, repeats: int) -> None:
+    """Prints the machine and the table.
+
+    Args:
+      config: of a training.
+      clips: how many the features stage embeds in a turn.
+      looped: how many go frame by frame in a turn.
+      repeats: turns of each.
+
+    Raises:
+      UserError: if a number is below 1, or the model's settings do not go together.
+    """
+    if min(clips, looped, repeats) < 1:
+        raise cli.UserError("--clips, --looped and --repeats must be at least 1")
+    config = config.copy_and_resolve_references()
+    config.data.workers = 0  # there is nothing to decode
+    module, mesh = modeling.from_config(config.model), sharding.make_mesh()
+    params = jax.jit(module.init_params)(jax.random.key(config.seed))
+    model = Pretrained(module, params, config, 0, "random weights")
+    frames = config.data.num_frames
+    records = InMemory(clips, module, frames)
+    candidates = {
+        STAGE: lambda: features.extract(features.embeddings, model, records, mesh),
+        LOOP: lambda: frame_by_frame(model, records, looped),
+    }
+    seconds = timing.interleaved(candidates, repeats)
+    speeds = {
+        name: [count / s for s in seconds[name]] for name, count in ((STAGE, clips), (LOOP, looped))
+    }
+    ratios = [ours / loop for ours, loop in zip(speeds[STAGE], speeds[LOOP], strict=True)]
+    print(f"{timing.machine('jax')}, {jax.devices()[0].device_kind}, {jax.devices()}")
+    print(
+        f"{module.compute_dtype.name}, {clips} clips of {frames} frames and windows (frame by "
+        f"frame: {looped}), median (lowest–highest) of {repeats} repeats\n"
+    )
+    rows = []
+    for name, speed in speeds.items():
+        spreads = [timing.Spread.of([factor * s for s in speed]).text(2) for factor in (1, frames)]
+        rows.append([name, *spreads, timing.Spread.of(ratios).text(1) if name == STAGE else ""])
+    print(timing.table(COLUMNS, rows))
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = cli.parser(__doc__)
+    arguments.add_argument("--clips", type=int, default=64, help="for the features stage, a turn")
+    arguments.add_argument("--looped", type=int, default=1, help="for the loop, a turn")
+    arguments.add_argument("--repeats", type=int, default=5, help="turns of each")
+
+    def start(args: argparse.Namespace, config: ConfigDict) -> None:
+        run(config, args.clips, args.looped, args.repeats)
+
+    cli.main(arguments, start, config=True)
+
+
+if __name__ == "__main__":
+    main()
