@@ -201,9 +201,9 @@ def estimate(topology: str, config: ConfigDict) -> Estimate:
     devices = list(described.devices)[: asked if asked > 0 else None]
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     settings.check(config, modeling.from_config(config.model), mesh.size)
-    flops = _flops(config)
+    flops = step_flops(config)
     try:
-        compiled = _lowered(config, mesh).compile(compiler_options=FAST)
+        compiled = lowered(config, mesh).compile(compiler_options=FAST)
     except jax.errors.JaxRuntimeError as error:
         # Two ways to say it, with the figure in the middle.
         told = re.search(r"(?:Used |temporaries \()([\d.]+)G(?: of|\) exceeds)", str(error))
@@ -223,20 +223,21 @@ def estimate(topology: str, config: ConfigDict) -> Estimate:
     )
 
 
-def _lowered(config: ConfigDict, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+def lowered(config: ConfigDict, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """The train step of a config, ready to compile for the devices of a mesh."""
     module = modeling.from_config(config.model)
     optimizer, _ = stepping.make_optimizer(config, 1000, 100.0)
     with jax.set_mesh(mesh):
         return stepping.lowered(module, optimizer, config, mesh)
 
 
-def _flops(config: ConfigDict) -> float:
+def step_flops(config: ConfigDict) -> float:
     """Of a whole step in one piece, before compilation: layers unrolled, as a loop counts once."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.update_from_flattened_dict({"model.unroll": True, "microbatches": 1})
     one = sharding.make_mesh(devices=jax.devices()[:1])
-    return _lowered(config, one).cost_analysis()["flops"]
+    return lowered(config, one).cost_analysis()["flops"]
 
 
 COLUMNS = "chips,batch,fsdp,remat,parts,GiB a chip,TFLOP,collectives of a chip,ms,efficiency"

@@ -7,8 +7,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cavmae_sync_jax import lean
 from cavmae_sync_jax.sharding import constrain_batch
 
 EPSILON = 1e-5
@@ -23,10 +25,17 @@ def dense(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
 
 
-def norm(dtype: Any, name: str | None = None) -> nn.LayerNorm:
+class Norm(nn.Module):
     """A LayerNorm over the last axis: computed in float32, returned in the compute type."""
-    # The fast variance E[x²] - E[x]² loses digits that the golden values have.
-    return nn.LayerNorm(EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
+        """Normalises every row, with Flax's names for the parameters."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return lean.layer_norm(x.astype(self.dtype), scale, bias, EPSILON)
 
 
 class Attention(nn.Module):
@@ -39,10 +48,9 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         """Attends from every token to every token of its sample."""
         batch, tokens, dim = x.shape
-        qkv = dense(3 * dim, self.dtype, "qkv")(x)
-        qkv = qkv.reshape(batch, tokens, 3, self.heads, dim // self.heads)
-        query, key, value = (qkv[:, :, part] for part in range(3))
-        mixed = jax.nn.dot_product_attention(query, key, value)
+        qkv = jnp.split(dense(3 * dim, self.dtype, "qkv")(x), 3, axis=-1)
+        heads = (part.reshape(batch, tokens, self.heads, dim // self.heads) for part in qkv)
+        mixed = lean.attend(*heads)
         return dense(dim, self.dtype, "projection")(mixed.reshape(batch, tokens, dim))
 
 
@@ -56,7 +64,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         """Transforms every token by itself."""
         hidden = dense(int(x.shape[-1] * self.ratio), self.dtype, "hidden")(x)
-        return dense(x.shape[-1], self.dtype, "output")(nn.gelu(hidden, approximate=False))
+        return dense(x.shape[-1], self.dtype, "output")(lean.gelu(hidden))
 
 
 class Block(nn.Module):
@@ -80,9 +88,9 @@ class Block(nn.Module):
         suffix = f"_{norm_set}" if norm_set else ""
         x = constrain_batch(x)
         attention = Attention(self.heads, self.dtype, name="attention")
-        x = x + attention(norm(self.dtype, name=f"attention_norm{suffix}")(x))
+        x = x + attention(Norm(self.dtype, name=f"attention_norm{suffix}")(x))
         mlp = Mlp(self.mlp_ratio, self.dtype, name="mlp")
-        x = x + mlp(norm(self.dtype, name=f"mlp_norm{suffix}")(x))
+        x = x + mlp(Norm(self.dtype, name=f"mlp_norm{suffix}")(x))
         return constrain_batch(x), None
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from cavmae_sync_jax import patches as patching
 from cavmae_sync_jax.cli import UserError
-from cavmae_sync_jax.layers import REMAT_POLICIES, Stack, dense, norm
+from cavmae_sync_jax.layers import REMAT_POLICIES, Norm, Stack, dense
 from cavmae_sync_jax.patches import Grid
 
 AUDIO, VISUAL, BOTH = "audio", "visual", "both"
@@ -136,7 +136,7 @@ class Decoder(nn.Module):
             code = self.param(f"modality_{modality}", small, (1, 1, self.width))
             parts.append(x + (positions + code).astype(dtype))
         x = Stack(**self.stack, name="stack")(jnp.concatenate(parts, axis=1))
-        x = norm(dtype, name="norm")(x)
+        x = Norm(dtype, name="norm")(x)
         ends = jnp.split(x, [self.grids[AUDIO].patches], axis=1)
         return {
             modality: dense(self.pixels[modality], dtype, f"head_{modality}")(tokens)
@@ -216,7 +216,7 @@ class CavMaeSync(nn.Module):
         }
         passes = (*MODALITIES, BOTH)
         self.joint = Stack(**shared, depth=self.joint_depth, heads=self.heads, norm_sets=passes)
-        self.norms = {name: norm(self.compute_dtype) for name in passes}
+        self.norms = {name: Norm(self.compute_dtype) for name in passes}
         decoder = {**shared, "depth": self.decoder_depth, "heads": self.decoder_heads}
         self.decoder = Decoder(
             self.grids, self.pixels, self.decoder_width, self.learned_positions, decoder

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cavmae_sync_jax.layers import Stack, dense, norm
+from cavmae_sync_jax.layers import Norm, Stack, dense
 
 
 class ProbeHead(nn.Module):
@@ -46,7 +46,7 @@ class ProbeHead(nn.Module):
                 name="stack",
             )
             pooled = stack(jnp.concatenate([token, features], axis=1))[:, 0]
-        x = norm(jnp.float32, name="norm")(pooled)
+        x = Norm(jnp.float32, name="norm")(pooled)
         return dense(self.classes, jnp.float32, "classifier")(x)
 
     def init_params(self, key: jax.Array) -> dict[str, Any]:

@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 TIERS = {
     0: (
         "cli processes torch_files media audio patches masking layers losses optim sharding "
-        "mismatch fingerprint dataset_folder media_source"
+        "mismatch fingerprint dataset_folder media_source lean"
     ),
     1: "model dataset checkpoint metrics step pretrained probe_head mae torch_names torch_kinds",
     2: "features",

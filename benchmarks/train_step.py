@@ -1,0 +1,358 @@
+"""Times the train step in several settings, beside the same step in PyTorch, on one device.
+
+    pip install -e ".[convert]"                  # PyTorch; on a GPU a build of it that has CUDA
+    python -m benchmarks.train_step --config=configs/demo.py --config.batch_size=32
+    python -m benchmarks.train_step --config=configs/pretrain.py --batch=8 --repeats=3
+    python -m benchmarks.train_step --config=configs/pretrain.py --batch 64 256 \\
+        --settings scan unrolled remat_dots remat_full --steps=10                # a large GPU
+
+Before anything is timed, every setting and every peer computes the loss and the norm of its
+gradients from the same weights, batch and masks; where they differ by more than `TOLERANCE`, the
+program stops. Then all take turns. A step is the whole of it: masks are drawn, raw input is
+normalised, weights are updated; the batch lies on the device, the state is donated.
+
+Matrix rate: that of one large matrix product in the same precision, which takes its turns, too; a
+step's share of it counts the model's arithmetic (`model_flops`), not what is computed twice.
+Memory: on a CPU what the compiled program's own analysis says; else the process's peak after the
+setting's first step, settings in the order of their analyses (PyTorch: its own peak).
+"""
+
+import argparse
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+# Before JAX: PyTorch needs a part of the same memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import timing
+from cavmae_sync_jax import cli, masking, metrics, settings, sharding
+from cavmae_sync_jax import model as modeling
+from cavmae_sync_jax import step as stepping
+from cavmae_sync_jax.model import AUDIO, MODALITIES, VISUAL
+
+SETTINGS = {
+    "scan": {"model.unroll": False, "model.remat": "none"},
+    "unrolled": {"model.unroll": True, "model.remat": "none"},
+    "remat_dots": {"model.unroll": False, "model.remat": "dots"},
+    "remat_full": {"model.unroll": False, "model.remat": "full"},
+}
+PEERS = ("eager", "compiled")
+# Relative, of the loss and of the gradients' norm. bfloat16 has 8 bits: two orders of the same sums
+# differ by percents in gradients.
+TOLERANCE = {"float32": (1e-3, 1e-3), "bfloat16": (2e-2, 1e-1)}
+PRODUCT = {"cpu": 2048}  # rows and columns of the matrix that is multiplied; elsewhere 8192
+COLUMNS = ("batch", "step", "samples/s", "matrix rate", "GiB", "compiled in s")
+GIB = 2**30
+
+
+class Row(NamedTuple):
+    """One line of the table: seconds of a step in each repeat, bytes or None, seconds or None."""
+
+    batch: int
+    name: str
+    seconds: Sequence[float]
+    memory: int | None
+    compiling: float | None
+
+
+class Program(NamedTuple):
+    """A compiled step of ours."""
+
+    name: str
+    step: Callable[..., Any]
+    memory: int
+    compiling: float
+
+
+def model_flops(config: ConfigDict) -> float:
+    """Floating-point operations of one sample's forward pass; a training step has three times that.
+
+    Two for every multiplication and addition of a matrix product: patch projections, encoders (kept
+    patches, global and register tokens), the joint block's three passes, the decoder and its heads.
+    Norms, softmax, GELU, losses and the optimiser are left out. In a block of width d, n tokens
+    take 3·n·d² for query, key and value, 2·n²·d for attention, n·d² for its projection and
+    2·n·d·hidden for the MLP.
+    """
+    model, ours = config.model, modeling.from_config(config.model)
+    ratio = config.mask.ratios[0]
+    kept = {m: masking.kept_patches(ours.grids[m].patches, ratio) for m in MODALITIES}
+    width, decoder_width = model.width, model.decoder_width
+
+    def stack(depth: int, tokens: int, dim: int) -> int:
+        hidden = int(dim * model.mlp_ratio)
+        return depth * tokens * (4 * dim * dim + 2 * tokens * dim + 2 * dim * hidden)
+
+    first, last = int(model.global_token), model.registers
+    products = stack(model.joint_depth, sum(kept.values()), width)
+    for m in MODALITIES:
+        products += kept[m] * ours.pixels[m] * width
+        products += stack(model.depth, first + kept[m] + last, width)
+        joined = first + kept[m] + last * model.registers_in_joint
+        products += stack(model.joint_depth, joined, width)
+        products += kept[m] * width * decoder_width
+        products += ours.grids[m].patches * decoder_width * ours.pixels[m]
+    patches = sum(grid.patches for grid in ours.grids.values())
+    return 2.0 * (products + stack(model.decoder_depth, patches, decoder_width))
+
+
+def random_batch(module: modeling.CavMaeSync, size: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Noise of a dataset's types and of AudioSet's mean and spread."""
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((size, *module.raw_shape(AUDIO)), np.float32)
+    image = rng.integers(1, 256, (size, *module.raw_shape(VISUAL)), np.uint8)
+    fbank = np.clip(module.audio_mean + module.audio_std * noise, -15.9, 12)  # -15.9: silence
+    return {AUDIO: fbank.astype(np.float16), VISUAL: image}
+
+
+def chosen(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
+    """The config with dotted keys set."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict(overrides)
+    return config
+
+
+class Ours:
+    """Our side: one train state, which all compiled steps take and return."""
+
+    def __init__(self, config: ConfigDict) -> None:
+        self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        self.module = modeling.from_config(config.model)
+        self.optimizer, _ = stepping.make_optimizer(config, 1000, 100.0)
+        shapes = jax.eval_shape(self._draw)
+        self.shardings = sharding.state_shardings(shapes, self.mesh)
+        self.state = jax.jit(self._draw, out_shardings=self.shardings)()
+        self._masks = jax.jit(
+            lambda batch, step: (
+                stepping._samples(self.module, config, batch, step, config.mask.ratios[0]).keep
+            )
+        )
+
+    def _draw(self) -> stepping.TrainState:
+        return stepping.init_state(self.module, self.optimizer, jax.random.key(0))
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A batch on the device."""
+        return jax.device_put(batch, sharding.batch_sharding(self.mesh))
+
+    def compile(self, name: str, config: ConfigDict) -> Program:
+        """The train step of a setting."""
+        module, began = modeling.from_config(config.model), time.perf_counter()
+        with jax.set_mesh(self.mesh):
+            compiled = stepping.lowered(module, self.optimizer, config, self.mesh).compile()
+        seconds, about = time.perf_counter() - began, compiled.memory_analysis()
+        memory = about.temp_size_in_bytes + about.argument_size_in_bytes
+        memory += about.output_size_in_bytes - about.alias_size_in_bytes
+        return Program(name, compiled, memory, seconds)
+
+    def masks(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The indices of kept patches that the next step will draw."""
+        return self._masks(batch, self.state.step)
+
+    def step(self, program: Program, batch: dict[str, jax.Array], steps: int = 1) -> dict[str, Any]:
+        """Some steps one after the other; waits for the last and returns its scalars."""
+        for _ in range(steps):
+            self.state, scalars = program.step(self.state, batch)
+        return jax.block_until_ready((self.state, scalars))[1]
+
+    def peak_bytes(self, program: Program) -> int:
+        """See the module's text; the CPU's allocator tells nothing."""
+        stats = self.mesh.devices.flat[0].memory_stats() or {}
+        return stats.get("peak_bytes_in_use", program.memory)
+
+
+def matrix_product(dtype: Any) -> tuple[Callable[[], object], float]:
+    """A call that multiplies two large matrices, and its floating-point operations."""
+    size = PRODUCT.get(jax.default_backend(), 8192)
+    times = 1 if jax.default_backend() == "cpu" else 16  # so that starting it costs little
+    x = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
+    chain = jax.jit(lambda x: jax.lax.fori_loop(0, times, lambda _, y: y @ x, x))
+    return lambda: chain(x).block_until_ready(), 2.0 * times * size**3
+
+
+def agree(name: str, dtype: str, ours: Sequence[float], theirs: Sequence[float]) -> None:
+    """Compares losses and gradients' norms of one step of both sides.
+
+    Raises:
+      UserError: if they differ by more than `TOLERANCE`.
+    """
+    pairs = zip(("loss", "gradients' norm"), ours, theirs, TOLERANCE[dtype], strict=True)
+    for what, mine, other, tolerance in pairs:
+        if not math.isclose(mine, other, rel_tol=tolerance):
+            raise cli.UserError(
+                f"{name}: the {what} is {mine:.6g} and PyTorch's {other:.6g}, in {dtype}: "
+                f"they must agree to {tolerance:g} before it makes sense to time them"
+            )
+
+
+def measure(
+    config: ConfigDict, names: Sequence[str], peers: Sequence[str], repeats: int, steps: int
+) -> tuple[list[Row], float]:
+    """Checks, then times all settings and peers at `config.batch_size`.
+
+    Returns:
+      Their rows, and the rate of a matrix product in FLOP/s, the median of as many repeats.
+    """
+    ours = Ours(config)
+    settings.check(config, ours.module, 1)
+    dtype = ours.module.compute_dtype
+    batch = random_batch(ours.module, config.batch_size)
+    on_device = ours.put(batch)
+    programs = [ours.compile(name, chosen(config, SETTINGS[name])) for name in names]
+    trainer = None
+    if peers:
+        torch_baseline = _torch_baseline(config)
+        device = torch_baseline.prepare(jax.default_backend())
+        trainer = torch_baseline.Trainer(config, dtype.name, device)
+        raw = trainer.put(batch)
+    calls, memory, compiling = {}, {}, {}
+    for program in sorted(programs, key=lambda program: program.memory):
+        if trainer:
+            # The step will update these weights, and draw these masks from its number.
+            torch_baseline.load_params(trainer.model, ours.state.params)
+            keep = trainer.put(ours.masks(on_device))
+            theirs = {
+                how: (trainer.gradients(how, raw, keep).item(), trainer.gradient_norm())
+                for how in peers
+            }
+        scalars = ours.step(program, on_device)
+        for how in peers:
+            found = float(scalars["loss"]), float(scalars["grad_norm"])
+            agree(f"{program.name} and {how}", dtype.name, found, theirs[how])
+        memory[program.name] = ours.peak_bytes(program)
+        compiling[program.name] = program.compiling
+        calls[program.name] = lambda program=program: ours.step(program, on_device, steps)
+    for how in peers:
+
+        def call(how: str = how, count: int = steps) -> None:
+            for _ in range(count):
+                trainer.step(how, raw, trainer.draw(keep))
+            trainer.wait()
+
+        trainer.peak_bytes()
+        call(count=1)
+        memory[f"PyTorch {how}"], compiling[f"PyTorch {how}"] = trainer.peak_bytes(), None
+        calls[f"PyTorch {how}"] = call
+    product, flops = matrix_product(dtype)
+    calls = {"": product, **calls}
+    with metrics.progress("time", len(calls) * (1 + repeats), "call") as bar:
+        seconds = timing.interleaved(
+            {name: _counted(call, bar) for name, call in calls.items()}, repeats
+        )
+    rate = flops / statistics.median(seconds.pop(""))
+    order = [*names, *(f"PyTorch {how}" for how in peers)]
+    return [
+        Row(config.batch_size, n, [s / steps for s in seconds[n]], memory[n], compiling[n])
+        for n in order
+    ], rate
+
+
+def _counted(call: Callable[[], object], bar: Any) -> Callable[[], None]:
+    def counted() -> None:
+        call()
+        bar.update()
+
+    return counted
+
+
+def _torch_baseline(config: ConfigDict) -> Any:
+    if config.data.augment_audio:
+        raise cli.UserError("the peers don't augment audio: --config.data.augment_audio=False")
+    try:
+        from benchmarks import torch_baseline
+    except ImportError as error:
+        raise cli.UserError(
+            f"{error.name} is missing: pip install '.[convert]', or give --peers without names"
+        ) from error
+    return torch_baseline
+
+
+def cells(row: Row, flops: float, rate: float, peers: Sequence[Row]) -> list[str]:
+    """A row's cells: `COLUMNS`, then how many times as fast as each peer, repeat by repeat.
+
+    Args:
+      row: what was measured.
+      flops: of a sample's training step.
+      rate: of a matrix product, FLOP/s.
+      peers: rows of the same repeats.
+    """
+    speed = timing.Spread.of([row.batch / s for s in row.seconds])
+    digits = 1 if speed.median >= 10 else 3
+    return [
+        str(row.batch),
+        row.name,
+        speed.text(digits),
+        f"{speed.median * flops / rate:.0%}",
+        f"{row.memory / GIB:.2f}" if row.memory is not None else "–",
+        f"{row.compiling:.1f}" if row.compiling is not None else "–",
+        *(
+            "–"
+            if row.name.startswith("PyTorch")
+            else timing.Spread.of(
+                [p / s for p, s in zip(peer.seconds, row.seconds, strict=True)]
+            ).text()
+            for peer in peers
+        ),
+    ]
+
+
+def run(
+    config: ConfigDict,
+    batches: Sequence[int],
+    names: Sequence[str],
+    peers: Sequence[str],
+    repeats: int,
+    steps: int,
+) -> None:
+    """Prints the machine and the table.
+
+    Raises:
+      UserError: if the sides do not compute the same, or PyTorch is missing or has no such device.
+    """
+    packages = ("jax", "torch") if peers else ("jax",)
+    dtype = modeling.from_config(config.model).compute_dtype
+    flops = 3 * model_flops(config)
+    rows, rates = [], []
+    for batch in batches or [config.batch_size]:
+        found, rate = measure(chosen(config, {"batch_size": batch}), names, peers, repeats, steps)
+        theirs = [row for row in found if row.name.startswith("PyTorch")]
+        rows += [cells(row, flops, rate, theirs) for row in found]
+        rates.append(rate)
+    print(f"{timing.machine(*packages)}, {jax.devices()[0].device_kind}, {jax.devices()}")
+    print(
+        f"{dtype.name}, {flops / 1e9:.3g} GFLOP a sample, matrices at {max(rates) / 1e12:.3g} "
+        f"TFLOP/s, median (lowest–highest) of {repeats} repeats of {steps} steps\n"
+    )
+    print(timing.table([*COLUMNS, *(f"× PyTorch {how}" for how in peers)], rows), flush=True)
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = cli.parser(__doc__)
+    arguments.add_argument("--batch", type=int, nargs="*", help="sizes; default: the config's")
+    arguments.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=["scan", "unrolled"], help="of ours"
+    )
+    arguments.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, help="in PyTorch")
+    arguments.add_argument("--repeats", type=int, default=5, help="turns of each")
+    arguments.add_argument(
+        "--steps", type=int, default=1, help="in a turn, without waiting in between"
+    )
+
+    def start(args: argparse.Namespace, config: ConfigDict) -> None:
+        jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed
+        run(config, args.batch, args.settings, args.peers, args.repeats, args.steps)
+
+    cli.main(arguments, start, config=True)
+
+
+if __name__ == "__main__":
+    main()
