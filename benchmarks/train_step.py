@@ -201,19 +201,20 @@ def measure(
     Returns:
       Their rows, and the rate of a matrix product in FLOP/s, the median of as many repeats.
     """
+    settings.check(config, modeling.from_config(config.model), 1)
     ours = Ours(config)
-    settings.check(config, ours.module, 1)
     dtype = ours.module.compute_dtype
     batch = random_batch(ours.module, config.batch_size)
     on_device = ours.put(batch)
     programs = [ours.compile(name, chosen(config, SETTINGS[name])) for name in names]
-    trainer = None
+    trainer, calls, memory, compiling, first = None, {}, {}, {}, {}
     if peers:
         torch_baseline = _torch_baseline(config)
         device = torch_baseline.prepare(jax.default_backend())
         trainer = torch_baseline.Trainer(config, dtype.name, device)
-        raw = trainer.put(batch)
-    calls, memory, compiling = {}, {}, {}
+        raw, keep = trainer.put(batch), trainer.put(ours.masks(on_device))
+        for how in peers:
+            first[how] = _seconds(lambda how=how: trainer.gradients(how, raw, keep).item())
     for program in sorted(programs, key=lambda program: program.memory):
         if trainer:
             # The step will update these weights, and draw these masks from its number.
@@ -237,10 +238,11 @@ def measure(
                 trainer.step(how, raw, trainer.draw(keep))
             trainer.wait()
 
+        name = f"PyTorch {how}"
         trainer.peak_bytes()
-        call(count=1)
-        memory[f"PyTorch {how}"], compiling[f"PyTorch {how}"] = trainer.peak_bytes(), None
-        calls[f"PyTorch {how}"] = call
+        later = _seconds(lambda call=call: call(count=1))
+        memory[name], calls[name] = trainer.peak_bytes(), call
+        compiling[name] = first[how] - later if how == "compiled" else None
     product, flops = matrix_product(dtype)
     calls = {"": product, **calls}
     with metrics.progress("time", len(calls) * (1 + repeats), "call") as bar:
@@ -253,6 +255,12 @@ def measure(
         Row(config.batch_size, n, [s / steps for s in seconds[n]], memory[n], compiling[n])
         for n in order
     ], rate
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def _counted(call: Callable[[], object], bar: Any) -> Callable[[], None]:

@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
                 "audio_std": 4.4849,
                 "dtype": "auto",
                 "unroll": False,
-                "remat": "none",
+                "remat": "full",  # on a CPU computing again is faster than waiting for memory
             },
             "mask": {"ratios": (0.5,), "audio_structure": "unstructured"},
             "loss": {
