@@ -35,7 +35,9 @@ class Norm(nn.Module):
         """Normalises every row, with Flax's names for the parameters."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return lean.layer_norm(x.astype(self.dtype), scale, bias, EPSILON)
+        # Whoever applies a module by hand may bring NumPy's arrays.
+        x, scale, bias = jnp.asarray(x, self.dtype), jnp.asarray(scale), jnp.asarray(bias)
+        return lean.layer_norm(x, scale, bias, EPSILON)
 
 
 class Attention(nn.Module):
