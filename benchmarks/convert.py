@@ -18,17 +18,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import convert, torch_files, torch_kinds
-from cavmae_sync_jax import model as modeling
+from cavmae_sync_jax import convert
+from cavmae_sync_jax.models import cavmae_sync
+from cavmae_sync_jax.torch_compat import detect, torch_io
 
 BEFORE_SYNC = {"registers": 0, "global_token": False, "audio_rows": 1024}
 
 
 def random_state(seed: int = 0, **overrides: object) -> dict[str, np.ndarray]:
     """A state dict with all the authors' names for the released sizes, or others."""
-    config = ConfigDict(torch_kinds.RELEASED)
+    config = ConfigDict(detect.RELEASED)
     config.model.update(overrides)
-    module = modeling.from_config(config.model)
+    module = cavmae_sync.from_config(config.model)
     shapes = jax.eval_shape(module.init_params, jax.random.key(0))
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
     rng = np.random.default_rng(seed)
@@ -82,7 +83,7 @@ def main() -> None:
             ("cav_mae.pth", lambda: random_state(**BEFORE_SYNC)),
             ("mae.pth", mae_state),
         ):
-            torch_files.write(str(root / name), make())
+            torch_io.write(str(root / name), make())
             seconds, peak = measure(str(root / name), str(root / f"from_{name.replace('.', '_')}"))
             megabytes = (root / name).stat().st_size / 1e6
             print(f"| {name} | checkpoint | {megabytes:.0f} MB | {seconds:.1f} | {peak:.2f} |")

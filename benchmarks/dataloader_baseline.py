@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cavmae_sync_jax import audio
-from cavmae_sync_jax.dataset import Framing
-from cavmae_sync_jax.model import IMAGE_MEAN, IMAGE_STD
+from cavmae_sync_jax.data.loader import Framing
+from cavmae_sync_jax.media import audio
+from cavmae_sync_jax.models.cavmae_sync import IMAGE_MEAN, IMAGE_STD
 
 
 class Files(NamedTuple):

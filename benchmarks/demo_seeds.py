@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from cavmae_sync_jax import cli
-from cavmae_sync_jax.evals import headlines
+from cavmae_sync_jax.evals.report import results_table
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
 
 DIRECTIONS = ("visual_to_audio", "audio_to_visual")
 
@@ -30,22 +31,24 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 def all_evaluations(results: Sequence[dict[str, Any]]) -> list[str]:
     """The lines of the table of all headline scores."""
     seeds = [
-        headlines.rows({name: headlines.read(name, result[name]) for name in headlines.READERS})
+        results_table.rows(
+            {name: results_table.read(name, result[name]) for name in results_table.READERS}
+        )
         for result in results
     ]
     lines = ["| | model | untrained model | best trivial baseline |", "|---" * 4 + "|"]
     for rows in zip(*seeds, strict=True):
         first = rows[0]
         factor, digits = 100, 1
-        if headlines.lower_is_better(first.column):
-            factor, digits = 1, 3 if first.column.endswith(headlines.ERROR) else 1
+        if results_table.lower_is_better(first.column):
+            factor, digits = 1, 3 if first.column.endswith(results_table.ERROR) else 1
         columns = [[factor * row.model for row in rows]]
         if first.untrained is not None:
             columns.append([factor * row.untrained for row in rows])
         if first.baseline is not None:
             columns.append([factor * row.baseline[1] for row in rows])
         means = [float(np.mean(column)) for column in columns]
-        lower = headlines.lower_is_better(first.column)
+        lower = results_table.lower_is_better(first.column)
         worse = any((other <= means[0]) if lower else (other >= means[0]) for other in means[1:])
         cells = [spread(column, digits) for column in columns]
         if first.untrained is None:
@@ -87,10 +90,10 @@ def run(folders: list[str]) -> None:
     for folder in folders:
         path = pathlib.Path(folder, "results.json")
         if not path.is_file():
-            raise cli.UserError(f"{folder} holds no results.json: give the DEMO of a `make demo`")
+            raise UserError(f"{folder} holds no results.json: give the DEMO of a `make demo`")
         results.append(json.loads(path.read_text()))
-        if missing := [name for name in headlines.READERS if name not in results[-1]]:
-            raise cli.UserError(f"{path} has no {', '.join(missing)}: let `make demo` end")
+        if missing := [name for name in results_table.READERS if name not in results[-1]]:
+            raise UserError(f"{path} has no {', '.join(missing)}: let `make demo` end")
     print("\n".join([*all_evaluations(results), "", *retrieval(results)]))
 
 

@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from benchmarks import launch
-from cavmae_sync_jax import cli
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
 
 STEPS, CLIPS, SAVED = 600, 24, 10
 SIZES = {"image_size": 32, "image_patch": 16, "width": 16, "depth": 1, "decoder_width": 8}
@@ -89,7 +90,7 @@ class Run(NamedTuple):
 def expect(condition: bool, message: str) -> None:
     """Ends the benchmark if what must be is not."""
     if not condition:
-        raise cli.UserError(message)
+        raise UserError(message)
 
 
 def sigterm(run: Run, reference: dict[int, float], times: int) -> str:

@@ -18,21 +18,27 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import timing
-from cavmae_sync_jax import cli, dataset, features, sharding
-from cavmae_sync_jax import model as modeling
-from cavmae_sync_jax.dataset import Framing
-from cavmae_sync_jax.model import AUDIO, MODALITIES, VISUAL
-from cavmae_sync_jax.pretrained import Pretrained
+from cavmae_sync_jax.checkpoints.pretrained import Pretrained
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.data.loader import Framing
+from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.models import cavmae_sync
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
 
 STAGE, LOOP = "features stage", "frame by frame, batch 1"
 COLUMNS = ("", "clips/s", "frames/s", "× frame by frame")
 KEPT = 8  # different clips in memory; further ones are these again
 
 
-class InMemory(dataset.Records):
+class InMemory(loader.Records):
     """Clips of noise, as a split's records: raw frames and windows, as the pipeline gives them."""
 
-    def __init__(self, clips: int, module: modeling.CavMaeSync, frames: int, seed: int = 0) -> None:
+    def __init__(
+        self, clips: int, module: cavmae_sync.CavMaeSync, frames: int, seed: int = 0
+    ) -> None:
         self._length = clips
         rng = np.random.default_rng(seed)
         count = min(clips, KEPT), frames
@@ -42,7 +48,7 @@ class InMemory(dataset.Records):
             VISUAL: rng.integers(0, 256, (*count, *module.raw_shape(VISUAL)), np.uint8),
         }
 
-    def pairs(self, index: int, framing: Framing, frames: Iterable[int]) -> list[dataset.Batch]:
+    def pairs(self, index: int, framing: Framing, frames: Iterable[int]) -> list[loader.Batch]:
         """Some of a clip's frames with their windows."""
         place = index % len(self.raw[VISUAL])
         return [{m: values[place, frame] for m, values in self.raw.items()} for frame in frames]
@@ -74,10 +80,10 @@ def run(config: ConfigDict, clips: int, looped: int, repeats: int) -> None:
       UserError: if a number is below 1, or the model's settings do not go together.
     """
     if min(clips, looped, repeats) < 1:
-        raise cli.UserError("--clips, --looped and --repeats must be at least 1")
+        raise UserError("--clips, --looped and --repeats must be at least 1")
     config = config.copy_and_resolve_references()
     config.data.workers = 0  # there is nothing to decode
-    module, mesh = modeling.from_config(config.model), sharding.make_mesh()
+    module, mesh = cavmae_sync.from_config(config.model), sharding.make_mesh()
     params = jax.jit(module.init_params)(jax.random.key(config.seed))
     model = Pretrained(module, params, config, 0, "random weights")
     frames = config.data.num_frames

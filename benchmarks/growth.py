@@ -21,8 +21,9 @@ from ml_collections import ConfigDict
 from benchmarks import timing
 from benchmarks.tpu_aot import lowered, step_flops
 from benchmarks.train_step import GIB, Ours, chosen, random_batch
-from cavmae_sync_jax import cli, sharding
-from cavmae_sync_jax.evals import ranking
+from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.evals.metrics import ranking
+from cavmae_sync_jax.utils import cli
 
 # ViT-S, B and L: width, heads, and as many blocks in all; the decoder stays.
 WIDTHS = {

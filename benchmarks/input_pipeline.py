@@ -38,10 +38,13 @@ from jaxtyping import Float, Int16, UInt8
 from ml_collections import ConfigDict
 
 from benchmarks import timing
-from cavmae_sync_jax import audio, cli, dataset, metrics
-from cavmae_sync_jax.dataset import Framing
-from data_prep.clips import Clip, Preparation, Recording
-from data_prep.datasets import write_dataset
+from cavmae_sync_jax.data import loader as data_loader
+from cavmae_sync_jax.data.loader import Framing
+from cavmae_sync_jax.media import audio, images
+from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline.clips import Clip, Preparation, Recording
+from data_prep.pipeline.tfds_writer import write_dataset
 
 STAGES = ("read the record", "parse it", "decode the JPEG", "cut the window")
 REST = "shuffle, batch and the rest"
@@ -106,7 +109,7 @@ def generate(folder: Path, config: ConfigDict, **splits: int) -> Path:
     return folder
 
 
-class Records(dataset.Records):
+class Records(data_loader.Records):
     """A split that is as long as a large one, see `CLIPS_AT_LEAST`."""
 
     @property
@@ -169,7 +172,7 @@ def stage_seconds(
         moments.append(clock())
         stored = len(record["frames"])
         frame = frame * stored // framing.num_frames
-        dataset.decode_jpeg(record["frames"][frame])
+        images.decode_jpeg(record["frames"][frame])
         moments.append(clock())
         audio.cut_window(record["fbank"], frame, stored, *lengths)
         moments.append(clock())
@@ -186,7 +189,7 @@ def take(batches: Iterator[Any], count: int) -> None:
 def pipeline(records: Records, config: ConfigDict, workers: int) -> Any:
     """The training's batches."""
     sizes = config.batch_size, config.seed, 0, workers, config.data.prefetch
-    return dataset.train_batches(records, Framing.of(config), *sizes)
+    return data_loader.train_batches(records, Framing.of(config), *sizes)
 
 
 class Turns(NamedTuple):
@@ -228,7 +231,7 @@ def measure(
 ) -> dict[str, Turns]:
     """Calls the candidates in turns; each comes with its number of examples."""
     spent: dict[str, list[float]] = {name: [] for name in candidates}
-    with metrics.progress("time", len(candidates) * (warmups + repeats), "call") as bar:
+    with console.progress("time", len(candidates) * (warmups + repeats), "call") as bar:
 
         def call(name: str) -> None:
             began = cpu_seconds()
@@ -269,14 +272,14 @@ def run(
         fit the config.
     """
     if min(config.batch_size, clips, examples, repeats, *workers, 1) < 1:
-        raise cli.UserError("the batch size and all numbers must be at least 1")
+        raise UserError("the batch size and all numbers must be at least 1")
     loader = None if data else _loader()
     with tempfile.TemporaryDirectory() as scratch, threadpoolctl.threadpool_limits(1):
         folder = data or generate(Path(scratch) / "data", config, train=clips)
         records = Records(folder, config.data.train_split if data else "train")
         framing, batches = Framing.of(config), max(1, examples // config.batch_size)
         count = batches * config.batch_size
-        order = dataset.order(len(records), config.seed, 0, count)
+        order = data_loader.order(len(records), config.seed, 0, count)
         raw = tfds.builder_from_directory(str(records.directory)).as_data_source(
             split=records.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
@@ -343,7 +346,7 @@ def _loader() -> Any:
     try:
         from benchmarks import dataloader_baseline
     except ImportError as error:
-        raise cli.UserError(
+        raise UserError(
             f"{error.name} is missing: pip install '.[convert,test]', or give your own --data, "
             "which is timed without a DataLoader"
         ) from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from cavmae_sync_jax import processes
+from cavmae_sync_jax.distributed import multihost, preemption
 
 ROOT = pathlib.Path(__file__).parent.parent
 SECONDS = 10  # of silence after which a process counts as dead, in these runs
@@ -43,7 +43,7 @@ def start(
     logs = pathlib.Path(logs)
     logs.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
-    env = {name: value for name, value in env.items() if name not in processes.VARIABLES}
+    env = {name: value for name, value in env.items() if name not in multihost.VARIABLES}
     started = []
     for rank in range(count):
         if together:
@@ -93,8 +93,8 @@ def wait_for(
 
 def main() -> None:
     """Runs the programs that the first argument names, as JSON."""
-    processes.HEARTBEAT_SECONDS = processes.SHUTDOWN_SECONDS = SECONDS
-    processes.ASKING_SECONDS = 0.0  # after every step, as these runs have few
+    multihost.HEARTBEAT_SECONDS = multihost.SHUTDOWN_SECONDS = SECONDS
+    preemption.ASKING_SECONDS = 0.0  # after every step, as these runs have few
     for module, *arguments in json.loads(sys.argv[1]):
         sys.argv = [module, *arguments]
         importlib.import_module(module).main()

@@ -25,11 +25,14 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from benchmarks.timing import Spread, machine, table
-from cavmae_sync_jax import audio, cli, media
-from cavmae_sync_jax.cli import UserError
-from data_prep import datasets, shards, video_files
-from data_prep.clips import FBANK_DTYPES, Preparation, VideoClip
-from data_prep.engines import Engine
+from cavmae_sync_jax.media import audio, images
+from cavmae_sync_jax.media import decoding as media_decoding
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline import shards, tfds_writer
+from data_prep.pipeline.clips import FBANK_DTYPES, Preparation, VideoClip
+from data_prep.pipeline.executors import Engine
+from data_prep.sources import video_files
 
 SIZES = ((320, 240), (640, 360))
 SECONDS, FRAME_RATE, SAMPLE_RATE = 10, 25, 44_100
@@ -111,12 +114,12 @@ def speed(groups: dict[str, list[str]], repeats: int) -> dict[str, float]:
     for name, paths in groups.items():
         ours = each(whole, paths, repeats)
         decoding = each(decode, paths, repeats)
-        content = [media.read_clip(path, end=SECONDS, image_size=224) for path in paths]
+        content = [media_decoding.read_clip(path, end=SECONDS, image_size=224) for path in paths]
         fbank = each(
             lambda clip: audio.log_mel(clip.waveform / np.float32(32768)), content, repeats
         )
         jpeg = each(
-            lambda clip: [media.encode_jpeg(frame, 95) for frame in clip.frames], content, repeats
+            lambda clip: [images.encode_jpeg(frame, 95) for frame in clip.frames], content, repeats
         )
         prepared[name] = Spread.of(ours).median
         shares = [Spread.of(part).median / prepared[name] for part in (fbank, jpeg)]
@@ -157,7 +160,7 @@ def decode(path: str) -> None:
 def storage(output: Path, paths: Sequence[str], dtype: str) -> tuple[float, float]:
     """Returns a clip's bytes on the disk, and records read a second, warm, on one core."""
     clips = [VideoClip(f"{number}", path) for number, path in enumerate(list(paths) * 4)]
-    summary = datasets.write_dataset(
+    summary = tfds_writer.write_dataset(
         output,
         {"train": clips},
         Preparation(fbank_dtype=dtype),

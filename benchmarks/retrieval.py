@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from cavmae_sync_jax import cli
-from cavmae_sync_jax.evals import ranking, scores
+from cavmae_sync_jax.evals.metrics import ranking
+from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
+from cavmae_sync_jax.utils import cli
 
 FRAMES, DIM, LOOPED = 16, 768, 200  # pairs that the double loop is timed on
 
@@ -74,7 +75,10 @@ def main() -> None:
     arguments.add_argument("--clips", type=int, default=1545, help="how many")
     arguments.add_argument("--repeats", type=int, default=5, help="runs of each aggregation")
     arguments.add_argument(
-        "--strategies", nargs="+", choices=scores.STRATEGIES, default=list(scores.STRATEGIES)
+        "--strategies",
+        nargs="+",
+        choices=retrieval_metrics.STRATEGIES,
+        default=list(retrieval_metrics.STRATEGIES),
     )
 
     def start(args: argparse.Namespace) -> None:

@@ -16,11 +16,16 @@ from etils import epath
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import cli, dataset, features, sharding, train
+from cavmae_sync_jax import train
+from cavmae_sync_jax.checkpoints.pretrained import Pretrained, load
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.evals import common, segmentation
-from cavmae_sync_jax.evals import segmentation_scores as scores
-from cavmae_sync_jax.model import AUDIO, VISUAL, CavMaeSync
-from cavmae_sync_jax.pretrained import Pretrained, load
+from cavmae_sync_jax.evals.metrics import segmentation as segmentation_metrics
+from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 from configs import demo
 
 # The demo as it was when the question came up; it has four heads since.
@@ -76,16 +81,18 @@ def _unit(vectors: Array) -> Array:
 
 def score(model: Pretrained, data: str, split: str) -> dict[str, dict[str, float]]:
     """mAP and mIoU of every kind of map."""
-    records = dataset.Records(data, split)
-    truth = dataset.Records(data, split, ("frame_class", "frame_mask"))
+    records = loader.Records(data, split)
+    truth = loader.Records(data, split, ("frame_class", "frame_mask"))
     items = segmentation.find_items(truth, model.config.data.num_frames)
     maps = features.extract(all_maps, model, records, sharding.make_mesh())
 
     def of(rows: np.ndarray) -> dict[str, float]:
-        return scores.means(scores.by_class(rows, items.masks, items.classes).values())
+        return segmentation_metrics.means(
+            segmentation_metrics.by_class(rows, items.masks, items.classes).values()
+        )
 
     found = {name: of(rows[items.records, items.frames]) for name, rows in maps.items()}
-    blob = scores.blob()
+    blob = segmentation_metrics.blob()
     return {**found, "blob": of(np.broadcast_to(blob, (len(items.records), *blob.shape)))}
 
 

@@ -26,7 +26,8 @@ from ml_collections import ConfigDict
 
 # A process that is observed has this module, too: it imports no more than the training does.
 from benchmarks import timing
-from cavmae_sync_jax import cli
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
 
 PROGRAM = ("-m", "cavmae_sync_jax.train")
 OBSERVED = ("-c", "from benchmarks import startup; startup.observe()")
@@ -89,7 +90,7 @@ def begin(code: Sequence[str], flags: Sequence[str], folder: Path, cache: Path) 
     if not there:
         said = words.read_text(encoding="utf-8", errors="replace").strip()
         if process.returncode == 2:
-            raise cli.UserError(said.splitlines()[-1].split("error: ")[-1])
+            raise UserError(said.splitlines()[-1].split("error: ")[-1])
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{said}")
     parts = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {}
     return Start(seconds, usage.ru_utime + usage.ru_stime, parts)
@@ -150,7 +151,7 @@ def run(config: ConfigDict, flags: Sequence[str], repeats: int) -> None:
     from benchmarks import input_pipeline
 
     if repeats < 1:
-        raise cli.UserError("--repeats must be at least 1")
+        raise UserError("--repeats must be at least 1")
     starts: dict[str, list[Start]] = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

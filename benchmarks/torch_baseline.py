@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from cavmae_sync_jax import model as modeling
-from cavmae_sync_jax.cli import UserError
-from cavmae_sync_jax.losses import DIRECTIONS
-from cavmae_sync_jax.model import AUDIO, BOTH, MODALITIES
-from cavmae_sync_jax.patches import Grid, sincos_positions
+from cavmae_sync_jax.models import cavmae_sync
+from cavmae_sync_jax.models.patches import Grid, sincos_positions
+from cavmae_sync_jax.training.losses import DIRECTIONS
+from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import AUDIO, BOTH, MODALITIES
 
 
 class Attention(nn.Module):
@@ -161,7 +161,7 @@ class TorchCavMaeSync(nn.Module):
     def __init__(self, config: ConfigDict, dtype: torch.dtype) -> None:
         super().__init__()
         self.settings, self.loss, self.dtype = config.model, dict(config.loss), dtype
-        ours = modeling.from_config(config.model)
+        ours = cavmae_sync.from_config(config.model)
         model, passes = config.model, (*MODALITIES, BOTH)
         for m in MODALITIES:
             self.add_module(f"encoders_{m}", Encoder(model, ours.grids[m], ours.pixels[m]))
@@ -170,7 +170,7 @@ class TorchCavMaeSync(nn.Module):
         for name in passes:
             self.add_module(f"norms_{name}", nn.LayerNorm(model.width))
         self.decoder = Decoder(model, ours.grids, ours.pixels)
-        scale = torch.tensor([modeling.IMAGE_MEAN, modeling.IMAGE_STD])
+        scale = torch.tensor([cavmae_sync.IMAGE_MEAN, cavmae_sync.IMAGE_STD])
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, raw: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> Tensor:

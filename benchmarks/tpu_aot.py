@@ -34,9 +34,11 @@ import jax
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import cli, settings, sharding
-from cavmae_sync_jax import model as modeling
-from cavmae_sync_jax import step as stepping
+from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.models import cavmae_sync
+from cavmae_sync_jax.training import config_checks, train_step
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
 
 UTILISATION = 0.5
 FAST = {"exec_time_optimization_effort": -1.0}  # a tenth of the compiler's time
@@ -190,7 +192,7 @@ def estimate(topology: str, config: ConfigDict) -> Estimate:
     """
     name, _, size = topology.partition(":")
     if name not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", size):
-        raise cli.UserError(f"--topology={topology}: must be such as {', '.join(TOPOLOGIES)}")
+        raise UserError(f"--topology={topology}: must be such as {', '.join(TOPOLOGIES)}")
     chip, shape = CHIPS[name], tuple(map(int, size.split("x")))
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -200,7 +202,7 @@ def estimate(topology: str, config: ConfigDict) -> Estimate:
     asked = config.mesh.data * config.mesh.fsdp  # negative if one of them is the rest
     devices = list(described.devices)[: asked if asked > 0 else None]
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
-    settings.check(config, modeling.from_config(config.model), mesh.size)
+    config_checks.check(config, cavmae_sync.from_config(config.model), mesh.size)
     flops = step_flops(config)
     try:
         compiled = lowered(config, mesh).compile(compiler_options=FAST)
@@ -225,10 +227,10 @@ def estimate(topology: str, config: ConfigDict) -> Estimate:
 
 def lowered(config: ConfigDict, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     """The train step of a config, ready to compile for the devices of a mesh."""
-    module = modeling.from_config(config.model)
-    optimizer, _ = stepping.make_optimizer(config, 1000, 100.0)
+    module = cavmae_sync.from_config(config.model)
+    optimizer, _ = train_step.make_optimizer(config, 1000, 100.0)
     with jax.set_mesh(mesh):
-        return stepping.lowered(module, optimizer, config, mesh)
+        return train_step.lowered(module, optimizer, config, mesh)
 
 
 def step_flops(config: ConfigDict) -> float:

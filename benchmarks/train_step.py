@@ -33,10 +33,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import timing
-from cavmae_sync_jax import cli, masking, metrics, settings, sharding
-from cavmae_sync_jax import model as modeling
-from cavmae_sync_jax import step as stepping
-from cavmae_sync_jax.model import AUDIO, MODALITIES, VISUAL
+from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.models import cavmae_sync, masking
+from cavmae_sync_jax.training import config_checks, train_step
+from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
 
 SETTINGS = {
     "scan": {"model.unroll": False, "model.remat": "none"},
@@ -81,7 +83,7 @@ def model_flops(config: ConfigDict) -> float:
     take 3·n·d² for query, key and value, 2·n²·d for attention, n·d² for its projection and
     2·n·d·hidden for the MLP.
     """
-    model, ours = config.model, modeling.from_config(config.model)
+    model, ours = config.model, cavmae_sync.from_config(config.model)
     ratio = config.mask.ratios[0]
     kept = {m: masking.kept_patches(ours.grids[m].patches, ratio) for m in MODALITIES}
     width, decoder_width = model.width, model.decoder_width
@@ -103,7 +105,7 @@ def model_flops(config: ConfigDict) -> float:
     return 2.0 * (products + stack(model.decoder_depth, patches, decoder_width))
 
 
-def random_batch(module: modeling.CavMaeSync, size: int, seed: int = 0) -> dict[str, np.ndarray]:
+def random_batch(module: cavmae_sync.CavMaeSync, size: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Noise of a dataset's types and of AudioSet's mean and spread."""
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((size, *module.raw_shape(AUDIO)), np.float32)
@@ -125,19 +127,19 @@ class Ours:
 
     def __init__(self, config: ConfigDict) -> None:
         self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
-        self.module = modeling.from_config(config.model)
-        self.optimizer, _ = stepping.make_optimizer(config, 1000, 100.0)
+        self.module = cavmae_sync.from_config(config.model)
+        self.optimizer, _ = train_step.make_optimizer(config, 1000, 100.0)
         shapes = jax.eval_shape(self._draw)
         self.shardings = sharding.state_shardings(shapes, self.mesh)
         self.state = jax.jit(self._draw, out_shardings=self.shardings)()
         self._masks = jax.jit(
             lambda batch, step: (
-                stepping._samples(self.module, config, batch, step, config.mask.ratios[0]).keep
+                train_step._samples(self.module, config, batch, step, config.mask.ratios[0]).keep
             )
         )
 
-    def _draw(self) -> stepping.TrainState:
-        return stepping.init_state(self.module, self.optimizer, jax.random.key(0))
+    def _draw(self) -> train_step.TrainState:
+        return train_step.init_state(self.module, self.optimizer, jax.random.key(0))
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """A batch on the device."""
@@ -145,9 +147,9 @@ class Ours:
 
     def compile(self, name: str, config: ConfigDict) -> Program:
         """The train step of a setting."""
-        module, began = modeling.from_config(config.model), time.perf_counter()
+        module, began = cavmae_sync.from_config(config.model), time.perf_counter()
         with jax.set_mesh(self.mesh):
-            compiled = stepping.lowered(module, self.optimizer, config, self.mesh).compile()
+            compiled = train_step.lowered(module, self.optimizer, config, self.mesh).compile()
         seconds, about = time.perf_counter() - began, compiled.memory_analysis()
         memory = about.temp_size_in_bytes + about.argument_size_in_bytes
         memory += about.output_size_in_bytes - about.alias_size_in_bytes
@@ -187,7 +189,7 @@ def agree(name: str, dtype: str, ours: Sequence[float], theirs: Sequence[float])
     pairs = zip(("loss", "gradients' norm"), ours, theirs, TOLERANCE[dtype], strict=True)
     for what, mine, other, tolerance in pairs:
         if not math.isclose(mine, other, rel_tol=tolerance):
-            raise cli.UserError(
+            raise UserError(
                 f"{name}: the {what} is {mine:.6g} and PyTorch's {other:.6g}, in {dtype}: "
                 f"they must agree to {tolerance:g} before it makes sense to time them"
             )
@@ -201,7 +203,7 @@ def measure(
     Returns:
       Their rows, and the rate of a matrix product in FLOP/s, the median of as many repeats.
     """
-    settings.check(config, modeling.from_config(config.model), 1)
+    config_checks.check(config, cavmae_sync.from_config(config.model), 1)
     ours = Ours(config)
     dtype = ours.module.compute_dtype
     batch = random_batch(ours.module, config.batch_size)
@@ -245,7 +247,7 @@ def measure(
         compiling[name] = first[how] - later if how == "compiled" else None
     product, flops = matrix_product(dtype)
     calls = {"": product, **calls}
-    with metrics.progress("time", len(calls) * (1 + repeats), "call") as bar:
+    with console.progress("time", len(calls) * (1 + repeats), "call") as bar:
         seconds = timing.interleaved(
             {name: _counted(call, bar) for name, call in calls.items()}, repeats
         )
@@ -273,11 +275,11 @@ def _counted(call: Callable[[], object], bar: Any) -> Callable[[], None]:
 
 def _torch_baseline(config: ConfigDict) -> Any:
     if config.data.augment_audio:
-        raise cli.UserError("the peers don't augment audio: --config.data.augment_audio=False")
+        raise UserError("the peers don't augment audio: --config.data.augment_audio=False")
     try:
         from benchmarks import torch_baseline
     except ImportError as error:
-        raise cli.UserError(
+        raise UserError(
             f"{error.name} is missing: pip install '.[convert]', or give --peers without names"
         ) from error
     return torch_baseline
@@ -326,7 +328,7 @@ def run(
       UserError: if the sides do not compute the same, or PyTorch is missing or has no such device.
     """
     packages = ("jax", "torch") if peers else ("jax",)
-    dtype = modeling.from_config(config.model).compute_dtype
+    dtype = cavmae_sync.from_config(config.model).compute_dtype
     flops = 3 * model_flops(config)
     rows, rates = [], []
     for batch in batches or [config.batch_size]:

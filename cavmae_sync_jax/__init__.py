@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cavmae_sync_jax.pretrained import Pretrained
+    from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 
 
 def load(directory: str, step: int | None = None) -> "Pretrained":
@@ -17,8 +17,10 @@ def load(directory: str, step: int | None = None) -> "Pretrained":
       step: which checkpoint; None takes the newest.
 
     Raises:
-      cavmae_sync_jax.cli.UserError: if there is no such checkpoint.
+      cavmae_sync_jax.utils.cli.UserError: if there is no such checkpoint.
     """
-    from cavmae_sync_jax import pretrained  # JAX is heavy, and data preparation needs none
+    from cavmae_sync_jax.checkpoints import (
+        pretrained,  # JAX is heavy, and data preparation needs none
+    )
 
     return pretrained.load(directory, step)

@@ -26,15 +26,16 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import checkpoint, cli, mae, metrics, patches, pretrained, torch_files
-from cavmae_sync_jax import model as modeling
-from cavmae_sync_jax import torch_kinds as kinds
-from cavmae_sync_jax import torch_names as names
-from cavmae_sync_jax.cli import UserError
-from cavmae_sync_jax.mismatch import mismatch
-from cavmae_sync_jax.model import AUDIO, VISUAL, CavMaeSync
-from cavmae_sync_jax.probe_head import ProbeHead
-from cavmae_sync_jax.torch_files import StateDict
+from cavmae_sync_jax.checkpoints import manager, pretrained
+from cavmae_sync_jax.checkpoints.shape_diff import mismatch
+from cavmae_sync_jax.models import cavmae_sync, patches
+from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
+from cavmae_sync_jax.models.probe_head import ProbeHead
+from cavmae_sync_jax.torch_compat import detect, key_mapping, mae, torch_io
+from cavmae_sync_jax.torch_compat.torch_io import StateDict
+from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
 
 def bring_in(
@@ -57,18 +58,18 @@ def bring_in(
         of its sizes, with all names that do not fit.
     """
     cli.refuse_existing(destination)
-    if epath.Path(destination).suffix in torch_files.SUFFIXES:
+    if epath.Path(destination).suffix in torch_io.SUFFIXES:
         raise UserError(f"{destination} would be a folder; give a name without that ending")
-    state = torch_files.read(source)
+    state = torch_io.read(source)
     counts = {"tensors": len(state), "values": sum(array.size for array in state.values())}
-    kind = kinds.kind_of(state, source)
-    is_mae = kind in (kinds.MAE, kinds.MAE_ENCODER)
+    kind = detect.kind_of(state, source)
+    is_mae = kind in (detect.MAE, detect.MAE_ENCODER)
     if is_mae:
         state = mae.rename(state)
-    own = kinds.infer(state, kind)
+    own = detect.infer(state, kind)
     config = cli.override(own, overrides)
-    if kind is not kinds.HEAD and config.model.audio_bins != own.model.audio_bins:
-        own = kinds.infer(state, kind, config.model.audio_bins)
+    if kind is not detect.HEAD and config.model.audio_bins != own.model.audio_bins:
+        own = detect.infer(state, kind, config.model.audio_bins)
         config = cli.override(own, overrides)
     _check(config, own, source)
     try:
@@ -76,28 +77,28 @@ def bring_in(
         if isinstance(target, CavMaeSync):  # of the sizes that the file has
             rows = target.audio_rows if is_mae else own.model.audio_rows  # MAE's has no audio
             sizes = {"image_size": own.model.image_size, "audio_rows": rows}
-            module = modeling.from_config({**config.model, **sizes})
+            module = cavmae_sync.from_config({**config.model, **sizes})
     except UserError as error:
         raise UserError(f"{source} does not give a model of ours: {error}") from error
     shapes = jax.eval_shape(module.init_params, jax.random.key(seed))
     _compare(source, kind, module, shapes, state)
     leftovers = _take_leftovers(state, module, target)
-    flat = flax.traverse_util.flatten_dict(names.take_params(state), sep="/")
+    flat = flax.traverse_util.flatten_dict(key_mapping.take_params(state), sep="/")
     new = sorted(set(flax.traverse_util.flatten_dict(shapes, sep="/")) - set(flat))
     if new:
         flat |= _draw(module, tuple(new), seed)
         parts = {"/".join(name.split("/")[:2]) for name in new if "positions" not in name}
-        metrics.tell(f"not in {source}, drawn from seed {seed}: {', '.join(sorted(parts))}")
+        console.tell(f"not in {source}, drawn from seed {seed}: {', '.join(sorted(parts))}")
     params = flax.traverse_util.unflatten_dict(flat, sep="/")
     del flat
     if isinstance(target, CavMaeSync) and target.learned_positions:
-        metrics.tell("the positions are learned ones")
+        console.tell("the positions are learned ones")
     if isinstance(target, CavMaeSync):
         params = pretrained.fit_positions(params, module, target)
     counts["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
     trees = {"params": params} | ({"leftovers": leftovers} if leftovers else {})
-    checkpoint.write(destination, trees, config)
-    metrics.tell(
+    manager.write(destination, trees, config)
+    console.tell(
         f"{source}: {kind.title}, {counts['tensors']} tensors, {counts['values'] / 1e6:.3f} M "
         f"values; written to {destination}: {counts['parameters'] / 1e6:.3f} M parameters"
     )
@@ -121,35 +122,35 @@ def take_out(source: str, destination: str, module_prefix: bool = False) -> int:
     Raises:
       UserError: if there is no checkpoint, or the file exists or can't be written.
     """
-    torch_files.check_suffix(destination)
+    torch_io.check_suffix(destination)
     cli.refuse_existing(destination)
-    with checkpoint.opened(source) as stored:
+    with manager.opened(source) as stored:
         params, config = stored.weights(), stored.config
         leftovers = stored.arrays("leftovers").get("leftovers", {})
     state = complete(params, build(config)) | leftovers
     del params
-    prefix = torch_files.PREFIX if module_prefix else ""
-    torch_files.write(destination, {f"{prefix}{name}": state[name] for name in state})
+    prefix = torch_io.PREFIX if module_prefix else ""
+    torch_io.write(destination, {f"{prefix}{name}": state[name] for name in state})
     values = sum(array.size for array in state.values()) / 1e6
-    metrics.tell(f"written: {destination}, {len(state)} tensors, {values:.3f} M values")
+    console.tell(f"written: {destination}, {len(state)} tensors, {values:.3f} M values")
     return len(state)
 
 
 def build(config: ConfigDict) -> CavMaeSync | ProbeHead:
     """The module of a checkpoint's config."""
-    return ProbeHead(**config.head) if "head" in config else modeling.from_config(config.model)
+    return ProbeHead(**config.head) if "head" in config else cavmae_sync.from_config(config.model)
 
 
 def complete(params: Any, module: CavMaeSync | ProbeHead) -> StateDict:
     """All that the authors' class holds: the parameters, fixed positions and its unused norms."""
-    state = names.state_dict(params)
+    state = key_mapping.state_dict(params)
     if isinstance(module, CavMaeSync) and not module.learned_positions:
         for short, modality in (("a", AUDIO), ("v", VISUAL)):
             grid = module.grids[modality]
             for prefix, width in (("", module.width), ("decoder_", module.decoder_width)):
                 positions = patches.sincos_positions(grid, width)[None]
                 state[f"{prefix}pos_embed_{short}"] = positions
-    return state | names.unused_norms(state)
+    return state | key_mapping.unused_norms(state)
 
 
 def _check(config: ConfigDict, own: ConfigDict, source: str) -> None:
@@ -172,7 +173,7 @@ def _check(config: ConfigDict, own: ConfigDict, source: str) -> None:
 
 
 def _compare(
-    source: str, kind: kinds.Kind, module: CavMaeSync | ProbeHead, shapes: Any, state: StateDict
+    source: str, kind: detect.Kind, module: CavMaeSync | ProbeHead, shapes: Any, state: StateDict
 ) -> None:
     """Refuses a state dict that does not hold all of `module`, nothing else, in its shapes."""
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
@@ -183,7 +184,7 @@ def _compare(
     found = {name: array.shape for name, array in state.items()}
 
     def told(name: str) -> str:
-        is_mae = kind in (kinds.MAE, kinds.MAE_ENCODER) and name in expected
+        is_mae = kind in (detect.MAE, detect.MAE_ENCODER) and name in expected
         return mae.original(name, module.depth) if is_mae else name
 
     def shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -213,7 +214,8 @@ def _take_leftovers(
     taken = {
         name: state.pop(name)
         for name in list(state)
-        if names.UNUSED_NORMS.fullmatch(name) or (fixed and names.POSITIONS.fullmatch(name))
+        if key_mapping.UNUSED_NORMS.fullmatch(name)
+        or (fixed and key_mapping.POSITIONS.fullmatch(name))
     }
     return {name: array for name, array in taken.items() if name not in resized}
 

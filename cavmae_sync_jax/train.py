@@ -17,23 +17,26 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import checkpoint, cli, dataset, metrics, processes, settings, sharding
-from cavmae_sync_jax import model as modeling
-from cavmae_sync_jax import step as stepping
-from cavmae_sync_jax.cli import UserError
-from cavmae_sync_jax.evals import periodic
-from cavmae_sync_jax.pretrained import Pretrained, initial_params
+from cavmae_sync_jax.checkpoints import manager
+from cavmae_sync_jax.checkpoints.pretrained import Pretrained, initial_params
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.distributed import multihost, preemption, sharding
+from cavmae_sync_jax.evals import in_training
+from cavmae_sync_jax.models import cavmae_sync
+from cavmae_sync_jax.training import config_checks, metric_writer, train_step
+from cavmae_sync_jax.utils import cli, console, modalities
+from cavmae_sync_jax.utils.errors import Terminated, UserError
 
 PROFILED_STEPS = 5
 
 
 def resume(
-    checkpoints: checkpoint.Checkpoints,
+    checkpoints: manager.Checkpoints,
     step: int,
     config: ConfigDict,
     identity: str,
-    abstract: stepping.TrainState,
-) -> tuple[stepping.TrainState, int]:
+    abstract: train_step.TrainState,
+) -> tuple[train_step.TrainState, int]:
     """A checkpoint's state and the position of the next example.
 
     Raises:
@@ -46,7 +49,7 @@ def resume(
             f"{checkpoints.directory.parent} is a conversion, not a training: begin with its "
             "weights by --config.init_from, in another --workdir"
         )
-    changed = settings.changed(stored.config, config)
+    changed = config_checks.changed(stored.config, config)
     if stored.position["dataset"] != identity:
         changed.append(f"the dataset was {stored.position['dataset']} and is now {identity}")
     if changed:
@@ -76,36 +79,36 @@ def train_and_evaluate(
       cli.Terminated: if told to stop; all steps are saved.
     """
     workdir = epath.Path(workdir)
-    config = settings.with_statistics(config)
+    config = config_checks.with_statistics(config)
     mesh = sharding.make_mesh(**config.mesh)
-    module = modeling.from_config(config.model)
-    settings.check(config, module, mesh.size)
-    framing = dataset.Framing.of(config)
-    records = dataset.Records(config.data.dir, config.data.train_split)
+    module = cavmae_sync.from_config(config.model)
+    config_checks.check(config, module, mesh.size)
+    framing = loader.Framing.of(config)
+    records = loader.Records(config.data.dir, config.data.train_split)
     held_out = None
     if config.data.eval_split:
-        held_out = dataset.Records(config.data.dir, config.data.eval_split)
-        periodic.check(config.evaluations, module, held_out)
+        held_out = loader.Records(config.data.dir, config.data.eval_split)
+        in_training.check(config.evaluations, module, held_out)
     for split in filter(None, (records, held_out)):
         split.pairs(0, framing, [0])  # refuses sizes that don't fit before anything is written
     given = None
-    if config.init_from and not processes.first_says(checkpoint.exists(workdir)):
+    if config.init_from and not multihost.first_says(manager.exists(workdir)):
         given = initial_params(config.init_from, module, mesh)
     cli.make_folder(workdir)
     steps_per_epoch = len(records) / config.batch_size
     steps = max(1, round(config.epochs * steps_per_epoch))
     eval_every = round(config.eval_every * steps_per_epoch) or steps
 
-    optimizer, rate = stepping.make_optimizer(config, steps, steps_per_epoch)
+    optimizer, rate = train_step.make_optimizer(config, steps, steps_per_epoch)
     key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(lambda key: stepping.init_state(module, optimizer, key), key)
+    shapes = jax.eval_shape(lambda key: train_step.init_state(module, optimizer, key), key)
     shardings = sharding.state_shardings(shapes, mesh)
-    checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
-    writer = metrics.Writer(workdir)
+    checkpoints = manager.Checkpoints(workdir, config.keep_checkpoints)
+    writer = metric_writer.Writer(workdir)
     newest = checkpoints.latest if resume_step is None else resume_step
     if newest is None:
         draw = jax.jit(
-            lambda key: stepping.init_state(module, optimizer, key), out_shardings=shardings
+            lambda key: train_step.init_state(module, optimizer, key), out_shardings=shardings
         )
         state, examples = draw(key), 0
         if given is not None:
@@ -114,7 +117,7 @@ def train_and_evaluate(
         abstract = sharding.laid_out(shapes, shardings)
         state, examples = resume(checkpoints, newest, config, records.identity, abstract)
         checkpoints.set_aside_after(newest)
-        metrics.tell(f"resuming {workdir} at step {newest}")
+        console.tell(f"resuming {workdir} at step {newest}")
     writer.drop_after(newest or 0)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
@@ -123,7 +126,7 @@ def train_and_evaluate(
         if held_out is None:
             return {}
         model = Pretrained(module, state.params, config, step, str(workdir))
-        scores = periodic.run(config.evaluations, model, held_out, mesh)
+        scores = in_training.run(config.evaluations, model, held_out, mesh)
         if not writer.has(step, config.data.eval_split):
             writer.write(step, config.data.eval_split, scores)
         return scores
@@ -131,32 +134,32 @@ def train_and_evaluate(
     def flush() -> dict[str, float]:
         try:
             return history.flush(config.batch_size)
-        except metrics.NotFiniteError as error:
+        except metric_writer.NotFiniteError as error:
             start = examples - (step - error.step + 1) * config.batch_size
-            clips = records.ids(dataset.order(len(records), config.seed, start, config.batch_size))
+            clips = records.ids(loader.order(len(records), config.seed, start, config.batch_size))
             last_good = max(checkpoints.finished, default=None)
             raise _diverged(error, clips, workdir, last_good) from error
 
     first, scores = int(state.step), {}
-    step_fn = stepping.make_train_step(module, optimizer, config, shardings)
+    step_fn = train_step.make_train_step(module, optimizer, config, shardings)
     data = config.data
-    batches = dataset.to_device(
-        dataset.train_batches(
+    batches = loader.to_device(
+        loader.train_batches(
             records, framing, config.batch_size, config.seed, examples, data.workers, data.prefetch
         ),
         mesh,
     )
-    history = metrics.History()
+    history = metric_writer.History()
     with (
-        processes.termination() as told_to_stop,
+        preemption.termination() as told_to_stop,
         contextlib.closing(checkpoints),  # whatever happens, a save that has begun is finished
         contextlib.closing(writer),
         contextlib.closing(batches),
         jax.set_mesh(mesh),
-        metrics.progress("train", steps, "step", initial=first) as bar,
+        console.progress("train", steps, "step", initial=first) as bar,
         _profiler(workdir, config.profile_step) as profile,
     ):
-        if first % eval_every == 0 and processes.first_says(
+        if first % eval_every == 0 and multihost.first_says(
             0 < first < steps and not writer.has(first, data.eval_split)
         ):
             evaluate(first)  # as the run was stopped between saving and evaluating
@@ -167,8 +170,8 @@ def train_and_evaluate(
             with jax.transfer_guard("disallow"):
                 arrays = next(batches)[0]
                 history.waited(time.perf_counter() - began)
-                batch = {modality: arrays[modality] for modality in modeling.MODALITIES}
-                ratio = stepping.batch_ratio(tuple(config.mask.ratios), config.seed, step)
+                batch = {modality: arrays[modality] for modality in modalities.MODALITIES}
+                ratio = train_step.batch_ratio(tuple(config.mask.ratios), config.seed, step)
                 state, scalars = step_fn(state, batch, ratio)
             history.add(step, scalars)
             if step == first + 1:
@@ -187,7 +190,7 @@ def train_and_evaluate(
                 position = {"examples": examples, "dataset": records.identity}
                 checkpoints.save(step, state, config, position)
             if stopping:
-                raise cli.Terminated(f"step {step} is saved; start again on {workdir} to go on")
+                raise Terminated(f"step {step} is saved; start again on {workdir} to go on")
             if scoring:
                 scores = evaluate(step)
                 history.restart()
@@ -195,7 +198,10 @@ def train_and_evaluate(
 
 
 def _diverged(
-    error: metrics.NotFiniteError, clips: list[str], workdir: epath.Path, last_good: int | None
+    error: metric_writer.NotFiniteError,
+    clips: list[str],
+    workdir: epath.Path,
+    last_good: int | None,
 ) -> UserError:
     path = workdir / f"clips_of_step_{error.step}.txt"
     if jax.process_index() == 0:
@@ -243,7 +249,7 @@ def main() -> None:
     def start(args: argparse.Namespace, config: ConfigDict) -> None:
         train_and_evaluate(config, args.workdir, args.resume_step)
 
-    cli.main(arguments, start, config=True, within=processes.joined)
+    cli.main(arguments, start, config=True, within=multihost.joined)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,12 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from cavmae_sync_jax import audio, cli, media
-from cavmae_sync_jax.cli import UserError
-from cavmae_sync_jax.media import MediaError
-from data_prep import command, files
-from data_prep.clips import Clip, Preparation, Recording, clip_name, encode_mask
+from cavmae_sync_jax.media import audio, images
+from cavmae_sync_jax.media.decoding import MediaError
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline import flags, readers
+from data_prep.pipeline.clips import Clip, Preparation, Recording, clip_name, encode_mask
 
 SOURCE, SPLIT = "ade20k_sound", "eval"
 TABLE = "prompted_segmentation.csv"
@@ -58,7 +59,7 @@ class Row(Clip):
         `events` are empty: nobody has said when in the sound the class is heard.
         """
         frame, mask = self._frame_and_mask(preparation.image_size)
-        waveform = files.read_sound(self.sound, preparation.clip_seconds)
+        waveform = readers.read_sound(self.sound, preparation.clip_seconds)
         truth = {
             "frame_class": np.array([self.class_index], np.int64),
             "frame_mask": [encode_mask(mask, preparation.image_size)],
@@ -69,8 +70,8 @@ class Row(Clip):
     def _frame_and_mask(
         self, size: int
     ) -> tuple[UInt8[np.ndarray, "size size 3"], Bool[np.ndarray, "size size"]]:
-        image = files.read_picture(self.path)
-        colours = files.read_picture(self.annotation, ("RGB", "RGBA", "P")).astype(np.int32)
+        image = readers.read_picture(self.path)
+        colours = readers.read_picture(self.annotation, ("RGB", "RGBA", "P")).astype(np.int32)
         mask = colours[:, :, 0] // 10 * 256 + colours[:, :, 1] == self.class_id
         # The annotation may have been scaled, if only it still lies on the image once both are
         # stored.
@@ -84,11 +85,11 @@ class Row(Clip):
                 f"{self.annotation} has {mask.shape[1]} x {mask.shape[0]}.",
             )
         nearest = Image.Resampling.NEAREST
-        stored = media.resize_and_crop(mask.astype(np.uint8), size, nearest) > 0
+        stored = images.resize_and_crop(mask.astype(np.uint8), size, nearest) > 0
         if not stored.any():
             wanted = f"the class {self.class_id}"
             raise MediaError("no_mask", f"{self.annotation} shows no pixel of {wanted}.")
-        return media.resize_and_crop(image, size), stored
+        return images.resize_and_crop(image, size), stored
 
 
 class Table(NamedTuple):
@@ -180,20 +181,20 @@ def _row(
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepares the dataset that the command line asks for and prints what came of it."""
-    preparation = command.preparation(arguments, num_frames=1)
+    preparation = flags.preparation(arguments, num_frames=1)
     table = read_table(arguments.folder)
-    summary = command.write(
+    summary = flags.write(
         arguments, {SPLIT: table.rows}, preparation, class_names=table.class_names, source=SOURCE
     )
     if table.left_out:
         print(f"{table.left_out} rows without a vggsound_file or of class 0 were left out.")
-    command.finish(arguments, summary)
+    flags.finish(arguments, summary)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="ADE20KSoundPrompted as published")
-    command.add_flags(parser, without=("num_frames",))
+    flags.add_flags(parser, without=("num_frames",))
     return parser
 
 

@@ -33,12 +33,14 @@ from etils import epath
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from cavmae_sync_jax import audio, cli, media
-from cavmae_sync_jax.cli import UserError
-from cavmae_sync_jax.media import MediaError
-from data_prep import command, files, tables
-from data_prep.clips import Clip, Preparation, Recording, clip_name
-from data_prep.tables import Classes
+from cavmae_sync_jax.media import audio, images
+from cavmae_sync_jax.media.decoding import MediaError
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline import flags, readers
+from data_prep.pipeline.clips import Clip, Preparation, Recording, clip_name
+from data_prep.sources import csv_files
+from data_prep.sources.csv_files import Classes
 
 SOURCE = "cavmae_json"
 KEYS = ("video_id", "wav", "video_path", "labels")
@@ -59,7 +61,7 @@ class Entry(Clip):
 
     def read(self, preparation: Preparation) -> Recording:
         """Reads the audio's first `clip_seconds` and the frames, each scaled and cropped."""
-        waveform = files.read_sound(self.path, preparation.clip_seconds)
+        waveform = readers.read_sound(self.path, preparation.clip_seconds)
         numbers = chosen_frames(self.stored, preparation.num_frames)
         frames = [self._frame(number, preparation) for number in numbers]
         return Recording(np.stack(frames), waveform, len(waveform) / audio.SAMPLE_RATE, {})
@@ -67,13 +69,13 @@ class Entry(Clip):
     def _frame(self, number: int, preparation: Preparation) -> UInt8[np.ndarray, "size size 3"]:
         path = f"{self.frames}/frame_{number}/{self.clip_id}.jpg"
         try:
-            picture = files.read_picture(path)
+            picture = readers.read_picture(path)
         except MediaError as error:
             if error.reason != "missing":
                 raise
             wanted = f"--num_frames={preparation.num_frames} needs it"
             raise MediaError("frames_missing", f"There is no {path}, and {wanted}.") from error
-        return media.resize_and_crop(picture, preparation.image_size)
+        return images.resize_and_crop(picture, preparation.image_size)
 
 
 def chosen_frames(stored: int, num_frames: int) -> list[int]:
@@ -310,14 +312,12 @@ def _check_files(split: str, entries: Sequence[Entry], num_frames: int) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepares the dataset that the command line asks for and prints what came of it."""
-    preparation = command.preparation(arguments)
-    classes = tables.read_classes(arguments.classes)
+    preparation = flags.preparation(arguments)
+    classes = csv_files.read_classes(arguments.classes)
     places = Places(arguments.root, arguments.replace)
     splits = read_splits(arguments.lists, classes, places, preparation.num_frames)
-    summary = command.write(
-        arguments, splits, preparation, class_names=classes.names, source=SOURCE
-    )
-    command.finish(arguments, summary)
+    summary = flags.write(arguments, splits, preparation, class_names=classes.names, source=SOURCE)
+    flags.finish(arguments, summary)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -332,7 +332,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="OLD=NEW",
         help="put NEW in place of OLD where a path of a list begins with it; can be repeated",
     )
-    command.add_flags(parser)
+    flags.add_flags(parser)
     return parser
 
 

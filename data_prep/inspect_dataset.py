@@ -1,140 +1,203 @@
-"""Finds a prepared dataset, checks its metadata and reads its records."""
+"""Shows what a prepared dataset holds, how fast it can be read and whether it is whole.
 
+DATASET is the folder that data_prep had as --output, or the dataset's own below it. This prints
+where the dataset comes from, its splits, labels, rejected clips and statistics. Some clips of each
+split are read in random order to see how fast one core does it, parsing included, decoding not;
+what was read a moment ago may come from memory instead of the disk.
+
+--verify reads every record: checksum, frames, log-mel, labels, truth, clip ids. --page draws clips
+with their frames, log-mel, the audio windows of some frames, and the truth where it is known.
+
+Example:
+  python -m data_prep.inspect_dataset data/videos --verify --page=clips.png
+"""
+
+import argparse
 import os
-from typing import Any, NamedTuple
+import time
+from typing import Any
 
-import tensorflow_datasets as tfds
+import numpy as np
 from etils import epath
+from tqdm import tqdm
 
-from cavmae_sync_jax import dataset_folder
-from cavmae_sync_jax.cli import UserError
-from data_prep.clips import Preparation
-from data_prep.datasets import INCOMPLETE
+from cavmae_sync_jax.data import dataset_dir
+from cavmae_sync_jax.media import audio
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.inspection import text
+from data_prep.inspection import verify as inspection_verify
+from data_prep.inspection.dataset import Dataset, Records, open_dataset
+from data_prep.inspection.text import Sample
+from data_prep.pipeline import stats
 
-_FIELDS = ("clip_id", "frames", "fbank", "labels")
-_RAW = tfds.decode.DeserializeMethod.RAW_BYTES
-
-
-class Dataset(NamedTuple):
-    """A dataset whose metadata are sound.
-
-    Attributes:
-      builder: TFDS's.
-      preparation: what was stored with each clip.
-      class_names: in the order of the label indices.
-    """
-
-    builder: tfds.core.DatasetBuilder
-    preparation: Preparation
-    class_names: list[str]
-
-    @property
-    def directory(self) -> epath.Path:
-        """The version's folder."""
-        return epath.Path(self.builder.data_path)
-
-    @property
-    def output(self) -> epath.Path:
-        """What the program that prepared the dataset had as --output."""
-        return self.directory.parent.parent
-
-    @property
-    def features(self) -> tfds.features.FeaturesDict:
-        """Of a record."""
-        return self.builder.info.features
-
-    @property
-    def splits(self) -> dict[str, tfds.core.SplitInfo]:
-        """The splits by name, in the order of the metadata."""
-        return dict(self.builder.info.splits)
-
-    def missing_files(self) -> list[epath.Path]:
-        """Returns the files of records that the metadata name and that are not there."""
-        paths = [path for split in self.splits.values() for path in split.filepaths]
-        return [path for path in paths if not path.exists()]
+_SEED = 0  # of the order in which records are read
+_LEAST = {"read": 0, "clips": 1, "audio_rows": 1, "clip_rows": 1, "workers": 1}
 
 
-class Records:
-    """Random access to a split's records."""
-
-    def __init__(self, dataset: Dataset, split: str):
-        """Opens a split that the dataset has."""
-        self._dataset, self._split = dataset, split
-        self._source = dataset.builder.as_data_source(split=split, deserialize_method=_RAW)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> tuple[bytes, dict[str, Any]]:
-        """Returns a record's bytes, and what they hold.
-
-        Raises:
-          UserError: the record is damaged.
-        """
-        try:
-            data = self._source[index]
-            return data, self._dataset.features.deserialize_example_np(data)
-        except Exception as error:  # ArrayRecord, protobuf and TFDS have each their own
-            raise self.damaged(index, " ".join(f"{error}".split())) from error
-
-    def damaged(self, index: int, why: str) -> UserError:
-        """Returns the error that a record is damaged."""
-        return UserError(
-            f"{self._dataset.directory}, split {self._split}, record {index} is damaged ({why}): "
-            "--verify lists all damaged records"
-        )
-
-
-def find(directory: epath.PathLike) -> epath.Path:
-    """Returns the version folder of the one dataset at or below `directory` (NAME/VERSION).
+def measure(dataset: Dataset, split: str, most: int) -> Sample:
+    """Reads and parses up to `most` records of a split in random order, in this process.
 
     Raises:
-      UserError: if there is none, none yet, or more than one.
+      UserError: a record is damaged.
     """
-    try:
-        return dataset_folder.find(directory)
-    except UserError as error:
-        state = unfinished(epath.Path(directory)) if os.fspath(directory) else None
-        if state is None or list(epath.Path(directory).glob("*/*/dataset_info.json")):
-            raise
-        raise UserError(f"{state}: start the same command again to go on with it") from error
+    records = Records(dataset, split)
+    order = np.random.default_rng(_SEED).permutation(len(records))[:most].tolist()
+    seconds, size, frames, fbank = 0.0, 0, 0, 0
+    counts = [0] * len(dataset.class_names)
+    for index in tqdm(order, unit="clip", desc=f"reading {split}"):
+        before = time.perf_counter()
+        data, record = records[index]
+        seconds += time.perf_counter() - before
+        size += len(data)
+        frames += sum(map(len, record["frames"]))
+        fbank += record["fbank"].nbytes
+        for label in {int(label) for label in record["labels"]}:
+            counts[label] += 1
+    return Sample(len(order), seconds, size, frames, fbank, counts)
 
 
-def unfinished(output: epath.Path) -> str | None:
-    """Returns what is to say of an interrupted or running preparation, None if there is none."""
-    if not (output / INCOMPLETE).is_dir():
-        return None
-    done = len(list((output / INCOMPLETE / "shards").glob("*.json")))
-    return f"a preparation in {output} isn't finished (shards that are: {done:,})"
-
-
-def open_dataset(directory: epath.PathLike) -> Dataset:
-    """Opens the dataset that `find` finds; its records are not looked at.
+def verify(dataset: Dataset, workers: int | None) -> list[int]:
+    """Reads every record and returns the clips of each class.
 
     Raises:
-      UserError: there is none, or its metadata are damaged.
+      UserError: some are damaged; they are printed.
     """
-    directory = find(directory)
-    try:
-        builder = tfds.builder_from_directory(str(directory))
-        info = builder.info
-        missing = [name for name in _FIELDS if name not in info.features]
-        if missing or not info.splits:
-            raise ValueError(f"no {', '.join(missing) or 'split'}")
-        if any(count < 1 for split in info.splits.values() for count in split.shard_lengths):
-            raise ValueError("a shard without records")
-        names = list(info.metadata["class_names"])
-        classes = info.features["labels"].feature.num_classes
-        if len(names) != classes:
-            raise ValueError(f"{len(names)} names for {classes} classes")
-        lacking = {"source", "code_version"} - set(info.metadata)
-        if lacking:
-            raise ValueError(f"no {', '.join(sorted(lacking))}")
-        preparation = Preparation(**info.metadata["preparation"])
-    except Exception as error:  # TFDS, protobuf and JSON have each their own
-        why = " ".join(f"{type(error).__name__}: {error}".split())
+    verdict = inspection_verify.verify(dataset, workers)
+    if verdict.damages:
+        print(*verdict.damages, sep="\n")
         raise UserError(
-            f"the metadata in {directory} are damaged, or not data_prep's ({why}): "
-            "prepare the dataset again"
-        ) from error
-    return Dataset(builder, preparation, names)
+            f"{verdict.damaged:,} of {verdict.clips:,} records in {dataset.directory} are damaged "
+            f"(the first: {verdict.damages[0]}); prepare the dataset again"
+        )
+    print(f"verified: all {verdict.clips:,} records are whole")
+    return verdict.class_counts
+
+
+def draw(dataset: Dataset, split: str, arguments: argparse.Namespace) -> None:
+    """Draws clips that are evenly chosen from a split to `arguments.page`.
+
+    Raises:
+      UserError: a record is damaged, a clip is longer than --clip_rows, or the page can't be
+        written.
+    """
+    from data_prep.inspection import page  # only a page needs matplotlib
+
+    source = Records(dataset, split)
+    shown = min(arguments.clips, len(source))
+    clips = []
+    for index in np.linspace(0, len(source) - 1, shown).astype(int).tolist():
+        _, record = source[index]
+        flaw = inspection_verify.flaw(record, dataset)
+        if flaw is not None:
+            raise source.damaged(index, flaw)
+        rows = len(record["fbank"])
+        if rows > audio.LONGEST * arguments.clip_rows:
+            raise UserError(
+                f"--clip_rows={arguments.clip_rows} is too few for the clips of {rows} rows in "
+                f"{dataset.directory}: draw with --clip_rows={rows} and train with "
+                f"--config.data.clip_rows={rows}"
+            )
+        clips.append(record)
+    info = dataset.builder.info
+    title = f"{info.name} {info.version}, split {split}: {shown:,} of {len(source):,} clips"
+    framing = page.Framing(arguments.audio_rows, arguments.clip_rows)
+    figure = page.compose(clips, dataset.class_names, framing, title)
+    path = epath.Path(arguments.page)
+    cli.make_folder(path.parent)
+    try:
+        page.save(figure, path)
+    except OSError as error:
+        raise UserError(f"--page={path} can't be written: {error.strerror}") from error
+    print(f"{path} shows {shown:,} clips of the split {split}.")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Does what the command line asks for.
+
+    Raises:
+      UserError: a flag is wrong, there is no dataset, or it is damaged.
+    """
+    dataset = open_dataset(arguments.dataset)
+    split = _check(arguments, dataset)
+    print(text.identity(dataset))
+    counts, where = None, ""
+    if arguments.verify:
+        counts, where = verify(dataset, arguments.workers), "all splits"
+    if arguments.compute_stats:
+        stats.store(dataset.directory, stats.compute(dataset.directory))
+    stored = _stored_statistics(dataset)
+    if counts is None and stored is not None:
+        counts = [stored["class_counts"][name] for name in dataset.class_names]
+        where = stored["split"]
+    samples = {}
+    if arguments.read:
+        samples = {name: measure(dataset, name, arguments.read) for name in dataset.splits}
+    if counts is None and samples:
+        counts = np.sum([sample.class_counts for sample in samples.values()], axis=0).tolist()
+        where = f"the {sum(sample.clips for sample in samples.values()):,} clips read"
+    print(f"\n{text.table(dataset, samples)}\n")
+    print(text.labels(dataset.class_names, counts, where))
+    print(text.rejects(dataset))
+    print(text.statistics(stored))
+    if arguments.page:
+        draw(dataset, split, arguments)
+
+
+def _check(arguments: argparse.Namespace, dataset: Dataset) -> str:
+    """Returns the split for the page, after refusing what can't be done."""
+    for name, least in _LEAST.items():
+        value = getattr(arguments, name)
+        if value < least:
+            raise UserError(f"--{name} must be at least {least}, not {value}")
+    if arguments.page and epath.Path(arguments.page).suffix.lower() != ".png":
+        raise UserError(f"--page={arguments.page} must end in .png")
+    split = arguments.split or next(iter(dataset.splits))
+    if split not in dataset.splits:
+        have = ", ".join(dataset.splits)
+        raise UserError(f"{dataset.directory} has no split {split!r}; it has {have}")
+    if arguments.compute_stats and stats.SPLIT not in dataset.splits:
+        raise UserError(f"--compute_stats is of the split {stats.SPLIT!r}, which is not there")
+    missing = dataset.missing_files()
+    if missing and not arguments.verify:
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise UserError(f"{missing[0]}{more} of the dataset's files are gone: prepare it again")
+    return split
+
+
+def _stored_statistics(dataset: Dataset) -> dict[str, Any] | None:
+    if not (dataset.directory / dataset_dir.STATISTICS).exists():
+        return None
+    return dataset_dir.read_statistics(dataset.directory)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    parser.add_argument("dataset", metavar="DATASET", help="folder of one prepared dataset")
+    parser.add_argument("--read", type=int, default=1000, help="clips of each split to read")
+    parser.add_argument("--verify", action="store_true", help="list all damaged records")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="that verify")
+    parser.add_argument(
+        "--compute_stats",
+        action="store_true",
+        help="store mean and deviation of the training clips' log-mel, class counts and weights",
+    )
+    parser.add_argument("--page", default="", help="PNG to draw clips to")
+    parser.add_argument("--split", default="", help="whose clips are drawn; the first if empty")
+    parser.add_argument("--clips", type=int, default=8, help="how many are drawn")
+    parser.add_argument(
+        "--audio_rows", type=int, default=416, help="of a window: config.model.audio_rows"
+    )
+    parser.add_argument(
+        "--clip_rows", type=int, default=1024, help="of a whole clip: config.data.clip_rows"
+    )
+    return parser
+
+
+def main() -> None:
+    """Runs the command line."""
+    cli.main(_parser(), run)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,10 +14,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from cavmae_sync_jax import audio, cli
-from cavmae_sync_jax.cli import UserError
-from data_prep import scene_composer, scenes
-from data_prep.scene_objects import Background, ObjectSource
+from cavmae_sync_jax.media import audio
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep import scenes
+from data_prep.synthetic import composer
+from data_prep.synthetic.objects import Background, ObjectSource
 
 _SIZE, _SHOWN = 128, 64  # pixels of a scene's side, and of a prepared frame's
 _SECONDS = 3.0
@@ -47,10 +49,10 @@ def contact_sheet(
 def _instance(
     objects: ObjectSource, background: Background, class_id: int, rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "bins rows"]]:
-    alone = scene_composer.Segment(0.0, _SECONDS, ((class_id, True),))
-    scene = scene_composer.stage(objects, background, _SIZE, [alone], rng)
+    alone = composer.Segment(0.0, _SECONDS, ((class_id, True),))
+    scene = composer.stage(objects, background, _SIZE, [alone], rng)
     loudest = int(scene.layers[0].loudness.argmax())
-    frame = Image.fromarray(scene_composer.render(scene)[loudest])
+    frame = Image.fromarray(composer.render(scene)[loudest])
     small = frame.resize((_SHOWN, _SHOWN), Image.Resampling.BICUBIC)
     low, high = _FBANK_RANGE
     fbank = np.clip((audio.log_mel(scene.waveform).T[::-1] - low) / (high - low), 0, 1)

@@ -30,12 +30,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cavmae_sync_jax import cli
-from cavmae_sync_jax.cli import UserError
-from data_prep import command, datasets, scene_assets, scene_clips, scene_objects
-from data_prep.clips import Preparation, VideoClip
-from data_prep.scene_clips import SPLITS, Studio
-from data_prep.scene_objects import Background, ObjectSource
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline import flags, tfds_writer
+from data_prep.pipeline.clips import Preparation, VideoClip
+from data_prep.synthetic import objects, photo_objects, render
+from data_prep.synthetic.objects import Background, ObjectSource
+from data_prep.synthetic.render import SPLITS, Studio
 
 SOURCE = "scenes"
 VIDEOS = "videos"
@@ -85,7 +86,7 @@ def film(
     clips: dict[str, list[VideoClip]] = {split: [] for split in counts}
     for split, number in takes:
         path = _path(folder, split, number)
-        labels, truth = scene_clips.sounding(studio, path), str(path.with_suffix(".npz"))
+        labels, truth = render.sounding(studio, path), str(path.with_suffix(".npz"))
         clips[split].append(VideoClip(path.stem, str(path), labels=labels, truth=truth))
     return clips
 
@@ -134,11 +135,11 @@ def _shoot_all(
     studio: Studio, takes: Sequence[tuple[str, int]], folder: Path, workers: int
 ) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.clips", "data_prep.scene_clips"])
-    pool = ProcessPoolExecutor(workers, context, scene_clips.start_worker, (studio,))
+    context.set_forkserver_preload(["data_prep.pipeline.clips", "data_prep.synthetic.render"])
+    pool = ProcessPoolExecutor(workers, context, render.start_worker, (studio,))
     paths = [_path(folder, split, number) for split, number in takes]
     try:
-        shots = pool.map(scene_clips.shoot_in_worker, *zip(*takes, strict=True), paths, chunksize=4)
+        shots = pool.map(render.shoot_in_worker, *zip(*takes, strict=True), paths, chunksize=4)
         collections.deque(tqdm(shots, total=len(takes), unit="clip", desc="filming scenes"), 0)
     except BrokenProcessPool as error:
         raise UserError(
@@ -155,11 +156,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--train, --val and --eval must be numbers of clips, not all of them 0")
     if arguments.seed < 0:
         raise UserError(f"--seed must be at least 0, not {arguments.seed}")
-    engine = command.engine(arguments)
+    engine = flags.engine(arguments)
     if arguments.size % 2 or not 32 <= arguments.size <= 1024:
         raise UserError(f"--size must be even and from 32 to 1024, not {arguments.size}")
     counts = {split: count for split, count in counts.items() if count}
-    preparation = command.preparation(arguments, **FIXED)
+    preparation = flags.preparation(arguments, **FIXED)
     studio = Studio(
         objects=find_objects(arguments),
         background=find_background(arguments),
@@ -169,7 +170,7 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     output = Path(arguments.output)
-    datasets.check_output(output, SOURCE, arguments.overwrite)  # before minutes of filming
+    tfds_writer.check_output(output, SOURCE, arguments.overwrite)  # before minutes of filming
     clips = film(
         output / VIDEOS,
         studio,
@@ -180,8 +181,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     names = studio.objects.class_names
     print(f"{output / VIDEOS} has the videos, of {len(names)} classes, and beside each its truth.")
-    summary = command.write(arguments, clips, preparation, class_names=names, source=SOURCE)
-    command.finish(arguments, summary)
+    summary = flags.write(arguments, clips, preparation, class_names=names, source=SOURCE)
+    flags.finish(arguments, summary)
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
@@ -194,15 +195,15 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 def find_objects(arguments: argparse.Namespace) -> ObjectSource:
     """Returns the objects of --assets, or the built-in ones."""
     if arguments.assets is None:
-        return scene_objects.BuiltInObjects()
-    return scene_assets.find_assets(arguments.assets)
+        return objects.BuiltInObjects()
+    return photo_objects.find_assets(arguments.assets)
 
 
 def find_background(arguments: argparse.Namespace) -> Background:
     """Returns the pictures of --backgrounds, or drawn ones."""
     if arguments.backgrounds is None:
-        return scene_objects.drawn_background
-    return scene_assets.find_backgrounds(arguments.backgrounds)
+        return objects.drawn_background
+    return photo_objects.find_backgrounds(arguments.backgrounds)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -211,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{split}", type=int, default=count, help=f"clips of {split}")
     add_sources(parser)
     parser.add_argument("--size", type=int, default=128, help="pixels of a video's side")
-    command.add_flags(parser, without=tuple(FIXED), image_size=64)
+    flags.add_flags(parser, without=tuple(FIXED), image_size=64)
     return parser
 
 

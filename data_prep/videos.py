@@ -31,13 +31,15 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
-from cavmae_sync_jax import cli, media
-from cavmae_sync_jax.cli import UserError
-from data_prep import command, files, segments, tables, video_files
-from data_prep.clips import Preparation, VideoClip
-from data_prep.engines import Failure, Workers
-from data_prep.tables import EVAL, TRAIN, Classes, Row
-from data_prep.video_files import Video
+from cavmae_sync_jax.media import decoding
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline import flags, readers
+from data_prep.pipeline.clips import Preparation, VideoClip
+from data_prep.pipeline.executors import Failure, Workers
+from data_prep.sources import csv_files, segments, video_files
+from data_prep.sources.csv_files import EVAL, TRAIN, Classes, Row
+from data_prep.sources.video_files import Video
 
 SOURCE = "videos"
 # A file's rest that is shorter than this, in seconds, makes no clip of its own.
@@ -46,13 +48,13 @@ SHORTEST_REST = 1.0
 
 def duration(path: str) -> float:
     """Returns a file's seconds, 0 for one that can't be read."""
-    with contextlib.suppress(media.MediaError), files.local(path) as here:
-        return media.probe(here).duration
+    with contextlib.suppress(decoding.MediaError), readers.local(path) as here:
+        return decoding.probe(here).duration
     return 0.0
 
 
 def split_clips(
-    video: Video, clip_id: str, labels: tuple[str, ...], whole: float, seconds: media.Seconds
+    video: Video, clip_id: str, labels: tuple[str, ...], whole: float, seconds: decoding.Seconds
 ) -> list[VideoClip]:
     """Returns the consecutive clips of `seconds` that a file of `whole` seconds gives.
 
@@ -106,17 +108,17 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--segments has the labels already: leave out --labels")
     if arguments.trimmed and not arguments.segments:
         raise UserError("--trimmed says what the files of --segments hold: give that, too")
-    preparation, engine = command.preparation(arguments), command.engine(arguments)
-    classes = tables.read_classes(arguments.classes) if arguments.classes else None
+    preparation, engine = flags.preparation(arguments), flags.engine(arguments)
+    classes = csv_files.read_classes(arguments.classes) if arguments.classes else None
     videos = video_files.find_videos(arguments.sources)
     unlabelled = 0
     if arguments.segments:
         clips, classes = _segments(arguments, videos, classes)
     else:
         names = video_files.by_name(videos)
-        rows = tables.read_labels(arguments.labels, names) if arguments.labels else {}
+        rows = csv_files.read_labels(arguments.labels, names) if arguments.labels else {}
         labels = [label for row in rows.values() for label in row.labels]
-        classes = classes or tables.classes_of(labels)
+        classes = classes or csv_files.classes_of(labels)
         rows = {
             video: row._replace(
                 labels=tuple(classes.named(label, arguments.labels) for label in row.labels)
@@ -127,10 +129,10 @@ def run(arguments: argparse.Namespace) -> None:
         splits = assign_splits(videos, rows, arguments.eval_share)
         with Workers(engine.workers, engine.time_limit) as workers:
             clips = whole_clips(splits, rows, preparation, workers)
-    summary = command.write(arguments, clips, preparation, class_names=classes.names, source=SOURCE)
+    summary = flags.write(arguments, clips, preparation, class_names=classes.names, source=SOURCE)
     if unlabelled:
         print(f"{unlabelled} of {len(videos)} videos have no label in {arguments.labels}.")
-    command.finish(arguments, summary)
+    flags.finish(arguments, summary)
 
 
 def whole_clips(
@@ -165,7 +167,7 @@ def _segments(
         named = bool(equals) and split in (TRAIN, EVAL)
         found += segments.read_segments(path if named else given, split if named else None)
     labels = [label for segment in found for label in segment.labels]
-    classes = classes or tables.classes_of(labels)
+    classes = classes or csv_files.classes_of(labels)
     clips = segments.segment_clips(
         videos,
         found,
@@ -197,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
         default=0.1,
         help="share of the files for the split eval, where no CSV gives one",
     )
-    command.add_flags(parser)
+    flags.add_flags(parser)
     return parser
 
 

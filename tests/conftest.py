@@ -17,7 +17,7 @@ install_import_hook(["cavmae_sync_jax", "data_prep"], "beartype.beartype")
 import pytest
 
 # What takes longest begins first, so that none of it is left alone at the end.
-LONGEST = ("processes", "convert", "programs", "train", "sharding", "probe")
+LONGEST = ("multihost", "convert", "programs", "train", "sharding", "probe")
 
 
 def pytest_collection_modifyitems(items):
@@ -35,9 +35,9 @@ def dataset_dir(tmp_path_factory):
     """A prepared dataset of real little videos: 20 clips to train on, 5 to evaluate."""
     import tiny
 
-    from data_prep.clips import Preparation, VideoClip
-    from data_prep.datasets import write_dataset
-    from data_prep.engines import Engine
+    from data_prep.pipeline.clips import Preparation, VideoClip
+    from data_prep.pipeline.executors import Engine
+    from data_prep.pipeline.tfds_writer import write_dataset
 
     folder = tmp_path_factory.mktemp("dataset")
     clips = []

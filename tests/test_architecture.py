@@ -1,37 +1,42 @@
-"""Imports point one way, and no file outgrows a reader."""
+"""Imports point one way, by folder, and neither a file nor a folder outgrows a reader."""
 
 import ast
 import pathlib
+import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
-TIERS = {
-    0: (
-        "cli processes torch_files media audio patches masking layers losses optim sharding "
-        "mismatch fingerprint dataset_folder media_source lean"
-    ),
-    1: "model dataset checkpoint metrics step pretrained probe_head mae torch_names torch_kinds",
-    2: "features",
-    3: (
-        "evals.common evals.precision evals.scores evals.ranking evals.clip_lists "
-        "evals.baselines evals.retrieval "
-        "evals.curves evals.headlines evals.report_texts evals.report evals.summary "
-        "evals.probe_scores evals.probe_training evals.probe evals.tokens "
-        "evals.segmentation_scores evals.segmentation evals.temporal_scores evals.temporal "
-        "evals.reconstruction evals.periodic"
-    ),
-    4: "settings train convert",
-}
-TIER = {f"cavmae_sync_jax.{name}": tier for tier, names in TIERS.items() for name in names.split()}
-LONGEST = 400
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = "cavmae_sync_jax"
+# A folder may import those of its own and of lower tiers.
+TIERS = (
+    ("utils", "media"),
+    ("distributed",),
+    ("models", "data"),
+    ("training", "torch_compat"),
+    ("checkpoints",),
+    ("inference",),
+    ("evals",),
+)
+TIER = {folder: tier for tier, folders in enumerate(TIERS) for folder in folders}
+PROGRAM = len(TIERS)
+LONGEST_FILE, FULLEST_FOLDER = 400, 13
+# What data_prep may import of the package: nothing of it imports JAX.
+FOR_PREPARATION = (f"{PACKAGE}.utils", f"{PACKAGE}.media", f"{PACKAGE}.data.dataset_dir")
 
 
 def sources():
-    for folder in ("cavmae_sync_jax", "data_prep", "configs"):
+    for folder in (PACKAGE, "data_prep", "configs"):
         yield from sorted((ROOT / folder).rglob("*.py"))
 
 
 def name_of(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def is_module(name):
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
 def imports(path):
@@ -40,18 +45,17 @@ def imports(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+            within = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if is_module(name) else node.module for name in within]
         else:
             continue
-        yield from (
-            n for n in names if n.split(".")[0] in ("cavmae_sync_jax", "data_prep", "configs")
-        )
+        yield from (n for n in names if n.split(".")[0] in (PACKAGE, "data_prep", "configs"))
 
 
-def test_every_module_has_a_tier():
-    ours = {name_of(p) for p in sources() if p.name != "__init__.py"}
-    package = {name for name in ours if name.startswith("cavmae_sync_jax")}
-    assert package == set(TIER)
+def tier_of(name):
+    """The tier of a module of the package; its programs, which lie at the top, are above all."""
+    folder = name.split(".")[1]
+    return TIER.get(folder, PROGRAM)
 
 
 def allowed(name, target):
@@ -60,16 +64,58 @@ def allowed(name, target):
     if name.startswith("configs") or package == "configs":
         return False
     if name.startswith("data_prep"):
-        return TIER.get(target, 0) <= 1
-    return package != "data_prep" and TIER.get(target, 0) <= TIER.get(name, 0)
+        return package == "data_prep" or target.startswith(FOR_PREPARATION)
+    if package == "data_prep" or target == PACKAGE:
+        return False
+    if tier_of(name) == tier_of(target) and name.split(".")[1] != target.split(".")[1]:
+        # Of two folders in one tier neither needs the other, but programs may share.
+        return tier_of(name) == PROGRAM
+    return tier_of(target) <= tier_of(name)
+
+
+def test_every_folder_has_a_tier():
+    folders = {path.name for path in (ROOT / PACKAGE).iterdir() if (path / "__init__.py").exists()}
+    assert folders == set(TIER)
 
 
 def test_imports_point_one_way():
     pairs = [(name_of(path), target) for path in sources() for target in imports(path)]
-    assert len(pairs) > 40
+    assert len(pairs) > 200
     assert [pair for pair in pairs if not allowed(*pair)] == []
 
 
-def test_files_stay_short():
-    longest = {name_of(p): len(p.read_text().splitlines()) for p in sources()}
-    assert {name: lines for name, lines in longest.items() if lines > LONGEST} == {}
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        (f"{PACKAGE}.models.layers", f"{PACKAGE}.training.losses"),
+        (f"{PACKAGE}.data.loader", f"{PACKAGE}.models.cavmae_sync"),
+        (f"{PACKAGE}.evals.probe", f"{PACKAGE}.train"),
+        ("data_prep.videos", f"{PACKAGE}.data.loader"),
+        ("configs.demo", f"{PACKAGE}.models.cavmae_sync"),
+    ],
+)
+def test_what_is_forbidden(name, target):
+    assert not allowed(name, target)
+
+
+def test_a_module_that_is_run_lies_at_the_top_of_its_package():
+    folders = {
+        path.parent.relative_to(ROOT).as_posix()
+        for path in sources()
+        if "\nif __name__ ==" in path.read_text()
+    }
+    assert folders == {PACKAGE, f"{PACKAGE}/evals", "data_prep"}
+
+
+def test_files_and_folders_stay_small():
+    lines = {name_of(path): len(path.read_text().splitlines()) for path in sources()}
+    assert {name: count for name, count in lines.items() if count > LONGEST_FILE} == {}
+    modules = [path.parent for path in sources() if path.name != "__init__.py"]
+    crowded = {folder for folder in modules if modules.count(folder) > FULLEST_FOLDER}
+    assert crowded == set()
+
+
+def test_no_module_shadows_the_standard_library():
+    # A program may be run by its path, which puts its folder first on the search path.
+    tops = [path.stem for path in sources() if path.name != "__init__.py"]
+    assert set(tops) & set(sys.stdlib_module_names) == set()

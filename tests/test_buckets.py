@@ -11,12 +11,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from media_files import make_video
 from test_engines import faulty
 
-from cavmae_sync_jax import checkpoint, metrics
+from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.evals import retrieval, summary
-from data_prep import video_files
-from data_prep.clips import Preparation, VideoClip, prepare_clip
-from data_prep.datasets import write_dataset
-from data_prep.engines import Engine
+from cavmae_sync_jax.training import metric_writer
+from data_prep.pipeline.clips import Preparation, VideoClip, prepare_clip
+from data_prep.pipeline.executors import Engine
+from data_prep.pipeline.tfds_writer import write_dataset
+from data_prep.sources import video_files
 
 
 class Bucket(MemoryFileSystem):
@@ -68,11 +69,11 @@ def test_metrics_in_a_bucket_are_appended_and_dropped(bucket, monkeypatch):
             pass
 
     monkeypatch.setattr("tensorboardX.SummaryWriter", Board)
-    writer = metrics.Writer(epath.Path(bucket) / "run")
+    writer = metric_writer.Writer(epath.Path(bucket) / "run")
     for step in (1, 2, 3):
         writer.write(step, "train", {"loss": step / 2})
     writer.drop_after(2)
-    writer = metrics.Writer(epath.Path(bucket) / "run")  # of the resumed run
+    writer = metric_writer.Writer(epath.Path(bucket) / "run")  # of the resumed run
     writer.write(3, "train", {"loss": 7.0})
     writer.write(4, "train", {"loss": 8.0})
     writer.close()
@@ -129,6 +130,6 @@ def test_clips_are_read_from_a_bucket(bucket, tmp_path):
 
 def test_orbax_gets_the_buckets_own_name(bucket, monkeypatch):
     seen = []
-    monkeypatch.setattr(checkpoint, "_manager", lambda folder, options: seen.append(folder))
-    checkpoint.Checkpoints(f"{bucket}/run", keep=1)
+    monkeypatch.setattr(manager, "_manager", lambda folder, options: seen.append(folder))
+    manager.Checkpoints(f"{bucket}/run", keep=1)
     assert str(seen[0]) == "gs://bucket/run/checkpoints"

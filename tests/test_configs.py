@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cavmae_sync_jax import masking, sharding, step
-from cavmae_sync_jax import model as modeling
+from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.evals import probe_training
+from cavmae_sync_jax.models import cavmae_sync, masking
+from cavmae_sync_jax.training import train_step
 from configs import demo, pretrain, probe
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -51,16 +52,18 @@ def shape_of_step():
     """Runs a whole train step by shapes alone."""
 
     def trace(config):
-        module = modeling.from_config(config.model)
-        optimizer, _ = step.make_optimizer(config, 1000, 100.0)
-        state = jax.eval_shape(lambda k: step.init_state(module, optimizer, k), jax.random.key(0))
+        module = cavmae_sync.from_config(config.model)
+        optimizer, _ = train_step.make_optimizer(config, 1000, 100.0)
+        state = jax.eval_shape(
+            lambda k: train_step.init_state(module, optimizer, k), jax.random.key(0)
+        )
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
         shardings = sharding.state_shardings(state, mesh)
         batch = {
             "audio": jax.ShapeDtypeStruct((8, *module.raw_shape("audio")), jnp.float16),
             "visual": jax.ShapeDtypeStruct((8, *module.raw_shape("visual")), jnp.uint8),
         }
-        step_fn = step.make_train_step(module, optimizer, config, shardings)
+        step_fn = train_step.make_train_step(module, optimizer, config, shardings)
         return (
             module,
             state,

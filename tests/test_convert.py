@@ -15,11 +15,14 @@ import pytest
 import tiny
 
 from benchmarks import convert as sizes
-from cavmae_sync_jax import checkpoint, cli, convert, torch_files, torch_kinds, train
-from cavmae_sync_jax import model as modeling
-from cavmae_sync_jax.patches import Grid, resize_positions, sincos_positions
-from cavmae_sync_jax.pretrained import load
-from cavmae_sync_jax.probe_head import ProbeHead
+from cavmae_sync_jax import convert, train
+from cavmae_sync_jax.checkpoints import manager
+from cavmae_sync_jax.checkpoints.pretrained import load
+from cavmae_sync_jax.models import cavmae_sync
+from cavmae_sync_jax.models.patches import Grid, resize_positions, sincos_positions
+from cavmae_sync_jax.models.probe_head import ProbeHead
+from cavmae_sync_jax.torch_compat import detect, torch_io
+from cavmae_sync_jax.utils.errors import UserError
 from configs import pretrain
 
 # Sizes that convert in no time; two heads because no width of ViT tells them.
@@ -38,7 +41,7 @@ HEADS = ["--config.model.heads=2", "--config.model.decoder_heads=2"]
 
 
 def make(path, state):
-    torch_files.write(str(path), dict(state))
+    torch_io.write(str(path), dict(state))
     return str(path)
 
 
@@ -58,16 +61,16 @@ def convert_by_command(*arguments):
 
 def refused(source, destination, overrides=HEADS):
     """The message of a refusal, after which nothing is left at the destination or beside it."""
-    with pytest.raises(cli.UserError) as error:
+    with pytest.raises(UserError) as error:
         convert.bring_in(str(source), str(destination), overrides)
     assert not list(destination.parent.glob(f"*{destination.name}*"))
     return str(error.value)
 
 
 def test_what_shapes_do_not_tell_is_the_recipe():
-    assert torch_kinds.RELEASED["model"] == pretrain.get_config().model.to_dict()
+    assert detect.RELEASED["model"] == pretrain.get_config().model.to_dict()
     data = pretrain.get_config().data
-    assert torch_kinds.RELEASED["data"] == {key: data[key] for key in torch_kinds.RELEASED["data"]}
+    assert detect.RELEASED["data"] == {key: data[key] for key in detect.RELEASED["data"]}
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".safetensors"])
@@ -78,7 +81,7 @@ def test_there_and_back_is_bit_exact(small, tmp_path, suffix):
     counts = convert.bring_in(source, str(tmp_path / "ours"), HEADS)
     assert counts["tensors"] == len(state)
     assert convert.take_out(str(tmp_path / "ours"), str(tmp_path / f"back{suffix}")) == len(state)
-    back = torch_files.read(str(tmp_path / f"back{suffix}"))
+    back = torch_io.read(str(tmp_path / f"back{suffix}"))
     assert back.keys() == state.keys()
     for name, array in state.items():
         assert back[name].shape == array.shape
@@ -135,17 +138,17 @@ def test_the_released_sizes_are_counted(overrides, tensors, values):
 def test_the_released_size_converts_with_nothing_left_over(tmp_path):
     name, state = "sync.pth", sizes.random_state()
     probe = state["blocks_u.0.norm1_v.weight"].copy(), state["blocks_v.7.attn.qkv.weight"].copy()
-    torch_files.write(str(tmp_path / name), state)
+    torch_io.write(str(tmp_path / name), state)
     kill_in_the_middle(tmp_path / name, tmp_path / "ours")
     done = convert_by_command(tmp_path / name, tmp_path / "ours")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "ours"])
     assert "650 tensors, 190.661 M values" in done.stderr
-    with checkpoint.opened(tmp_path / "ours") as stored:
-        assert stored.config.model.to_dict() == torch_kinds.RELEASED["model"]
+    with manager.opened(tmp_path / "ours") as stored:
+        assert stored.config.model.to_dict() == detect.RELEASED["model"]
         assert stored.config.data.num_frames == 16
         params = stored.arrays("params")["params"]
-    module = modeling.from_config(pretrain.get_config().model)
+    module = cavmae_sync.from_config(pretrain.get_config().model)
     expected = jax.eval_shape(module.init_params, jax.random.key(0))
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, expected)
     norms = params["joint"]["blocks"]["attention_norm_visual"]["scale"]
@@ -170,7 +173,7 @@ def test_mae_goes_where_the_paper_puts_it(mae_file, tmp_path):
     assert counts["tensors"] == len(state)
     back = tmp_path / "back.pth"
     convert.take_out(str(tmp_path / "mae"), str(back))
-    ours = torch_files.read(str(back))
+    ours = torch_io.read(str(back))
     for layer in range(2):
         for short in "av":
             for part in ("attn.qkv.weight", "norm1.bias", "mlp.fc2.weight"):
@@ -260,7 +263,7 @@ def test_weights_that_do_not_fit_a_training_are_told_before_it_begins(
     convert.bring_in(path, str(tmp_path / "mae"), [*HEADS, "--config.model.registers=2"])
 
     def message(**overrides):
-        with pytest.raises(cli.UserError) as error:
+        with pytest.raises(UserError) as error:
             train.train_and_evaluate(
                 init_from(dataset_dir, tmp_path / "mae", **overrides), tmp_path / "run"
             )
@@ -285,7 +288,7 @@ def test_learned_positions_are_kept_and_interpolated(small, tmp_path, capsys):
     assert ours.config.model.learned_positions
     np.testing.assert_array_equal(ours.params["encoders_visual"]["positions"], state["pos_embed_v"])
     convert.take_out(str(tmp_path / "same"), str(tmp_path / "back.pth"))
-    back = torch_files.read(str(tmp_path / "back.pth"))
+    back = torch_io.read(str(tmp_path / "back.pth"))
     assert all(np.array_equal(back[name], array) for name, array in state.items())
 
     larger = [*HEADS, "--config.model.image_size=64", "--config.model.audio_rows=192"]
@@ -314,7 +317,7 @@ def test_fixed_positions_are_rebuilt_for_another_length(small, tmp_path, capsys)
     convert.bring_in(source, str(tmp_path / "long"), [*HEADS, "--config.model.audio_rows=192"])
     assert "audio positions: rebuilt for 8 x 12 patches (were 8 x 6)" in capsys.readouterr().err
     convert.take_out(str(tmp_path / "long"), str(tmp_path / "back.safetensors"))
-    back = torch_files.read(str(tmp_path / "back.safetensors"))
+    back = torch_io.read(str(tmp_path / "back.safetensors"))
     np.testing.assert_array_equal(back["pos_embed_a"][0], sincos_positions(Grid(8, 12), 16))
     np.testing.assert_array_equal(back["pos_embed_v"], small["pos_embed_v"])
 
@@ -358,16 +361,16 @@ def test_the_probe_head(tmp_path):
     source = make(tmp_path / "head.pth", {f"module.{key}": state[key] for key in state})
     assert "--config.head.heads=N" in refused(source, tmp_path / "ours", [])
     convert.bring_in(source, str(tmp_path / "ours"), ["--config.head.heads=4"])
-    with checkpoint.opened(tmp_path / "ours") as stored:
+    with manager.opened(tmp_path / "ours") as stored:
         params, config = stored.arrays("params")["params"], stored.config
     features = np.concatenate([golden["global_a"], golden["global_v"]], axis=-1)
     logits = ProbeHead(**config.head).apply({"params": params}, jnp.asarray(features))
     np.testing.assert_allclose(logits, golden["logits"], atol=1e-5)
     convert.take_out(str(tmp_path / "ours"), str(tmp_path / "back.pth"))
-    back = torch_files.read(str(tmp_path / "back.pth"))
+    back = torch_io.read(str(tmp_path / "back.pth"))
     assert back.keys() == state.keys()
     assert all(np.array_equal(back[name], state[name]) for name in state)
-    with pytest.raises(cli.UserError, match="holds a probe's head, not a model"):
+    with pytest.raises(UserError, match="holds a probe's head, not a model"):
         load(str(tmp_path / "ours"))
 
 
@@ -377,18 +380,18 @@ def test_a_failed_write_leaves_nothing(small, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", fail)
-    with pytest.raises(cli.UserError, match=r"ours can.t be written: .*No space left"):
+    monkeypatch.setattr(manager.Checkpoints, "save", fail)
+    with pytest.raises(UserError, match=r"ours can.t be written: .*No space left"):
         convert.bring_in(source, str(tmp_path / "ours"), HEADS)
     assert [path.name for path in tmp_path.iterdir()] == ["small.pth"]
     monkeypatch.undo()
     convert.bring_in(source, str(tmp_path / "ours"), HEADS)
-    with pytest.raises(cli.UserError, match="ours exists already"):
+    with pytest.raises(UserError, match="ours exists already"):
         convert.bring_in(source, str(tmp_path / "ours"), HEADS)
-    with pytest.raises(cli.UserError, match="can't be made"):
+    with pytest.raises(UserError, match="can't be made"):
         convert.take_out(str(tmp_path / "ours"), str(tmp_path / "small.pth" / "x.pth"))
     (tmp_path / "file.pth").write_text("mine")
-    with pytest.raises(cli.UserError, match=r"file\.pth exists already"):
+    with pytest.raises(UserError, match=r"file\.pth exists already"):
         convert.take_out(str(tmp_path / "ours"), str(tmp_path / "file.pth"))
     assert (tmp_path / "file.pth").read_text() == "mine"
 
@@ -486,7 +489,7 @@ def test_settings_that_weights_can_not_follow_are_refused(small, tmp_path):
     assert "are learned, which" in refused(source, tmp_path / "ours", drop)
     none = [*HEADS, "--config.data.num_frames=0"]
     assert "config.data.num_frames=0 must be" in refused(source, tmp_path / "ours", none)
-    with pytest.raises(cli.UserError, match="would be a folder"):
+    with pytest.raises(UserError, match="would be a folder"):
         convert.bring_in(source, str(tmp_path / "ours.pth"), HEADS)
 
 
@@ -505,7 +508,7 @@ def test_older_checkpoints_and_odd_names_load(small, tmp_path):
     assert load(str(tmp_path / "checkpoints" / "checkpoints")).config == model.config
     older = model.config.copy_and_resolve_references()
     del older.model["learned_positions"]
-    checkpoint.write(tmp_path / "older", {"params": model.params}, older)
+    manager.write(tmp_path / "older", {"params": model.params}, older)
     assert load(str(tmp_path / "older")).config.model == model.config.model
 
 
@@ -519,24 +522,24 @@ def test_encode_takes_what_is_like_an_array(small, tmp_path):
     for given in (image.tolist(), torch.from_numpy(image), jnp.asarray(image)):
         np.testing.assert_allclose(model.encode_image(given).global_token, expected, atol=1e-6)
     for bad in (image.astype(complex), image.astype(str), [["a"]]):
-        with pytest.raises(cli.UserError, match="visual must be real numbers"):
+        with pytest.raises(UserError, match="visual must be real numbers"):
             model.encode_image(bad)
 
 
 def test_any_batch_size_few_compilations(small, tmp_path, monkeypatch):
     convert.bring_in(make(tmp_path / "small.pth", small), str(tmp_path / "ours"), HEADS)
     model = load(str(tmp_path / "ours"))
-    from cavmae_sync_jax import pretrained
+    from cavmae_sync_jax.checkpoints import pretrained as checkpoints_pretrained
 
-    monkeypatch.setattr(pretrained, "LARGEST", 8)
+    monkeypatch.setattr(checkpoints_pretrained, "LARGEST", 8)
     image = np.random.default_rng(0).integers(0, 256, (21, 32, 32, 3), np.uint8)
-    before = pretrained._embed._cache_size()
+    before = checkpoints_pretrained._embed._cache_size()
     whole = model.encode_image(image)
     assert whole.global_token.shape == (21, 16) and whole.patch_tokens.shape == (21, 4, 16)
     for count in (1, 2, 3, 5, 8, 9):
         part = model.encode_image(jnp.asarray(image[:count]))
         np.testing.assert_allclose(part.global_token, whole.global_token[:count], atol=1e-5)
         np.testing.assert_allclose(part.patch_tokens, whole.patch_tokens[:count], atol=1e-5)
-    assert pretrained._embed._cache_size() - before <= 4  # 1, 2, 4, 8
-    with pytest.raises(cli.UserError, match="no visual in a batch"):
+    assert checkpoints_pretrained._embed._cache_size() - before <= 4  # 1, 2, 4, 8
+    with pytest.raises(UserError, match="no visual in a batch"):
         model.encode_image(image[:0])

@@ -11,10 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from cavmae_sync_jax import losses, masking, optim, torch_files, torch_names
-from cavmae_sync_jax import model as modeling
-from cavmae_sync_jax import patches as patching
-from cavmae_sync_jax.pretrained import load
+from cavmae_sync_jax.checkpoints.pretrained import load
+from cavmae_sync_jax.models import cavmae_sync, masking
+from cavmae_sync_jax.models import patches as patching
+from cavmae_sync_jax.torch_compat import key_mapping, torch_io
+from cavmae_sync_jax.training import losses, optim
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHORT = {"audio": "a", "visual": "v"}
@@ -67,9 +68,9 @@ class Case:
             converted = convert_by_command(state, folder / file, folder / "converted")
             self.model, self.params = converted.module, converted.params
         else:
-            self.model = modeling.from_config({**TINY, **settings, **overrides})
-            learned = {k: v for k, v in state.items() if not torch_names.POSITIONS.fullmatch(k)}
-            self.params = torch_names.take_params(learned)
+            self.model = cavmae_sync.from_config({**TINY, **settings, **overrides})
+            learned = {k: v for k, v in state.items() if not key_mapping.POSITIONS.fullmatch(k)}
+            self.params = key_mapping.take_params(learned)
         pictures = {
             "audio": patching.fbank_as_picture(jnp.asarray(self.golden["in/fbank"])),
             "visual": jnp.asarray(self.golden["in/image"]).transpose(0, 2, 3, 1),
@@ -99,7 +100,7 @@ class Case:
 
 def convert_by_command(state, source, destination):
     """Writes a real file of PyTorch weights and brings it in as a user does."""
-    torch_files.write(str(source), {f"module.{name}": state[name] for name in state})
+    torch_io.write(str(source), {f"module.{name}": state[name] for name in state})
     command = [sys.executable, "-m", "cavmae_sync_jax.convert", str(source), str(destination)]
     heads = ["--config.model.heads=4", "--config.model.decoder_heads=4"]
     subprocess.run([*command, *heads], check=True)
@@ -139,10 +140,10 @@ def check_close(actual, expected, rtol=1e-4):
 def test_every_weight_has_a_place(case):
     shapes = jax.eval_shape(case.model.init_params, jax.random.key(0))
     assert jax.tree.map(jnp.shape, case.params) == jax.tree.map(lambda s: s.shape, shapes)
-    back = torch_names.state_dict(case.params)
+    back = key_mapping.state_dict(case.params)
     left = {name for name in case.state if name not in back}
     assert all(
-        torch_names.UNUSED_NORMS.fullmatch(name) or torch_names.POSITIONS.fullmatch(name)
+        key_mapping.UNUSED_NORMS.fullmatch(name) or key_mapping.POSITIONS.fullmatch(name)
         for name in left
     ), left
     assert all(np.array_equal(case.state[name], value) for name, value in back.items())
@@ -185,7 +186,7 @@ def test_losses(case, evaluated):
 
 def test_gradients(case, evaluated):
     _, grads = evaluated
-    ours = torch_names.state_dict(grads)
+    ours = key_mapping.state_dict(grads)
     stored = {k.removeprefix("grad/"): v for k, v in case.golden.items() if k[:5] == "grad/"}
     norms = {
         k.removeprefix("grad_norm/"): v for k, v in case.golden.items() if k[:9] == "grad_norm"

@@ -28,7 +28,7 @@ PROGRAMS = [
     "cavmae_sync_jax.evals.tokens",
     "data_prep.ade20k_sound",
     "data_prep.cavmae_json",
-    "data_prep.inspect",
+    "data_prep.inspect_dataset",
     "data_prep.videos",
     "data_prep.scenes",
     "data_prep.scene_preview",

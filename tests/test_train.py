@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 import tiny
 
-from cavmae_sync_jax import checkpoint, cli, dataset, metrics, sharding, step, train
-from cavmae_sync_jax import model as modeling
-from cavmae_sync_jax.pretrained import load
+from cavmae_sync_jax import train
+from cavmae_sync_jax.checkpoints import manager
+from cavmae_sync_jax.checkpoints.pretrained import load
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.models import cavmae_sync
+from cavmae_sync_jax.training import metric_writer, train_step
+from cavmae_sync_jax.utils.errors import UserError
 
 
 def lines(workdir, split="train"):
@@ -54,7 +59,7 @@ def test_logged_loss_is_the_sum_of_its_parts(finished):
 
 def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch, capsys):
     config, workdir, scores = finished
-    real, calls = step.batch_ratio, []
+    real, calls = train_step.batch_ratio, []
 
     def interrupt(ratios, seed, number):
         calls.append(number)
@@ -63,7 +68,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, monkey
         return real(ratios, seed, number)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(step, "batch_ratio", interrupt)
+        patch.setattr(train_step, "batch_ratio", interrupt)
         train.train_and_evaluate(config, tmp_path)
     assert losses(tmp_path)[-1][0] == 10  # two steps past the last checkpoint
     resumed = config.copy_and_resolve_references()
@@ -117,19 +122,19 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(dataset_dir, tmp_p
 def test_resuming_with_other_settings_is_refused(finished, overrides, message):
     config, workdir, _ = finished
     before = (workdir / "metrics.jsonl").read_text()
-    with pytest.raises(cli.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         train.train_and_evaluate(tiny.config(config.data.dir, **overrides), workdir)
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
 def test_nan_stops_with_step_and_clips(dataset_dir, tmp_path):
     config = tiny.config(dataset_dir, learning_rate=1e15)
-    with pytest.raises(cli.UserError, match=r"of step 2 is nan; .* the clips clip\d+, clip"):
+    with pytest.raises(UserError, match=r"of step 2 is nan; .* the clips clip\d+, clip"):
         train.train_and_evaluate(config, tmp_path)
     assert not any((tmp_path / "checkpoints").glob("[0-9]*"))
-    records = dataset.Records(dataset_dir, "train")
-    framing = dataset.Framing.of(config)
-    batches = dataset.train_batches(records, framing, 8, config.seed, 0, 0, 2)
+    records = loader.Records(dataset_dir, "train")
+    framing = loader.Framing.of(config)
+    batches = loader.train_batches(records, framing, 8, config.seed, 0, 0, 2)
     second = [next(batches)["clip"] for _ in range(2)][1]
     named = (tmp_path / "clips_of_step_2.txt").read_text().split()
     assert named == records.ids(second.tolist())
@@ -137,19 +142,21 @@ def test_nan_stops_with_step_and_clips(dataset_dir, tmp_path):
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "update_norm"])
 def test_no_value_that_is_not_finite_passes(name):
-    history = metrics.History()
+    history = metric_writer.History()
     history.add(7, {"loss": jax.numpy.ones(()), name: jax.numpy.full((), np.nan)})
-    with pytest.raises(metrics.NotFiniteError, match=f"the {name} of step 7 is nan"):
+    with pytest.raises(metric_writer.NotFiniteError, match=f"the {name} of step 7 is nan"):
         history.flush(8)
 
 
 def test_one_batch_is_overfitted():
     config = tiny.config(learning_rate=3e-3)
-    module = modeling.from_config(config.model)
-    optimizer, _ = step.make_optimizer(config, 150, 10.0)
+    module = cavmae_sync.from_config(config.model)
+    optimizer, _ = train_step.make_optimizer(config, 150, 10.0)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    state = jax.jit(lambda key: step.init_state(module, optimizer, key))(jax.random.key(0))
-    step_fn = step.make_train_step(module, optimizer, config, sharding.state_shardings(state, mesh))
+    state = jax.jit(lambda key: train_step.init_state(module, optimizer, key))(jax.random.key(0))
+    step_fn = train_step.make_train_step(
+        module, optimizer, config, sharding.state_shardings(state, mesh)
+    )
     rng = np.random.default_rng(0)
     batch = {
         "audio": rng.normal(-5, 4, (8, *module.raw_shape("audio"))).astype(np.float32),
@@ -194,16 +201,16 @@ def test_one_batch_is_overfitted():
 )
 def test_settings_are_refused_before_anything_is_written(dataset_dir, tmp_path, overrides, message):
     workdir = tmp_path / "workdir"
-    with pytest.raises(cli.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         train.train_and_evaluate(tiny.config(dataset_dir, **overrides), workdir)
     assert not workdir.exists()
 
 
 def test_a_conversion_is_no_workdir(dataset_dir, tmp_path):
     config = tiny.config(dataset_dir)
-    params = jax.jit(modeling.from_config(config.model).init_params)(jax.random.key(0))
-    checkpoint.write(tmp_path / "converted", {"params": params}, config)
-    with pytest.raises(cli.UserError, match=r"is a conversion.*--config.init_from"):
+    params = jax.jit(cavmae_sync.from_config(config.model).init_params)(jax.random.key(0))
+    manager.write(tmp_path / "converted", {"params": params}, config)
+    with pytest.raises(UserError, match=r"is a conversion.*--config.init_from"):
         train.train_and_evaluate(config, tmp_path / "converted")
 
 
@@ -213,14 +220,14 @@ def test_resuming_from_an_older_step_repeats_what_followed(finished, tmp_path):
     assert train.train_and_evaluate(config, copy, resume_step=12) == scores
     assert (copy / "set_aside_15").is_dir() and losses(copy) == losses(workdir)
     before = sorted(path.name for path in (copy / "checkpoints").iterdir())
-    with pytest.raises(cli.UserError, match="seed was 0"):
+    with pytest.raises(UserError, match="seed was 0"):
         train.train_and_evaluate(tiny.config(config.data.dir, seed=1), copy, resume_step=12)
     assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
 
 
 def test_a_workdir_that_is_a_file(dataset_dir, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(cli.UserError, match="file can't be made"):
+    with pytest.raises(UserError, match="file can't be made"):
         train.train_and_evaluate(tiny.config(dataset_dir), tmp_path / "file")
 
 
@@ -231,15 +238,15 @@ def test_profile_on_request(dataset_dir, tmp_path):
 
 def test_mask_ratios_are_drawn_from_seed_and_step():
     ratios = (0.6, 0.75, 0.9)
-    drawn = [step.batch_ratio(ratios, 0, number) for number in range(60)]
+    drawn = [train_step.batch_ratio(ratios, 0, number) for number in range(60)]
     assert set(drawn) == set(ratios)
-    assert drawn == [step.batch_ratio(ratios, 0, number) for number in range(60)]
-    assert drawn != [step.batch_ratio(ratios, 1, number) for number in range(60)]
+    assert drawn == [train_step.batch_ratio(ratios, 0, number) for number in range(60)]
+    assert drawn != [train_step.batch_ratio(ratios, 1, number) for number in range(60)]
 
 
 def test_augmentation_is_a_shift_and_small_noise():
     fbank = np.broadcast_to(np.arange(20.0)[:, None] * 10, (3, 20, 4)).astype(np.float32)
-    out = np.asarray(step.augment_audio(jax.random.key(0), jax.numpy.asarray(fbank), 2.0))
+    out = np.asarray(train_step.augment_audio(jax.random.key(0), jax.numpy.asarray(fbank), 2.0))
     shifts = [int(np.argmin(sample[:, 0])) for sample in out]
     assert len(set(shifts)) > 1
     for sample, shift in zip(out, shifts, strict=True):

@@ -3,9 +3,10 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from cavmae_sync_jax import dataset, metrics
-from cavmae_sync_jax.evals import ranking
-from cavmae_sync_jax.model import AUDIO, VISUAL
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.evals.metrics import ranking
+from cavmae_sync_jax.utils import console
+from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
 FITTED_CLIPS = 2000
 RIDGE = 0.1  # added to the standardised features' variances of 1
@@ -19,7 +20,7 @@ def chance(clips: int) -> dict[str, dict[str, float]]:
 
 
 def linear(
-    train: dataset.Records, held_out: dataset.Records, framing: dataset.Framing
+    train: loader.Records, held_out: loader.Records, framing: loader.Framing
 ) -> dict[str, dict[str, float]]:
     """Canonical correlations between colour statistics and mean log-mel, fitted on `train`.
 
@@ -54,13 +55,13 @@ def _whitening(x: Float[np.ndarray, "samples dim"]) -> Float[np.ndarray, "dim di
     return vectors / np.sqrt(values + RIDGE) @ vectors.T / scale[:, None]
 
 
-def oracle(held_out: dataset.Records, framing: dataset.Framing) -> dict[str, dict[str, float]]:
+def oracle(held_out: loader.Records, framing: loader.Framing) -> dict[str, dict[str, float]]:
     """Knows the true class that sounds in every frame (silence is a class), and nothing else.
 
     Raises:
       UserError: if the dataset holds no `frame_class`, as datasets of plain videos.
     """
-    records = dataset.Records(held_out.directory, held_out.split, ("frame_class",))
+    records = loader.Records(held_out.directory, held_out.split, ("frame_class",))
     classes = np.stack([records[i]["frame_class"] for i in range(len(records))])
     chosen = np.arange(framing.num_frames) * classes.shape[1] // framing.num_frames
     known = _one_hot(classes[:, chosen])
@@ -72,13 +73,13 @@ def _one_hot(classes: Int[np.ndarray, "clips frames"]) -> Float[np.ndarray, "cli
 
 
 def _statistics(
-    records: dataset.Records, framing: dataset.Framing, sample: bool
+    records: loader.Records, framing: loader.Framing, sample: bool
 ) -> list[Float[np.ndarray, "clips frames dim"]]:
     """Per frame: mean and spread of each log-mel bin; mean and spread of each colour in cells."""
     audio, visual = [], []
     chosen = np.unique(np.linspace(0, len(records) - 1, FITTED_CLIPS).astype(int))
     indices = chosen if sample else range(len(records))
-    with metrics.progress("statistics", len(indices), "clip") as bar:
+    with console.progress("statistics", len(indices), "clip") as bar:
         for index in indices:
             pairs = records.pairs(int(index), framing, range(framing.num_frames))
             windows = np.stack([pair[AUDIO] for pair in pairs]).astype(np.float32)

@@ -12,8 +12,9 @@ from typing import Any
 
 from etils import epath
 
-from cavmae_sync_jax import dataset, metrics
-from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.utils import console
+from cavmae_sync_jax.utils.errors import UserError
 
 NAMED = 3  # of the clips that are missing
 
@@ -66,10 +67,10 @@ def _id_of(entry: Any, number: int, path: epath.Path) -> str:
     raise UserError(f"the list of clips {path}, entry {number}, has no video_id")
 
 
-class Selected(dataset.Records):
+class Selected(loader.Records):
     """Some of a split's records, by their indices."""
 
-    def __init__(self, records: dataset.Records, indices: Sequence[int]):
+    def __init__(self, records: loader.Records, indices: Sequence[int]):
         self.directory, self.split = records.directory, records.split
         self.features = records.features
         digest = hashlib.sha256(repr(list(indices)).encode()).hexdigest()[:16]
@@ -83,15 +84,13 @@ class Selected(dataset.Records):
         return self._records[self._indices[index]]
 
     def pairs(
-        self, index: int, framing: dataset.Framing, frames: Iterable[int]
-    ) -> list[dataset.Batch]:
+        self, index: int, framing: loader.Framing, frames: Iterable[int]
+    ) -> list[loader.Batch]:
         """Some of a clip's frames with their windows, see `dataset.Framing.pair`."""
         return self._records.pairs(self._indices[index], framing, frames)
 
 
-def select(
-    records: dataset.Records, wanted: Sequence[str], name: str
-) -> tuple[Selected, list[str]]:
+def select(records: loader.Records, wanted: Sequence[str], name: str) -> tuple[Selected, list[str]]:
     """The records whose ids are wanted, in the split's order, and the ids that it lacks.
 
     Args:
@@ -103,7 +102,7 @@ def select(
       UserError: if there is none of them.
     """
     where, ids = f"{records.directory}, split {records.split}", []
-    with metrics.progress("clip ids", len(records), "clip") as bar:
+    with console.progress("clip ids", len(records), "clip") as bar:
         for index in range(len(records)):
             ids += records.ids([index])
             bar.update()
@@ -117,7 +116,7 @@ def select(
     missing = [clip for clip in wanted if clip not in have]
     if missing:
         first = ", ".join(missing[:NAMED]) + (", …" if len(missing) > NAMED else "")
-        metrics.tell(
+        console.tell(
             f"{len(missing)} of the {len(wanted)} clips of {name} are not in {where} ({first}); "
             f"the scores are of the other {len(indices)}"
         )

@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 from etils import epath
-from matplotlib import pyplot
-from matplotlib.figure import Figure
 
-from cavmae_sync_jax import cli, dataset
-from cavmae_sync_jax.pretrained import Pretrained, load
+from cavmae_sync_jax.checkpoints.pretrained import Pretrained, load
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.utils import cli
 
 UNTRAINED_SEED = 1_000_003  # not the seed that a training is likely to have begun with
 
@@ -33,13 +32,13 @@ def parser(description: str, name: str, *, needs_model: bool = True) -> argparse
     return arguments
 
 
-def opened(args: argparse.Namespace) -> tuple[Pretrained, dataset.Records]:
+def opened(args: argparse.Namespace) -> tuple[Pretrained, loader.Records]:
     """The model and the split that the flags name, and the output folder made.
 
     Raises:
       UserError: if one of them is not there.
     """
-    model, records = load(args.checkpoint), dataset.Records(args.data, args.split)
+    model, records = load(args.checkpoint), loader.Records(args.data, args.split)
     cli.make_folder(args.output)
     return model, records
 
@@ -50,12 +49,12 @@ def untrained(model: Pretrained) -> Pretrained:
     return model._replace(params=params)
 
 
-def describe(model: Pretrained, records: dataset.Records) -> dict[str, Any]:
+def describe(model: Pretrained, records: loader.Records) -> dict[str, Any]:
     """What a result says of the model, the data and the code it comes from."""
     return {
         "checkpoint": {"directory": model.directory, "step": model.step},
         "data": {"identity": records.identity, "directory": str(records.directory)},
-        "framing": dataset.Framing.of(model.config)._asdict(),
+        "framing": loader.Framing.of(model.config)._asdict(),
         "version": cli.version(),
     }
 
@@ -67,10 +66,3 @@ def write(output: epath.PathLike, name: str, result: dict[str, Any], table: str)
     path = cli.make_folder(output) / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{table}\nwritten: {path}")
-
-
-def save(figure: Figure, path: epath.Path) -> None:
-    """Writes a figure as a PNG and closes it."""
-    with path.open("wb") as file:
-        figure.savefig(file, dpi=110, format="png")
-    pyplot.close(figure)

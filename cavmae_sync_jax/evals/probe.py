@@ -15,30 +15,31 @@ import argparse
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import checkpoint, cli, dataset, features, metrics, processes, sharding
-from cavmae_sync_jax.cli import UserError
-from cavmae_sync_jax.evals import common, probe_scores, probe_training
+from cavmae_sync_jax.checkpoints import manager
+from cavmae_sync_jax.checkpoints.pretrained import Pretrained
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.distributed import multihost, sharding
+from cavmae_sync_jax.evals import common, probe_training
+from cavmae_sync_jax.evals.figures import probe as figure
+from cavmae_sync_jax.evals.metrics import classification
 from cavmae_sync_jax.evals.probe_training import Labelled
-from cavmae_sync_jax.pretrained import Pretrained
-from cavmae_sync_jax.probe_head import ProbeHead
+from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.models.probe_head import ProbeHead
+from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils.errors import UserError
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-NAMED_CLASSES = 40  # a picture of more has no names
 Truth = Bool[np.ndarray, "_ classes"]  # of one split or the other
 
 
 def run(
     model: Pretrained,
-    records: dataset.Records,
+    records: loader.Records,
     config: ConfigDict,
     output: epath.PathLike | None = None,
     *,
@@ -73,7 +74,7 @@ def run(
         _one_label(records, truth)
     train = None
     if head is None or with_baselines:
-        fitted = dataset.Records(records.directory, config.train_split)
+        fitted = loader.Records(records.directory, config.train_split)
         train = labels(fitted), fitted
         if config.loss == "ce":
             _one_label(fitted, train[0])
@@ -86,7 +87,7 @@ def run(
         score |= {"head": None}
         plain = _logits(common.untrained(model), records, len(classes), workdir=None, **score)
         result["baselines"]["untrained model"] = scores_of(truth, plain)
-    precisions = probe_scores.class_precisions(truth, logits)
+    precisions = classification.class_precisions(truth, logits)
     result["classes"] = {
         label: {"AP": None if np.isnan(ap) else float(ap), "clips": int(count)}
         for label, ap, count in zip(classes, precisions, truth.sum(axis=0), strict=True)
@@ -95,11 +96,11 @@ def run(
     if output is not None:
         common.write(output, name, result, table(result))
         if jax.process_index() == 0:
-            draw_confusion(truth, logits, classes, epath.Path(output) / f"{name}.png")
+            figure.draw(truth, logits, classes, epath.Path(output) / f"{name}.png")
     return result
 
 
-def class_names(records: dataset.Records) -> list[str]:
+def class_names(records: loader.Records) -> list[str]:
     """The names of a dataset's classes, in the order of its labels.
 
     Raises:
@@ -114,14 +115,14 @@ def class_names(records: dataset.Records) -> list[str]:
     return names
 
 
-def labels(records: dataset.Records) -> Truth:
+def labels(records: loader.Records) -> Truth:
     """Which classes each clip has.
 
     Raises:
       UserError: if the dataset has no labels, or a clip of the split has none.
     """
     truth = np.zeros((len(records), len(class_names(records))), bool)
-    with metrics.progress(f"labels of {records.split}", len(records), "clip") as bar:
+    with console.progress(f"labels of {records.split}", len(records), "clip") as bar:
         for index in range(len(records)):
             truth[index, records[index]["labels"]] = True
             bar.update()
@@ -135,7 +136,7 @@ def labels(records: dataset.Records) -> Truth:
     return truth
 
 
-def _one_label(records: dataset.Records, truth: Truth) -> None:
+def _one_label(records: loader.Records, truth: Truth) -> None:
     several = np.flatnonzero(truth.sum(axis=1) > 1)
     if several.size:
         raise UserError(
@@ -147,11 +148,11 @@ def _one_label(records: dataset.Records, truth: Truth) -> None:
 
 def _logits(
     model: Pretrained,
-    records: dataset.Records,
+    records: loader.Records,
     classes: int,
     *,
     head: epath.PathLike | None,
-    train: tuple[Truth, dataset.Records] | None,
+    train: tuple[Truth, loader.Records] | None,
     config: ConfigDict,
     mesh: Mesh,
     workdir: epath.PathLike | None,
@@ -159,7 +160,7 @@ def _logits(
 ) -> Float[np.ndarray, "clips classes"]:
     """The logits of a given head, or of one trained here."""
 
-    def seen(split: dataset.Records) -> Float[np.ndarray, "clips frames dim"]:
+    def seen(split: loader.Records) -> Float[np.ndarray, "clips frames dim"]:
         tokens = features.extract(features.encoder_tokens, model, split, mesh, cache)
         return probe_training.stream_features(tokens, config.stream)
 
@@ -176,7 +177,7 @@ def _logits(
 
 
 def _load_head(directory: epath.PathLike, width: int, classes: int) -> tuple[ProbeHead, Any]:
-    with checkpoint.opened(directory) as stored:
+    with manager.opened(directory) as stored:
         if "head" not in stored.config:
             raise UserError(f"{directory} holds no probe's head")
         module = ProbeHead(**stored.config.head)
@@ -190,9 +191,9 @@ def _load_head(directory: epath.PathLike, width: int, classes: int) -> tuple[Pro
 
 def scores_of(truth: Truth, logits: Float[np.ndarray, "clips classes"]) -> dict[str, float]:
     """`mAP` over the classes that have clips; `accuracy` where every clip has one label."""
-    scores = {"mAP": float(np.nanmean(probe_scores.class_precisions(truth, logits)))}
+    scores = {"mAP": float(np.nanmean(classification.class_precisions(truth, logits)))}
     if (truth.sum(axis=1) == 1).all():
-        scores["accuracy"] = probe_scores.accuracy(truth, logits)
+        scores["accuracy"] = classification.accuracy(truth, logits)
     return scores
 
 
@@ -213,26 +214,6 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_confusion(
-    truth: Truth,
-    logits: Float[np.ndarray, "clips classes"],
-    classes: list[str],
-    path: epath.Path,
-) -> None:
-    """Draws, for the clips of each class, how their best classes are spread."""
-    spread = probe_scores.confusion(truth, logits)
-    side = 3.5 + 0.28 * min(len(classes), NAMED_CLASSES)
-    figure, axis = plt.subplots(figsize=(side + 1, side))
-    image = axis.imshow(spread, cmap="magma", vmin=0, vmax=1)
-    axis.set(xlabel="best class", ylabel="a class of the clip")
-    if len(classes) <= NAMED_CLASSES:
-        axis.set_xticks(range(len(classes)), classes, rotation=90)
-        axis.set_yticks(range(len(classes)), classes)
-    figure.colorbar(image, label="share of the row's clips", shrink=0.8)
-    figure.tight_layout()
-    common.save(figure, path)
-
-
 def main() -> None:
     """Runs the command line."""
     arguments = common.parser(__doc__, "probe")
@@ -251,7 +232,7 @@ def main() -> None:
             cache=args.cache,
         )
 
-    cli.main(arguments, start, config=True, within=processes.joined)
+    cli.main(arguments, start, config=True, within=multihost.joined)
 
 
 if __name__ == "__main__":

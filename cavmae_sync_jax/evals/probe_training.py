@@ -18,12 +18,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import checkpoint, dataset, dataset_folder, features, metrics, optim, sharding
-from cavmae_sync_jax.cli import UserError
-from cavmae_sync_jax.model import AUDIO, MODALITIES, VISUAL
-from cavmae_sync_jax.pretrained import Pretrained
-from cavmae_sync_jax.probe_head import ProbeHead
-from cavmae_sync_jax.step import augment_audio
+from cavmae_sync_jax.checkpoints import manager
+from cavmae_sync_jax.checkpoints.pretrained import Pretrained
+from cavmae_sync_jax.data import dataset_dir, loader
+from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.models.probe_head import ProbeHead
+from cavmae_sync_jax.training import optim
+from cavmae_sync_jax.training.train_step import augment_audio
+from cavmae_sync_jax.utils import console
+from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
 
 STREAMS = {"both": (AUDIO, VISUAL), "audio": (AUDIO,), "visual": (VISUAL,)}
 LOSSES = ("bce", "ce")
@@ -35,7 +40,7 @@ class Labelled(NamedTuple):
     """Clips with their labels: cached features, or the split that they are read from."""
 
     truth: Bool[np.ndarray, "clips classes"]
-    source: Float[np.ndarray, "clips frames dim"] | dataset.Records
+    source: Float[np.ndarray, "clips frames dim"] | loader.Records
 
 
 class HeadState(flax.struct.PyTreeNode):
@@ -86,7 +91,7 @@ def order(
     """
     weights = None
     if config.balanced:
-        weights = truth @ dataset_folder.class_weights(truth.sum(axis=0))
+        weights = truth @ dataset_dir.class_weights(truth.sum(axis=0))
         weights = weights / weights.sum()
     epochs = []
     for epoch in range(config.epochs):
@@ -203,7 +208,7 @@ def train(
         checkpoints = None
         state = jax.jit(fresh, out_shardings=shardings)(key)
         if workdir is not None:
-            checkpoints = checkpoint.Checkpoints(workdir, keep=2)
+            checkpoints = manager.Checkpoints(workdir, keep=2)
             stack.callback(checkpoints.close)
             if (newest := checkpoints.latest) is not None:
                 state = _resume(checkpoints.stored(newest), head, config, shapes, shardings)
@@ -211,7 +216,7 @@ def train(
         batches = _batches(clips, places, model, config, mesh, first)
         stack.callback(batches.close)
         stack.enter_context(jax.set_mesh(mesh))
-        bar = stack.enter_context(metrics.progress("probe", steps, "step", initial=first))
+        bar = stack.enter_context(console.progress("probe", steps, "step", initial=first))
         encoder = {}
         if not isinstance(clips.source, np.ndarray):
             encoder = jax.device_put(jax.device_get(model.params), sharding.replicated(mesh))
@@ -307,8 +312,8 @@ def _batches(
             yield put({"features": clips.source[chosen], "truth": clips.truth[chosen]})
         return
     data = model.config.data
-    framing = dataset.Framing.of(model.config)
-    stream = dataset.clip_batches(
+    framing = loader.Framing.of(model.config)
+    stream = loader.clip_batches(
         clips.source, framing, size, data.workers, data.prefetch, places, start
     )
     with contextlib.closing(stream):
@@ -323,7 +328,7 @@ def _described(head: ProbeHead, config: ConfigDict) -> ConfigDict:
 
 
 def _resume(
-    newest: checkpoint.Stored,
+    newest: manager.Stored,
     head: ProbeHead,
     config: ConfigDict,
     shapes: HeadState,

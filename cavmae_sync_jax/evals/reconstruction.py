@@ -17,21 +17,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import cli, dataset, features, losses, masking, patches, processes, sharding
-from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.checkpoints.pretrained import Pretrained
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.distributed import multihost, sharding
 from cavmae_sync_jax.evals import common
-from cavmae_sync_jax.model import AUDIO, IMAGE_MEAN, IMAGE_STD, MODALITIES, VISUAL, CavMaeSync
-from cavmae_sync_jax.pretrained import Pretrained
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from cavmae_sync_jax.evals.figures import reconstruction as figure
+from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.models import masking, patches
+from cavmae_sync_jax.models.cavmae_sync import IMAGE_MEAN, IMAGE_STD, CavMaeSync
+from cavmae_sync_jax.training import losses
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
 
 MASK_SEED = 0
 PAPER_RATIO = 0.75  # for checkpoints whose config does not tell how they were trained
@@ -125,7 +128,7 @@ def _predict(
 
 def run(
     model: Pretrained,
-    records: dataset.Records,
+    records: loader.Records,
     output: epath.PathLike | None = None,
     *,
     mesh: Mesh | None = None,
@@ -228,13 +231,13 @@ def picture(
 
 def draw(
     model: Pretrained,
-    records: dataset.Records,
+    records: loader.Records,
     masks: Masks,
     path: epath.Path,
     clips: int = 4,
 ) -> None:
     """Draws a frame of each of some evenly chosen clips: masked, predicted and as it is."""
-    module, framing = model.module, dataset.Framing.of(model.config)
+    module, framing = model.module, loader.Framing.of(model.config)
     chosen = np.linspace(0, len(records) - 1, min(clips, len(records))).astype(int)
     # Frames from early to late, because equal frames would have equal masks.
     frames = (2 * np.arange(len(chosen)) + 1) * framing.num_frames // (2 * len(chosen))
@@ -258,32 +261,7 @@ def draw(
             columns[f"{modality}\n{title}"] = list(picture(module, modality, shown))
     ids = records.ids([int(clip) for clip in chosen])
     names = [f"{name}, frame {frame}" for name, frame in zip(ids, frames, strict=True)]
-    _draw_grid(columns, names, path)
-
-
-def _draw_grid(columns: dict[str, list[np.ndarray]], names: list[str], path: epath.Path) -> None:
-    """Draws a row for each name; the log-mels of a row have the colours of its last one."""
-    figure, axes = plt.subplots(
-        len(names),
-        len(columns),
-        figsize=(1.7 * len(columns), 1.7 * len(names) + 0.6),
-        squeeze=False,
-        layout="constrained",
-    )
-    magma = plt.get_cmap("magma").with_extremes(bad="0.6")
-    originals = list(columns.values())[-1]
-    for column, (title, pictures) in zip(axes.T, columns.items(), strict=True):
-        column[0].set_title(title, fontsize=8)
-        for axis, shown, original in zip(column, pictures, originals, strict=True):
-            if shown.ndim == 3:
-                axis.imshow(np.where(np.isnan(shown), 0.6, shown).clip(0, 1))
-            else:
-                low, high = original.min(), original.max()
-                axis.imshow(shown, origin="lower", aspect="auto", cmap=magma, vmin=low, vmax=high)
-            axis.set(xticks=[], yticks=[])
-    for axis, name in zip(axes[:, 0], names, strict=True):
-        axis.set_ylabel(name, fontsize=7, parse_math=False)
-    common.save(figure, path)
+    figure.draw(columns, names, path)
 
 
 def main() -> None:
@@ -299,7 +277,7 @@ def main() -> None:
         model, records = common.opened(args)
         run(model, records, args.output, mask_ratio=args.mask_ratio, cache=args.cache)
 
-    cli.main(arguments, start, within=processes.joined)
+    cli.main(arguments, start, within=multihost.joined)
 
 
 if __name__ == "__main__":

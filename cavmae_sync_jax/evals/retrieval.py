@@ -24,34 +24,34 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from cavmae_sync_jax import audio, cli, dataset, features, processes, sharding
-from cavmae_sync_jax.cli import UserError
-from cavmae_sync_jax.evals import baselines, clip_lists, common, ranking, scores
-from cavmae_sync_jax.features import Arrays
-from cavmae_sync_jax.model import VISUAL
-from cavmae_sync_jax.pretrained import Pretrained
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from cavmae_sync_jax.checkpoints.pretrained import Pretrained
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.distributed import multihost, sharding
+from cavmae_sync_jax.evals import baselines, clip_lists, common
+from cavmae_sync_jax.evals.figures import retrieval as figure
+from cavmae_sync_jax.evals.metrics import ranking
+from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
+from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.inference.features import Arrays
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
 
 DIRECTIONS = ("visual_to_audio", "audio_to_visual")
-SEARCHED = 1024  # clips whose similarity to the drawn queries is computed at a time
 Scores = dict[str, dict[str, float]]
 
 
 def run(
     model: Pretrained,
-    records: dataset.Records,
+    records: loader.Records,
     output: epath.PathLike | None = None,
     *,
     mesh: Mesh | None = None,
-    strategies: Sequence[str] = tuple(scores.STRATEGIES),
+    strategies: Sequence[str] = tuple(retrieval_metrics.STRATEGIES),
     with_baselines: bool = False,
     clips: epath.PathLike | None = None,
     cache: epath.PathLike | None = None,
@@ -77,7 +77,7 @@ def run(
       UserError: if `clips` is no such list, or `records` has none of its clips.
     """
     mesh = mesh or sharding.make_mesh()
-    fitted = dataset.Records(records.directory, "train") if with_baselines else None
+    fitted = loader.Records(records.directory, "train") if with_baselines else None
     chosen: dict[str, Any] = {}
     if clips is not None:
         wanted = clip_lists.read(clips)
@@ -94,8 +94,8 @@ def run(
     if output is not None:
         common.write(output, "retrieval", result, table(result))
         if jax.process_index() == 0:
-            framing = dataset.Framing.of(model.config)
-            draw_matches(records, framing, embedded, epath.Path(output) / "retrieval.png")
+            framing = loader.Framing.of(model.config)
+            figure.draw(records, framing, embedded, epath.Path(output) / "retrieval.png")
     return result
 
 
@@ -103,7 +103,7 @@ def run_embeddings(
     file: epath.PathLike,
     output: epath.PathLike | None = None,
     *,
-    strategies: Sequence[str] = tuple(scores.STRATEGIES),
+    strategies: Sequence[str] = tuple(retrieval_metrics.STRATEGIES),
 ) -> dict[str, Any]:
     """Scores the embeddings of any system, see `read_embeddings`; returns what the JSON holds.
 
@@ -144,9 +144,9 @@ def _one_frame(frames: dict[str, int]) -> bool:
 
 
 def _baselines(
-    model: Pretrained, train: dataset.Records, records: dataset.Records, mesh: Mesh
+    model: Pretrained, train: loader.Records, records: loader.Records, mesh: Mesh
 ) -> dict[str, Scores]:
-    framing = dataset.Framing.of(model.config)
+    framing = loader.Framing.of(model.config)
     embedded = features.extract(features.embeddings, common.untrained(model), records, mesh)
     result = {
         "chance": baselines.chance(len(records)),
@@ -236,56 +236,6 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_matches(
-    records: dataset.Records,
-    framing: dataset.Framing,
-    embedded: Arrays,
-    path: epath.Path,
-    queries: int = 6,
-    matches: int = 5,
-) -> None:
-    """Draws evenly chosen queries by sound, with their own clip and the best matches by picture.
-
-    A sound is the whole clip's log-mel, a clip four of its frames in reading order; the true match
-    has a green frame.
-    """
-    chosen = np.linspace(0, len(records) - 1, min(queries, len(records))).astype(int)
-    sounds, pictures = embedded["audio"][chosen], embedded["visual"]
-    starts = range(0, len(records), SEARCHED)
-    blocks = [scores.diagonal_mean(sounds, pictures[i : i + SEARCHED]) for i in starts]
-    similarity = np.concatenate(blocks, axis=1)
-    rank = scores.ranks(similarity, chosen)
-    columns = 2 + min(matches, len(records))
-    figure, axes = plt.subplots(
-        len(chosen), columns, figsize=(1.9 * columns, 2.1 * len(chosen)), squeeze=False
-    )
-    for row, query, own_rank, scored in zip(axes, chosen, rank, similarity, strict=True):
-        fbank = audio.dequantize(records[int(query)]["fbank"]).astype(np.float32)
-        row[0].imshow(fbank.T, origin="lower", aspect="auto", cmap="magma")
-        row[0].set_title(f"query: sound of clip {query}", fontsize=8)
-        row[1].imshow(_mosaic(records, framing, int(query)))
-        row[1].set_title(f"its frames (rank {own_rank:g})", fontsize=8)
-        for place, target in enumerate(np.argsort(-scored)[: columns - 2], 1):
-            axis = row[place + 1]
-            axis.imshow(_mosaic(records, framing, int(target)))
-            axis.set_title(f"{place}. clip {target}: {scored[target]:.2f}", fontsize=8)
-            if target == query:
-                for spine in axis.spines.values():
-                    spine.set(edgecolor="limegreen", linewidth=4)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-    figure.tight_layout()
-    common.save(figure, path)
-
-
-def _mosaic(
-    records: dataset.Records, framing: dataset.Framing, clip: int
-) -> UInt8[np.ndarray, "height width 3"]:
-    quarters = [i * framing.num_frames // 4 for i in range(4)]
-    frames = [pair[VISUAL] for pair in records.pairs(clip, framing, quarters)]
-    return np.concatenate([np.concatenate(frames[i : i + 2], axis=1) for i in (0, 2)])
-
-
 def main() -> None:
     """Runs the command line."""
     arguments = common.parser(__doc__, "retrieval", needs_model=False)
@@ -301,7 +251,7 @@ def main() -> None:
     arguments.add_argument(
         "--strategies",
         type=_strategies,
-        default=",".join(scores.STRATEGIES),
+        default=",".join(retrieval_metrics.STRATEGIES),
         help="aggregations of frames to score, with commas between",
     )
 
@@ -326,14 +276,14 @@ def main() -> None:
             cache=args.cache,
         )
 
-    cli.main(arguments, start, within=processes.joined)
+    cli.main(arguments, start, within=multihost.joined)
 
 
 def _strategies(text: str) -> list[str]:
     names = text.split(",")
-    unknown = [name for name in names if name not in scores.STRATEGIES]
+    unknown = [name for name in names if name not in retrieval_metrics.STRATEGIES]
     if unknown:
-        known = ", ".join(scores.STRATEGIES)
+        known = ", ".join(retrieval_metrics.STRATEGIES)
         raise argparse.ArgumentTypeError(f"there is no {unknown[0]!r}; there are {known}")
     return names
 

@@ -13,48 +13,41 @@ OUTPUT/segmentation.png, where some images are shown with their maps.
 
 import argparse
 import io
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Float, Float32
 from PIL import Image
 
-from cavmae_sync_jax import cli, dataset, features, metrics, processes, sharding
-from cavmae_sync_jax.cli import UserError
-from cavmae_sync_jax.evals import common, precision
-from cavmae_sync_jax.evals import segmentation_scores as scores
-from cavmae_sync_jax.model import AUDIO, VISUAL, CavMaeSync
-from cavmae_sync_jax.pretrained import Pretrained
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from cavmae_sync_jax.checkpoints.pretrained import Pretrained
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.distributed import multihost, sharding
+from cavmae_sync_jax.evals import common
+from cavmae_sync_jax.evals.figures import segmentation as figure
+from cavmae_sync_jax.evals.metrics import segmentation as segmentation_metrics
+from cavmae_sync_jax.evals.metrics.segmentation import Items
+from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
+from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
 Query = Literal["frame", "clip"]
 Tokens = Literal["joint", "encoder"]
 NAME = "segmentation"
 
 
-class Items(NamedTuple):
-    """The frames to score: whose they are, which of a clip's chosen frames, class and mask."""
-
-    records: Int[np.ndarray, " items"]
-    frames: Int[np.ndarray, " items"]
-    classes: Int[np.ndarray, " items"]
-    masks: Bool[np.ndarray, "items height width"]
-
-
-class Stills(dataset.Records):
+class Stills(loader.Records):
     """Records of one image each, which is repeated, so that a sound gets as many windows as a clip.
 
     A model of 16 frames a clip so hears an image's sound in its 16 windows, spread as always.
     """
 
-    def __init__(self, records: dataset.Records, windows: int):
+    def __init__(self, records: loader.Records, windows: int):
         super().__init__(records.directory, records.split)
         self._windows = windows
 
@@ -123,7 +116,7 @@ def _unit(vectors: Float[Array, "*shape dim"]) -> Float32[Array, "*shape dim"]:
 
 def run(
     model: Pretrained,
-    records: dataset.Records,
+    records: loader.Records,
     output: epath.PathLike | None = None,
     *,
     mesh: Mesh | None = None,
@@ -165,7 +158,7 @@ def run(
             f"{model.directory} has no global token (config.model.global_token=False), "
             "which a sound's prompt is"
         )
-    truth = dataset.Records(records.directory, records.split, ("frame_class", "frame_mask"))
+    truth = loader.Records(records.directory, records.split, ("frame_class", "frame_mask"))
     (stored,) = truth.features["frame_class"].shape
     query = query or ("clip" if stored == 1 else "frame")
     if stored == 1:
@@ -180,25 +173,27 @@ def run(
         model, function = _with_frames(model, frames), frame_maps
     items = find_items(truth, frames)
 
-    def maps_of(model: Pretrained) -> scores.Maps:
+    def maps_of(model: Pretrained) -> segmentation_metrics.Maps:
         maps = features.extract(function, model, records, mesh, cache)[f"{query}_{tokens}"]
         return maps[items.records, items.frames]
 
     maps = maps_of(model)
-    table = scores.by_class(maps, items.masks, items.classes)
+    table = segmentation_metrics.by_class(maps, items.masks, items.classes)
     names = truth.features["labels"].feature.names
     result: dict[str, Any] = {
         "items": len(maps),
         "query": query,
         "tokens": tokens,
-        "scores": scores.means(table.values()),
+        "scores": segmentation_metrics.means(table.values()),
         "classes": {names[class_id]: score for class_id, score in table.items()},
     }
     if with_baselines:
         untrained = maps_of(common.untrained(model))
-        blobs = np.broadcast_to(scores.blob(), (len(maps), *scores.blob().shape))
+        blobs = np.broadcast_to(
+            segmentation_metrics.blob(), (len(maps), *segmentation_metrics.blob().shape)
+        )
         result["baselines"] = {
-            "constant map (every pixel)": scores.constant(table.values()),
+            "constant map (every pixel)": segmentation_metrics.constant(table.values()),
             "blob in the middle": _score(blobs, items),
             "untrained model": _score(untrained, items),
         }
@@ -206,7 +201,14 @@ def run(
     if output is not None:
         common.write(output, NAME, result, text(result))
         if jax.process_index() == 0:
-            draw(records, dataset.Framing.of(model.config), items, maps, names, output)
+            figure.draw(
+                records,
+                loader.Framing.of(model.config),
+                items,
+                maps,
+                names,
+                epath.Path(output) / f"{NAME}.png",
+            )
     return result
 
 
@@ -218,14 +220,14 @@ def _with_frames(model: Pretrained, frames: int) -> Pretrained:
     return model._replace(config=config)
 
 
-def find_items(truth: dataset.Records, frames: int) -> Items:
+def find_items(truth: loader.Records, frames: int) -> Items:
     """The frames in which something sounds and is seen, of `frames` evenly chosen of each clip.
 
     Raises:
       UserError: if there is none.
     """
     found = []
-    with metrics.progress("truth", len(truth), "clip") as bar:
+    with console.progress("truth", len(truth), "clip") as bar:
         for index in range(len(truth)):
             record = truth[index]
             classes, masks = record["frame_class"], record["frame_mask"]
@@ -244,8 +246,10 @@ def find_items(truth: dataset.Records, frames: int) -> Items:
     return Items(*map(np.array, zip(*found, strict=True)))
 
 
-def _score(maps: scores.Maps, items: Items) -> dict[str, float]:
-    return scores.means(scores.by_class(maps, items.masks, items.classes).values())
+def _score(maps: segmentation_metrics.Maps, items: Items) -> dict[str, float]:
+    return segmentation_metrics.means(
+        segmentation_metrics.by_class(maps, items.masks, items.classes).values()
+    )
 
 
 def text(result: dict[str, Any]) -> str:
@@ -256,46 +260,6 @@ def text(result: dict[str, Any]) -> str:
     for row, score in {name: result["scores"], **result.get("baselines", {})}.items():
         lines.append(f"{row:52} {100 * score['mAP']:5.1f} {100 * score['mIoU']:5.1f}")
     return "\n".join(lines)
-
-
-def draw(
-    records: dataset.Records,
-    framing: dataset.Framing,
-    items: Items,
-    maps: scores.Maps,
-    names: list[str],
-    output: epath.PathLike,
-    columns: int = 6,
-) -> None:
-    """Draws evenly chosen images with their maps and the truth to OUTPUT/segmentation.png.
-
-    The colours of a map go from its own lowest value to its highest; scores compare all maps.
-    """
-    chosen = np.linspace(0, len(maps) - 1, min(columns, len(maps))).astype(int)
-    figure, axes = plt.subplots(
-        3, len(chosen), figsize=(1.9 * len(chosen) + 1, 6.3), squeeze=False, layout="constrained"
-    )
-    for column, item in zip(axes.T, chosen, strict=True):
-        (pair,) = records.pairs(int(items.records[item]), framing, [int(items.frames[item])])
-        mask = items.masks[item]
-        heat = scores.upsample(maps[item], *mask.shape)
-        grey = np.dot(pair[VISUAL], (0.299, 0.587, 0.114))
-        column[0].imshow(pair[VISUAL])
-        column[0].set_title(names[items.classes[item]], fontsize=9)
-        column[1].imshow(grey, cmap="gray", vmin=0, vmax=255)
-        shown = column[1].imshow(heat, cmap="turbo", alpha=0.6)
-        column[1].set_title(
-            f"AP {precision.average_precision(heat.ravel(), mask.ravel()):.2f}", fontsize=9
-        )
-        column[2].imshow(np.where(mask[..., None], pair[VISUAL], pair[VISUAL] // 5))
-        column[2].set_title(f"{mask.mean():.0%} of the pixels", fontsize=9)
-    for axis, label in zip(axes[:, 0], ("image", "map of the sound", "truth"), strict=True):
-        axis.set_ylabel(label, fontsize=10)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-    bar = figure.colorbar(shown, ax=axes[1, -1], ticks=shown.get_clim(), fraction=0.05)
-    bar.ax.set_yticklabels(["its\nlowest", "its\nhighest"], fontsize=8)
-    common.save(figure, epath.Path(output) / f"{NAME}.png")
 
 
 def main() -> None:
@@ -318,7 +282,7 @@ def main() -> None:
         model, records = common.opened(args)
         run(model, records, args.output, query=args.query, tokens=args.tokens, cache=args.cache)
 
-    cli.main(arguments, start, within=processes.joined)
+    cli.main(arguments, start, within=multihost.joined)
 
 
 if __name__ == "__main__":

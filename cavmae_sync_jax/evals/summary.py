@@ -18,11 +18,12 @@ from typing import Any
 
 from etils import epath
 
-from cavmae_sync_jax import cli
-from cavmae_sync_jax.cli import UserError
-from cavmae_sync_jax.evals import headlines, report
+from cavmae_sync_jax.evals.report import page as report_page
+from cavmae_sync_jax.evals.report import results_table
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
 
-COLUMNS = ("model", headlines.UNTRAINED, "best trivial baseline", "verdict")
+COLUMNS = ("model", results_table.UNTRAINED, "best trivial baseline", "verdict")
 
 
 def run(
@@ -57,13 +58,13 @@ def run(
     evaluations = {
         name: evaluation
         for name in sorted(results, key=_place)
-        if (evaluation := headlines.read(name, results[name])) is not None
+        if (evaluation := results_table.read(name, results[name])) is not None
     }
-    rows = headlines.rows(evaluations)
+    rows = results_table.rows(evaluations)
     html = None
     if page is not None:
         page = epath.Path(page)
-        html = report.page(folder, results, evaluations, workdir)
+        html = report_page.page(folder, results, evaluations, workdir)
     cli.make_folder(output.parent)
     output.write_text(json.dumps(results, indent=2) + "\n")
     if rows:
@@ -79,11 +80,11 @@ def run(
 
 
 def _place(name: str) -> int:
-    order = list(headlines.READERS)
+    order = list(results_table.READERS)
     return order.index(name) if name in order else len(order)
 
 
-def table(rows: Sequence[headlines.Row]) -> str:
+def table(rows: Sequence[results_table.Row]) -> str:
     """The one table as text: shares in percent; ranks and errors are better when lower."""
     lines = [("all evaluations, %, ranks and errors", *COLUMNS)]
     for row in rows:

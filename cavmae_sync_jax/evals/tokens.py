@@ -13,27 +13,27 @@ import argparse
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax import cli, dataset, features, processes, sharding
-from cavmae_sync_jax.cli import UserError
+from cavmae_sync_jax.checkpoints.pretrained import Pretrained
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.distributed import multihost, sharding
 from cavmae_sync_jax.evals import common, probe, probe_training
+from cavmae_sync_jax.evals.figures import tokens as figure
 from cavmae_sync_jax.evals.probe_training import STREAMS, Labelled
-from cavmae_sync_jax.pretrained import Pretrained
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
 
 KINDS = ("registers", "patches", "global")
 
 
 def run(
     model: Pretrained,
-    records: dataset.Records,
+    records: loader.Records,
     config: ConfigDict,
     output: epath.PathLike | None = None,
     *,
@@ -65,7 +65,7 @@ def run(
             "the token analysis probes the same features several times, so they must be computed "
             "once: use the row `cached` of the config, such as --config=configs/probe.py:demo"
         )
-    fitted = dataset.Records(records.directory, config.train_split)
+    fitted = loader.Records(records.directory, config.train_split)
     truths = probe.labels(fitted), probe.labels(records)
     result: dict[str, Any] = {"clips": len(records), "stream": config.stream}
     result["scores"] = _scores(model, fitted, records, truths, config, mesh, cache)
@@ -76,14 +76,14 @@ def run(
     if output is not None:
         common.write(output, "tokens", result, table(result))
         if jax.process_index() == 0:
-            draw(result, epath.Path(output) / "tokens.png")
+            figure.draw(result, epath.Path(output) / "tokens.png")
     return result
 
 
 def _scores(
     model: Pretrained,
-    fitted: dataset.Records,
-    records: dataset.Records,
+    fitted: loader.Records,
+    records: loader.Records,
     truths: tuple[probe.Truth, probe.Truth],
     config: ConfigDict,
     mesh: Mesh,
@@ -123,26 +123,6 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw(result: dict[str, Any], path: epath.Path) -> None:
-    """Draws the scores as bars, the untrained model's as lines across them."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True)
-    for axis, (head, of_kind) in zip(axes, result["scores"].items(), strict=True):
-        values = [100 * of_kind[kind]["mAP"] for kind in of_kind]
-        bars = axis.bar(list(of_kind), values, color="tab:blue", width=0.6)
-        axis.bar_label(bars, fmt="%.1f")
-        plain = result.get("untrained", {}).get(head, {})
-        for place, kind in enumerate(plain):
-            height = 100 * plain[kind]["mAP"]
-            label = "untrained model" if place == 0 else None
-            axis.hlines(height, place - 0.3, place + 0.3, color="tab:orange", label=label)
-        if plain:
-            axis.legend(loc="lower right")
-        axis.set(title=f"{head} probe", ylim=(0, 108))
-    axes[0].set_ylabel("mAP, %")
-    figure.tight_layout()
-    common.save(figure, path)
-
-
 def main() -> None:
     """Runs the command line."""
     arguments = common.parser(__doc__, "tokens")
@@ -155,7 +135,7 @@ def main() -> None:
         baselines, cache = args.baselines, args.cache
         run(model, records, config, args.output, with_baselines=baselines, cache=cache)
 
-    cli.main(arguments, start, config=True, within=processes.joined)
+    cli.main(arguments, start, config=True, within=multihost.joined)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,296 @@
+"""A prepared dataset (TFDS, ArrayRecord) to batches: frames and their audio windows.
+
+The order of training examples is a pure function of (seed, position): position `n` of an endless
+sequence of shuffled epochs. Batch `s` holds positions `s·B … s·B + B - 1`, cut into equal
+consecutive shares for the processes. A run therefore resumes from a number, with any count of
+workers, processes or devices, and every clip comes once an epoch.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import flags
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from cavmae_sync_jax.data import dataset_dir
+from cavmae_sync_jax.distributed import preemption, sharding
+from cavmae_sync_jax.media import audio
+from cavmae_sync_jax.media.images import decode_jpeg
+from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
+
+FIELDS = ("clip_id", "frames", "fbank")
+Batch = dict[str, Any]
+
+
+class Records:
+    """Random access to a split's records; errors name the record."""
+
+    def __init__(self, directory: epath.PathLike, split: str, fields: tuple[str, ...] = FIELDS):
+        """Opens a split.
+
+        Args:
+          directory: a dataset's version folder, or a folder with one dataset somewhere below.
+          split: "train", "eval" or what else the dataset has.
+          fields: the features that the caller needs.
+
+        Raises:
+          UserError: if there is no such dataset, split or field.
+        """
+        self.directory = dataset_dir.find(directory)
+        self.split = split
+        builder = tfds.builder_from_directory(str(self.directory))
+        self.features = builder.info.features
+        if split not in builder.info.splits:
+            have = ", ".join(builder.info.splits)
+            raise UserError(f"{self.directory} has no split {split!r}; it has {have}")
+        info = builder.info.splits[split]
+        self.identity = (
+            f"{builder.info.full_name}, split {split}: "
+            f"{info.num_examples} clips, {info.num_bytes} bytes"
+        )
+        missing = [field for field in fields if field not in self.features]
+        if missing:
+            raise UserError(f"{self.directory} has no {', '.join(missing)}, which this needs")
+        self._source = builder.as_data_source(split=split)
+        self._length = info.num_examples
+        if not self._length:
+            raise UserError(f"{self.directory}, split {split} is empty")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return self._source[index]
+        except Exception as error:
+            raise self._damaged(index, error) from error
+
+    def pairs(self, index: int, framing: "Framing", frames: Iterable[int]) -> list[Batch]:
+        """Some of a clip's frames with their windows, see `Framing.pair`."""
+        record = self[index]
+        try:
+            return [framing.pair(record, frame) for frame in frames]
+        except OSError as error:
+            raise self._damaged(index, error) from error
+
+    def _damaged(self, index: int, error: Exception) -> UserError:
+        return UserError(
+            f"{self.directory}, split {self.split}, record {index} is damaged "
+            f"({error}): prepare the dataset again"
+        )
+
+    def ids(self, indices: list[int]) -> list[str]:
+        """The clip ids of some records."""
+        return [self[index]["clip_id"].decode() for index in indices]
+
+
+class Framing(NamedTuple):
+    """How a clip becomes pairs of a frame and its audio window; all of it a config may change."""
+
+    num_frames: int
+    clip_rows: int
+    audio_rows: int
+    audio_bins: int
+    image_size: int
+
+    @classmethod
+    def of(cls, config: Any) -> "Framing":
+        """The framing that a training config asks for."""
+        data, model = config.data, config.model
+        sizes = model.audio_rows, model.audio_bins, model.image_size
+        return cls(data.num_frames, data.clip_rows, *sizes)
+
+    def pair(self, record: Mapping[str, Any], frame: int) -> Batch:
+        """Frame `frame` of `num_frames` evenly chosen from those stored, and its window.
+
+        Returns:
+          `visual`: uint8 RGB `[size, size, 3]`; `audio`: raw log-mel `[audio_rows, bins]`.
+
+        Raises:
+          OSError: if the frame is no readable JPEG.
+          UserError: if the dataset has fewer frames, frames or log-mels of another size.
+        """
+        stored, (rows, bins) = len(record["frames"]), record["fbank"].shape
+        if bins != self.audio_bins:
+            raise UserError(
+                f"config.model.audio_bins={self.audio_bins}, but the dataset has {bins}"
+            )
+        if rows > audio.LONGEST * self.clip_rows:
+            raise UserError(
+                f"config.data.clip_rows={self.clip_rows}, but the dataset holds clips of {rows} "
+                f"rows, over which their frames are spread: set --config.data.clip_rows={rows}"
+            )
+        if self.num_frames > stored:
+            raise UserError(
+                f"config.data.num_frames={self.num_frames}, but the dataset holds {stored} frames "
+                f"a clip: prepare it with --num_frames={self.num_frames}"
+            )
+        frame = frame * stored // self.num_frames
+        image = decode_jpeg(record["frames"][frame])
+        if image.shape[0] != self.image_size:
+            raise UserError(
+                f"config.model.image_size={self.image_size}, but the dataset's frames have "
+                f"{image.shape[0]} pixels: prepare it with --image_size={self.image_size}"
+            )
+        window = audio.cut_window(record["fbank"], frame, stored, self.clip_rows, self.audio_rows)
+        return {AUDIO: window, VISUAL: image}
+
+
+class _RandomFrame(grain.transforms.RandomMap):
+    """A clip and a random frame of it (method: a new choice for each clip and epoch)."""
+
+    def __init__(self, framing: Framing):
+        self._frames = framing.num_frames
+
+    def random_map(self, element: int, rng: np.random.Generator) -> tuple[np.int32, np.int32]:
+        """The index of the record and the number of the frame."""
+        return np.int32(element), np.int32(rng.integers(self._frames))
+
+
+class _Pairs(grain.transforms.Map):
+    """Clips and frames of a batch to its pairs, each copied into the batch as soon as it is there.
+
+    So the next one takes the same memory, and no new page has to be cleared for it.
+    """
+
+    def __init__(self, records: Records, framing: Framing):
+        self._records, self._framing = records, framing
+
+    def map(self, element: tuple[Int[np.ndarray, " clips"], Int[np.ndarray, " clips"]]) -> Batch:
+        """The batch's pairs, and the indices of its records."""
+        clips, frames = element
+        batch: Batch = {"clip": clips}
+        for place, (clip, frame) in enumerate(zip(clips.tolist(), frames.tolist(), strict=True)):
+            (pair,) = self._records.pairs(clip, self._framing, [frame])
+            for name, values in pair.items():
+                if place == 0:
+                    batch[name] = np.empty((len(clips), *values.shape), values.dtype)
+                batch[name][place] = values
+        return batch
+
+
+def train_batches(
+    records: Records,
+    framing: Framing,
+    batch_size: int,
+    seed: int,
+    start: int,
+    workers: int,
+    prefetch: int,
+) -> grain.DatasetIterator:
+    """This process's share of the training batches, endlessly, from position `start` on.
+
+    Args:
+      records: the split to train on.
+      framing: how clips become pairs.
+      batch_size: clips in a global batch; a multiple of the number of processes.
+      seed: of the epochs' order and the frames' choice.
+      start: position of the first example, 0 for a new run.
+      workers: processes that read and decode; 0 does it in this process.
+      prefetch: batches each worker holds ready.
+
+    Returns:
+      An iterator of `audio` `[share, rows, bins]`, `visual` `[share, height, width, 3]` and
+      `clip` `[share]` (indices of the records).
+    """
+    count, rank = jax.process_count(), jax.process_index()
+    chosen = _shuffled(len(records), seed).random_map(_RandomFrame(framing))[start:]
+    shares = chosen.batch(batch_size // count)[rank::count].map(_Pairs(records, framing))
+    return iter(_prefetched(shares, workers, prefetch))
+
+
+def _shuffled(clips: int, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.range(clips).seed(seed).shuffle().repeat()
+
+
+def order(clips: int, seed: int, start: int, count: int) -> list[int]:
+    """The records at `count` positions from `start` on of `train_batches`' endless sequence."""
+    return [int(index) for index in _shuffled(clips, seed)[start : start + count]]
+
+
+def _prefetched(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.IterDataset:
+    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+    dataset = batches.to_iter_dataset(threads)
+    if not workers:
+        return dataset
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which we do not use
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+    return dataset.mp_prefetch(options, worker_init_fn=preemption.look_after_worker)
+
+
+class _WholeClip(grain.transforms.Map):
+    """All frames of the clip at a place of `order`; places past its end are not valid."""
+
+    def __init__(self, records: Records, framing: Framing, order: Int[np.ndarray, " places"]):
+        self._records, self._framing, self._order = records, framing, order
+
+    def map(self, element: int) -> Batch:
+        """All pairs of the record at place `element`, its index and whether it counts."""
+        index = int(self._order[min(element, len(self._order) - 1)])
+        pairs = self._records.pairs(index, self._framing, range(self._framing.num_frames))
+        stacked = {name: np.stack([pair[name] for pair in pairs]) for name in (AUDIO, VISUAL)}
+        return {**stacked, "clip": np.int32(index), "valid": element < len(self._order)}
+
+
+def clip_batches(
+    records: Records,
+    framing: Framing,
+    batch_size: int,
+    workers: int,
+    prefetch: int,
+    order: Int[np.ndarray, " places"] | None = None,
+    start: int = 0,
+) -> grain.DatasetIterator:
+    """This process's share of one pass over clips, with all their frames.
+
+    The last global batch is filled up; `valid` tells which clips count.
+
+    Args:
+      records: the split.
+      framing: how clips become pairs.
+      batch_size: clips in a global batch; a multiple of the number of processes.
+      workers: processes that read and decode; 0 does it in this process.
+      prefetch: batches each worker holds ready.
+      order: indices of the records, any of them any number of times; None is all, once.
+      start: the batch to begin with.
+
+    Returns:
+      An iterator of `audio` `[share, frames, rows, bins]`, `visual` `[share, frames, height,
+      width, 3]`, `clip` `[share]` and `valid` `[share]`.
+    """
+    count, rank = jax.process_count(), jax.process_index()
+    order = np.arange(len(records)) if order is None else order
+    padded = -(-len(order) // batch_size) * batch_size
+    clips = grain.MapDataset.range(start * batch_size, padded)
+    clips = clips.map(_WholeClip(records, framing, order))
+    shares = clips.batch(batch_size // count)[rank::count]
+    return iter(_prefetched(shares, workers, prefetch))
+
+
+def to_device(
+    batches: grain.DatasetIterator, mesh: Mesh, ahead: int = 2
+) -> Iterator[tuple[Batch, Batch]]:
+    """Yields (global arrays sharded on the mesh, the host's share), `ahead` batches in transfer."""
+    layout = sharding.batch_sharding(mesh)
+    queue: list[tuple[Batch, Batch]] = []
+    try:
+        for batch in batches:
+            with jax.transfer_guard("allow"):  # JAX takes this for an implicit one
+                arrays = {
+                    name: jax.make_array_from_process_local_data(layout, values)
+                    for name, values in batch.items()
+                }
+            queue.append((arrays, batch))
+            if len(queue) > ahead:
+                yield queue.pop(0)
+        yield from queue
+    finally:
+        batches.close()  # ends grain's workers

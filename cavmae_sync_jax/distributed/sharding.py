@@ -1,0 +1,101 @@
+"""The device mesh, and the one rule by which arrays are laid out on it.
+
+Axes: `data` splits the batch, `fsdp` splits the batch and the parameters. A parameter of at least
+`MIN_SHARDED` elements is split over `fsdp` along its largest divisible axis (the last of equals),
+never along the layer axis of a scanned stack; smaller ones are replicated. The optimiser's moments
+follow their parameter.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Shaped
+
+from cavmae_sync_jax.utils.errors import UserError
+
+AXES = ("data", "fsdp")
+BATCH = P(AXES)
+MIN_SHARDED = 2**14
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """Arranges all devices as `data` x `fsdp`; one of the two may be -1 (the rest).
+
+    Raises:
+      UserError: if the shape does not use all devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [data, fsdp]
+    if shape.count(-1) == 1 and 0 not in shape:
+        shape[shape.index(-1)] = max(1, len(devices) // -(data * fsdp))
+    if min(shape) < 1 or shape[0] * shape[1] != len(devices):
+        raise UserError(
+            f"mesh data={data}, fsdp={fsdp} does not fit {len(devices)} devices: "
+            "their product must be the number of devices (-1 stands for the rest)"
+        )
+    # Along the wires of a TPU's torus, whose axes may have to be split or joined for the shape.
+    arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, AXES)
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Pins the first axis of an activation to the mesh's batch axes; no mesh, no effect.
+
+    Without the pin, XLA may gather activations of a model with sharded parameters.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def split_batch(x: Shaped[Array, "batch *rest"], parts: int) -> Shaped[Array, "{parts} _ *rest"]:
+    """Cuts a batch into `parts`, part i of rows i::parts, so that no row leaves its device."""
+    x = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(None, *BATCH))
+
+
+def merge_batch(x: Shaped[Array, "parts part *rest"]) -> Shaped[Array, "batch *rest"]:
+    """Undoes `split_batch`."""
+    return constrain_batch(jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How a global batch lies on the mesh."""
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """How a value that every device holds lies on the mesh."""
+    return NamedSharding(mesh, P())
+
+
+def state_shardings(state: object, mesh: Mesh) -> object:
+    """The sharding of every leaf of a (possibly abstract) train state or parameter tree."""
+
+    def rule(path: tuple, leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
+        stacked = any(getattr(entry, "key", None) == "blocks" for entry in path)
+        return NamedSharding(mesh, _spec(leaf.shape, stacked, mesh.shape["fsdp"]))
+
+    return jax.tree_util.tree_map_with_path(rule, state)
+
+
+def laid_out(shapes: object, shardings: object) -> object:
+    """The same shapes with their shardings, to restore a checkpoint to."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings,
+    )
+
+
+def _spec(shape: tuple[int, ...], stacked: bool, fsdp: int) -> P:
+    axes = [a for a in range(stacked, len(shape)) if shape[a] % fsdp == 0]
+    if fsdp == 1 or not axes or np.prod(shape) < MIN_SHARDED:
+        return P()
+    split = max(axes, key=lambda axis: (shape[axis], axis))
+    return P(*(AXES[1] if axis == split else None for axis in range(len(shape))))

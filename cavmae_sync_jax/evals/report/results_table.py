@@ -1,0 +1,219 @@
+"""What the evaluations' results say in one table: each score beside its baselines, and a verdict.
+
+Reads the dicts that the evaluations write, never their code, so that it needs no JAX.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from cavmae_sync_jax.utils.errors import UserError
+
+UNTRAINED = "untrained model"
+RANK, ERROR = "median rank", "error"
+LOWER_IS_BETTER = (RANK, ERROR)  # how their columns end; all others are shares of 1
+Scores = dict[str, dict[str, float]]  # [row][column]
+
+
+class Evaluation(NamedTuple):
+    """One evaluation's scores, all with the same columns.
+
+    Attributes:
+      title: what is measured, for a heading.
+      model: the rows of the model.
+      untrained: those of an untrained model of the same shape, under the same names.
+      baselines: trivial answers.
+      ceilings: what a better answer than any model's would score.
+      minor: columns, or rows of `model`, that are left out of the one table.
+    """
+
+    title: str
+    model: Scores
+    untrained: Scores
+    baselines: Scores
+    ceilings: Scores
+    minor: tuple[str, ...] = ()
+
+
+class Row(NamedTuple):
+    """A score of the one table; None where an evaluation has nothing to compare it with."""
+
+    evaluation: str
+    score: str
+    column: str
+    model: float
+    untrained: float | None
+    baseline: tuple[str, float] | None
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """The model, the untrained one, the best trivial baseline and the verdict, as text."""
+        plain, baseline = "–", "–"
+        if self.untrained is not None:
+            plain = text(self.column, self.untrained)
+        if self.baseline is not None:
+            baseline = f"{text(self.column, self.baseline[1])}, {self.baseline[0]}"
+        return text(self.column, self.model), plain, baseline, self.verdict
+
+    @property
+    def comparisons(self) -> dict[str, str]:
+        """How the model compares with each that it can be compared with."""
+        others = {
+            "the untrained model": self.untrained,
+            "its baseline": None if self.baseline is None else self.baseline[1],
+        }
+        return {
+            name: _comparison(self.column, self.model, other)
+            for name, other in others.items()
+            if other is not None
+        }
+
+    @property
+    def verdict(self) -> str:
+        """The comparisons in words, the worse ones first."""
+        found = self.comparisons
+        if not found:
+            return "nothing to compare with"
+        if len(found) > 1 and len(set(found.values())) == 1:
+            return f"{found['its baseline']} both"
+        order = ("not comparable with", "worse than", "equal to", "better than")
+        named = sorted(found.items(), key=lambda item: order.index(item[1]))
+        return ", ".join(f"{how} {name}" for name, how in named)
+
+
+def _comparison(column: str, value: float, other: float) -> str:
+    if math.isnan(value) or math.isnan(other):
+        return "not comparable with"
+    if value == other:
+        return "equal to"
+    return "better than" if (value < other) == lower_is_better(column) else "worse than"
+
+
+def lower_is_better(column: str) -> bool:
+    """Whether a column's best value is its lowest."""
+    return column.endswith(LOWER_IS_BETTER)
+
+
+def text(column: str, value: float) -> str:
+    """A value as it is printed: shares in percent, ranks and errors as they are."""
+    if column.endswith(ERROR):
+        return f"{value:.3f}"
+    return f"{value if column.endswith(RANK) else 100 * value:.1f}"
+
+
+def rows(evaluations: dict[str, Evaluation]) -> list[Row]:
+    """The rows of the one table."""
+    return [row for name, found in evaluations.items() for row in _rows(name, found)]
+
+
+def _rows(name: str, found: Evaluation) -> Iterator[Row]:
+    for label, scores in found.model.items():
+        for column, value in scores.items():
+            if label in found.minor or column in found.minor:
+                continue
+            known = {n: row[column] for n, row in found.baselines.items() if column in row}
+            best = min if lower_is_better(column) else max
+            yield Row(
+                name,
+                ": ".join(filter(None, (label, column))),
+                column,
+                value,
+                found.untrained.get(label, {}).get(column),
+                best(known.items(), key=lambda item: item[1]) if known else None,
+            )
+
+
+def read(name: str, result: Any) -> Evaluation | None:
+    """The scores of the result called `name`; None if it is none of the project's evaluations.
+
+    Raises:
+      UserError: if it has the name of one, but not its contents.
+    """
+    if name not in READERS:
+        return None
+    try:
+        return READERS[name](result)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{name}.json is not what this evaluation writes ({reason})") from error
+
+
+def _numbers(scores: dict[str, Any], names: dict[str, str] | None = None) -> dict[str, float]:
+    """The scores under the names they are shown with; without `names`, under their own."""
+    return {(names or {}).get(name, name): float(value) for name, value in scores.items()}
+
+
+def _retrieval(result: dict[str, Any]) -> Evaluation:
+    def flat(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+        return {
+            f"{direction.replace('_to_', ' → ')}, {label}": float(of_direction[key])
+            for direction, of_direction in scores.items()
+            for key, label in (("R1", "R@1"), ("R5", "R@5"), ("R10", "R@10"), ("median_rank", RANK))
+        }
+
+    main = "diagonal mean"
+    model = {name.replace("_", " "): flat(scores) for name, scores in result["scores"].items()}
+    others = {name: flat(scores) for name, scores in result.get("baselines", {}).items()}
+    plain = {main: others.pop(UNTRAINED)} if UNTRAINED in others else {}
+    ceilings = {name: others.pop(name) for name in list(others) if name.startswith("oracle")}
+    columns = {column for scores in model.values() for column in scores}
+    minor = {name for name in model if name != main} | {c for c in columns if c.endswith("R@10")}
+    return Evaluation("Retrieval", model, plain, others, ceilings, tuple(minor))
+
+
+def _probe(result: dict[str, Any]) -> Evaluation:
+    others = {name: _numbers(scores) for name, scores in result["baselines"].items()}
+    plain = {"": others.pop(UNTRAINED)} if UNTRAINED in others else {}
+    title = f"Probe, stream {result['stream']}"
+    return Evaluation(title, {"": _numbers(result["scores"])}, plain, others, {})
+
+
+def _tokens(result: dict[str, Any]) -> Evaluation:
+    def flat(scores: dict[str, Any]) -> Scores:
+        return {
+            f"{head} head on {kind}": _numbers(of_kind)
+            for head, kinds in scores.items()
+            for kind, of_kind in kinds.items()
+        }
+
+    title = f"Tokens, stream {result['stream']}"
+    plain = flat(result.get("untrained", {}))
+    return Evaluation(title, flat(result["scores"]), plain, {}, {}, ("accuracy",))
+
+
+def _segmentation(result: dict[str, Any]) -> Evaluation:
+    others = {name: _numbers(scores) for name, scores in result.get("baselines", {}).items()}
+    plain = {"": others.pop(UNTRAINED)} if UNTRAINED in others else {}
+    model = {"": _numbers(result["scores"])}
+    return Evaluation("Sound-prompted segmentation", model, plain, others, {})
+
+
+def _temporal(result: dict[str, Any]) -> Evaluation:
+    shown = {"boundary_f1": "boundary F1", "adjusted_rand": "adjusted Rand index"}
+    others = {name: _numbers(row, shown) for name, row in result.get("baselines", {}).items()}
+    model = {kind: _numbers(row, shown) for kind, row in result.get("scores", {}).items()}
+    plain = {}
+    for kind in model:
+        if f"{UNTRAINED}, {kind}" in others:
+            plain[kind] = others.pop(f"{UNTRAINED}, {kind}")
+    return Evaluation("Temporal segmentation", model, plain, others, {})
+
+
+def _reconstruction(result: dict[str, Any]) -> Evaluation:
+    shown = {modality: f"{modality} {ERROR}" for modality in result["errors"]}
+    others = {name: _numbers(row, shown) for name, row in result["baselines"].items()}
+    plain = {"": others.pop(UNTRAINED)} if UNTRAINED in others else {}
+    return Evaluation("Reconstruction", {"": _numbers(result["errors"], shown)}, plain, others, {})
+
+
+# In the order of the table.
+READERS: dict[str, Callable[[dict[str, Any]], Evaluation]] = {
+    "retrieval": _retrieval,
+    "probe": _probe,
+    "probe_audio": _probe,
+    "probe_visual": _probe,
+    "tokens": _tokens,
+    "segmentation": _segmentation,
+    "temporal": _temporal,
+    "reconstruction": _reconstruction,
+}

@@ -1,0 +1,255 @@
+"""A media file to frames and first-channel 16 kHz audio (PyAV; no ffmpeg program needed).
+
+All times are seconds on the file's own timeline, on which its earliest stream starts at 0.
+"""
+
+import itertools
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from jaxtyping import Int16, UInt8
+
+from cavmae_sync_jax.media.audio import SAMPLE_RATE
+from cavmae_sync_jax.media.demuxer import (
+    FirstChannel,
+    MediaError,
+    Source,
+    decoded,
+    errors_of,
+    packets,
+)
+from cavmae_sync_jax.media.images import check_size, resize_and_crop
+
+REASONS = {
+    "unreadable": "the file can't be opened or decoded",
+    "no_video": "there is no video, or none in the span",
+    "no_audio": "there is no audio, or none in the span",
+    "silent": "the audio never changes its value",
+    "too_short": "the span is shorter than asked for, or starts after the file's end",
+    "too_large": "a picture has over MAX_PIXELS pixels or is MAX_ASPECT times as long as wide",
+}
+
+Seconds = float | int  # for checked annotations, an int is no float
+
+# All in seconds. A stream that ends this much before the span's end counts as covering it.
+_RAGGED_END = 0.5
+# Audio is decoded this much past the span, so that its end isn't the resampler's end.
+_RUN_OUT = 0.1
+# Timestamps this much off what the samples before them add up to are a gap, not rounding.
+_GAP = 0.05
+# Timestamps are whole milliseconds in some containers.
+_ROUNDING = 1e-3
+# Containers delay video by up to this for the decoder's sake; more is meant.
+_LATE = 0.1
+
+
+class MediaInfo(NamedTuple):
+    """What a file says of itself: seconds, average frames a second, pixels before any rotation."""
+
+    duration: float
+    fps: float
+    width: int
+    height: int
+    audio_channels: int
+
+
+class Media(NamedTuple):
+    """Upright RGB frames of a span, its audio (first channel, 16 kHz), and its length."""
+
+    frames: UInt8[np.ndarray, "frames height width 3"]
+    waveform: Int16[np.ndarray, " samples"]
+    seconds: float
+
+
+def probe(path: str | Path) -> MediaInfo:
+    """Reads a file's headers (all packets where the headers don't tell the duration).
+
+    Raises:
+      MediaError: unreadable, no_video, no_audio, too_short (no duration at all) or too_large.
+    """
+    with errors_of(path), Source(path) as source:
+        video, width, height = source.video, source.video.width, source.video.height
+        check_size(path, width, height)
+        fps = float(video.average_rate or video.guessed_rate or 0)
+        duration = source.duration()
+        if duration <= 0:
+            raise MediaError("too_short", f"{path} has no duration.")
+        return MediaInfo(duration, fps, width, height, source.audio.channels)
+
+
+def read_clip(
+    path: str | Path,
+    *,
+    start: Seconds = 0.0,
+    end: Seconds | None = None,
+    num_frames: int = 16,
+    image_size: int | None = None,
+) -> Media:
+    """Reads `num_frames` frames spread over the span [start, end), and the audio of all of it.
+
+    `end` is cut to the file's duration, and is that duration where it is None. With `image_size`
+    every frame goes through `resize_and_crop` as soon as it is decoded. Memory doesn't grow with
+    the file's length, and nothing far outside of the span is decoded.
+
+    Frames: at a constant r frames a second, frame i of T is number int(i * min(n, int(r * d)) / T)
+    of the n frames in the span's d seconds; for start = 0 and d = 10 this is the reference's rule.
+    At a variable rate it is the frame on screen i * d / T seconds after `start`. Frames repeat if
+    there are fewer than T. Where video begins over 0.1 s late or ends over 0.5 s early, its
+    first or last frame stands still, to keep in step with audio. Stored rotation is applied.
+
+    Audio: decoded samples are resampled as 16-bit integers in the file's own channel layout, of
+    which the first channel is taken (not a downmix). Samples are put where their timestamps say,
+    with silence in gaps. Audio that ends up to half a second early stays as short as it is; after
+    audio that ends earlier there is silence up to the end.
+
+    Raises:
+      MediaError: any of `REASONS` but "silent".
+      ValueError: the span or `num_frames` makes no sense.
+    """
+    if start < 0 or num_frames < 1 or (end is not None and end <= start):
+        raise ValueError(f"nothing to read: {num_frames} frames from {start} to {end} s")
+    duration = probe(path).duration
+    start, end = float(start), duration if end is None else min(float(end), duration)
+    if end <= start:
+        raise MediaError("too_short", f"{path} ends at {duration:.2f} s, not after {start:.2f} s.")
+    with errors_of(path):
+        waveform, audio_end = _read_waveform(path, start, end)
+        times, video_end = _choose_times(path, start, end, num_frames)
+        if max(audio_end, video_end) < end - _RAGGED_END:
+            raise MediaError("unreadable", f"{path} ends before the {duration:.2f} s it promises.")
+        frames = _read_frames(path, start, times, image_size)
+    if len({frame.shape for frame in frames}) > 1:
+        raise MediaError("unreadable", f"{path} changes its picture size within the span.")
+    return Media(np.stack(frames), waveform, end - start)
+
+
+class _Run:
+    """Decoded audio without a gap or change of format, on its way into the waveform of a span."""
+
+    def __init__(self, path: str | Path, begin: float, frame: av.AudioFrame, index: int):
+        """Takes the time of the first frame, and the index in the waveform that belongs to it."""
+        self._begin, self._like, self._taken = begin, frame, 0
+        self._index = index
+        self._resampler = FirstChannel(path, frame)
+
+    def next_time(self) -> float:
+        return self._begin + self._taken / self._like.rate
+
+    def continues_with(self, time: float, frame: av.AudioFrame) -> bool:
+        kinds = {(one.format.name, one.layout.name, one.rate) for one in (frame, self._like)}
+        return len(kinds) == 1 and abs(time - self.next_time()) <= _GAP
+
+    def add(self, frame: av.AudioFrame | None, waveform: Int16[np.ndarray, " samples"]) -> int:
+        """Puts what a frame (None: the end) brings to its place; returns where that ends."""
+        self._taken += 0 if frame is None else frame.samples
+        samples = self._resampler.resample(frame)
+        begin, self._index = self._index, self._index + len(samples)
+        low, high = max(begin, 0), min(self._index, len(waveform))
+        if low < high:
+            waveform[low:high] = samples[low - begin : high - begin]
+        return high if low < high else 0
+
+
+def _read_waveform(path: str | Path, start: float, end: float) -> tuple[np.ndarray, float]:
+    """Returns the audio of the span (int16), and when it ends."""
+    waveform = np.zeros(round((end - start) * SAMPLE_RATE), np.int16)
+    run, filled = None, 0
+    for time, frame in decoded(path, "audio", start):
+        if time is None:
+            time = 0.0 if run is None else run.next_time()
+        if time > end + _RUN_OUT:
+            break
+        if run is not None and not run.continues_with(time, frame):
+            filled = max(filled, run.add(None, waveform))
+            run = None
+        run = run or _Run(path, time, frame, round((time - start) * SAMPLE_RATE))
+        filled = max(filled, run.add(frame, waveform))
+    if run is not None:
+        filled = max(filled, run.add(None, waveform))
+    if filled == 0:
+        raise MediaError("no_audio", f"{path} has no audio from {start:.2f} to {end:.2f} s.")
+    audio_end = start + filled / SAMPLE_RATE
+    return waveform[:filled] if audio_end >= end - _RAGGED_END else waveform, audio_end
+
+
+def _choose_times(
+    path: str | Path, start: float, end: float, num_frames: int
+) -> tuple[list[float], float]:
+    """Returns the last moment at which each chosen frame may begin, and when the video ends.
+
+    Looks at the packets' timestamps only, so it costs no decoding.
+    """
+    times: set[float] = set()
+    nominal, before, goes_on = None, False, False
+    for source, packet in packets(path, "video", start):
+        nominal = source.video.average_rate or source.video.guessed_rate
+        decode_time = source.seconds(packet.dts, packet.time_base)
+        if decode_time is not None and decode_time > end:
+            goes_on = True
+            break
+        time = source.seconds(packet.pts, packet.time_base)
+        if time is not None and not packet.is_discard:
+            before, goes_on = before or time < start, goes_on or time >= end
+            times.update([time] if start <= time < end else [])
+    within = sorted(times)
+    if not within and before and goes_on:
+        return [start] * num_frames, end
+    if not within:
+        raise MediaError("no_video", f"{path} has no video from {start:.2f} to {end:.2f} s.")
+    rate = _constant_rate(within, nominal)
+    whole = end - start
+    if rate is None:
+        wanted = [start + i * whole / num_frames + _ROUNDING for i in range(num_frames)]
+        return wanted, end if goes_on else within[-1]
+    first = within[0] if within[0] <= start + _LATE else start
+    last = within[-1] + 1 / rate
+    seconds = whole if last < end - _RAGGED_END else min(whole, last - first)
+    steps = int(rate * seconds + _ROUNDING)
+    wanted = [first + (i * steps // num_frames + 0.5) / rate for i in range(num_frames)]
+    return wanted, end if goes_on else last
+
+
+def _constant_rate(times: list[float], nominal: Fraction | None) -> float | None:
+    """Returns the frames a second that explain all sorted times to half a frame, if any do."""
+    seconds = times[-1] - times[0]
+    measured = (len(times) - 1) / seconds if seconds else 0
+    for rate in (float(nominal or 0), measured):
+        steps = np.subtract(times, times[0]) * rate
+        if rate and np.abs(steps - np.arange(len(times))).max() < 0.5:
+            return rate
+    return None
+
+
+def _read_frames(
+    path: str | Path, start: float, times: list[float], image_size: int | None
+) -> list[np.ndarray]:
+    """Returns for each of the sorted `times` the last frame that begins by then."""
+    pictures: list[np.ndarray] = []
+    shown, latest = None, -math.inf
+    for time, frame in itertools.chain(decoded(path, "video", start), [(math.inf, None)]):
+        if time is None or time < latest:
+            continue
+        due = sum(moment < time for moment in times[len(pictures) :])
+        if due:
+            pictures += [_picture(path, frame if shown is None else shown, image_size)] * due
+        if len(pictures) == len(times):
+            break
+        shown, latest = frame, time
+    return pictures
+
+
+def _picture(
+    path: str | Path, frame: av.VideoFrame | None, image_size: int | None
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns a decoded frame upright, as RGB."""
+    if frame is None or frame.is_corrupt:
+        raise MediaError("unreadable", f"{path} has a damaged frame.")
+    check_size(path, frame.width, frame.height)
+    image = frame.to_ndarray(format="rgb24", threads=1)
+    # The stored angle is counterclockwise, like rot90's.
+    image = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+    return image if image_size is None else resize_and_crop(image, image_size)

@@ -1,0 +1,242 @@
+"""An open media file: its streams, packets and decoded frames, on one timeline.
+
+All times are seconds on the file's own timeline, on which its earliest stream starts at 0. Files
+are anybody's: none is trusted to be regular, finite or what its headers say.
+"""
+
+import contextlib
+import functools
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from av.stream import Disposition
+from jaxtyping import Int16
+
+from cavmae_sync_jax.media.audio import SAMPLE_RATE
+
+Kind = Literal["video", "audio"]
+
+# Formats that have their media in other files, or on the net.
+_REFERRING = {
+    *("concat", "dash", "hls", "image2", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp"),
+    *("vobsub", "webm_dash_manifest"),
+}
+# Hertz. Resampled to 16 kHz, a few bytes of anything slower would fill the memory, and so would the
+# filter for anything faster.
+_SLOWEST, _FASTEST = 1000, 1_000_000
+# Samples are 1 at full scale; far above, they don't fit the resampler's integers.
+_LOUDEST = 2**15
+
+# All in seconds.
+# Decoding starts this much before the span, so that decoders and resampler have settled in it.
+_RUN_UP = 1.0
+# Beyond this, lest a lie become a clip for every part of it, both streams must be seen to go on
+# to a promised end, give or take as much; and beyond the other no end is believed.
+_LONG, _LONGEST = 24 * 3600.0, 1000 * 3600.0
+# For both of them to be seen, one looks this much before the end.
+_TAIL = 60.0
+# Containers round the end of a stream by less than this.
+_ROUGH_END = 0.5
+
+
+class MediaError(ValueError):
+    """A file, or a span of it, that can't be used.
+
+    `reason` is a key of `media.REASONS`; `detail` is a sentence that names the file.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+@contextlib.contextmanager
+def errors_of(path: str | Path) -> Iterator[None]:
+    """Turns what is raised while a file is read into a `MediaError` that names it."""
+    try:
+        yield
+    except (av.error.FFmpegError, OSError) as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise MediaError("unreadable", f"{path} can't be read: {why}.") from error
+
+
+@functools.cache
+def _trusted_formats() -> str:
+    return ",".join(sorted(av.formats_available - _REFERRING))
+
+
+def open_file(path: str | Path) -> av.container.InputContainer:
+    """Opens a regular file, whatever its name looks like, and nothing that it refers to.
+
+    Raises:
+      MediaError: it is a folder, a pipe or a device, which might never end.
+      av.error.FFmpegError, OSError: it can't be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise MediaError("unreadable", f"{path} is no regular file.")
+    return av.open(
+        str(Path(path).absolute()),
+        options={"protocol_whitelist": "file", "format_whitelist": _trusted_formats()},
+        metadata_errors="replace",
+    )
+
+
+class Source:
+    """An open file's best real video stream and best audio stream, on the file's timeline."""
+
+    def __init__(self, path: str | Path):
+        """Takes a path; `with` opens it as `open_file` does, or raises no_video or no_audio."""
+        self._path = path
+
+    def __enter__(self) -> "Source":
+        self._container = open_file(self._path)
+        self.video = self._best("video")
+        self.audio = self._best("audio")
+        # Clips are prepared in many processes at once: more threads would fight for the cores.
+        self.video.thread_count = 1
+        self._origin = (self._container.start_time or 0) / av.time_base
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self._container.close()
+
+    def _best(self, kind: Kind) -> av.stream.Stream:
+        streams = self._container.streams
+        best = streams.best(kind)
+        found = [best, *getattr(streams, kind)] if best else []
+        real = (one for one in found if not one.disposition & Disposition.attached_pic)
+        if (stream := next(real, None)) is None:
+            raise MediaError(f"no_{kind}", f"{self._path} has no {kind} stream.")
+        if stream.codec_context is None:
+            raise MediaError("unreadable", f"{self._path} has {kind} of an unknown codec.")
+        return stream
+
+    def seconds(self, timestamp: int | None, time_base: Fraction) -> float | None:
+        """Returns a timestamp as a time on the file's timeline."""
+        return None if timestamp is None else float(timestamp * time_base) - self._origin
+
+    def duration(self) -> float:
+        """Returns when the later of the two streams ends, from the headers if they tell.
+
+        Raises:
+          MediaError: unreadable, where that is beyond belief.
+        """
+        ends = [
+            self.seconds((stream.start_time or 0) + stream.duration, stream.time_base)
+            for stream in (self.video, self.audio)
+            if stream.duration is not None
+        ]
+        whole = (self._container.duration or 0) / av.time_base
+        promised = max(ends) if len(ends) == 2 else whole
+        shifted = len(ends) < 2 and self._origin > _ROUGH_END
+        if 0 < promised <= _LONG and not shifted:
+            return promised
+        lasts = self._last_ends(promised - _TAIL)
+        if not all(lasts):
+            with Source(self._path) as again:
+                lasts = again._last_ends(0.0)
+        if promised <= 0:
+            promised = max(lasts)
+        elif shifted and max(lasts) <= promised - self._origin + _ROUGH_END:
+            promised -= self._origin  # some count from 0 here, not from where they begin
+        if promised > min(_LONGEST, min(lasts) + _LONG):
+            end = f"at {min(lasts):.2f} s instead of {promised:.4g} s"
+            raise MediaError("unreadable", f"{self._path} seems to end {end}.")
+        return promised
+
+    def _last_ends(self, position: float) -> tuple[float, float]:
+        """Returns when the last packets end of video and audio from `position` on, 0 for none."""
+        self._seek(position)
+        ends = {self.video.index: 0.0, self.audio.index: 0.0}
+        for packet in self._container.demux(self.video, self.audio):
+            if packet.pts is not None:
+                end = self.seconds(packet.pts + (packet.duration or 0), packet.time_base)
+                ends[packet.stream_index] = max(ends[packet.stream_index], end)
+        return ends[self.video.index], ends[self.audio.index]
+
+    def _seek(self, position: float) -> None:
+        if position > 0:
+            self._container.seek(min(round((self._origin + position) * av.time_base), 2**62))
+
+    def packets(self, kind: Kind, position: float) -> Iterator[av.Packet]:
+        """Yields the packets of a stream from the last keyframe before `position` on."""
+        packets = self._container.demux(self.video if kind == "video" else self.audio)
+        if position <= 0:
+            return packets
+        self._seek(position)
+        return itertools.dropwhile(lambda packet: not packet.is_keyframe, packets)
+
+
+def packets(path: str | Path, kind: Kind, start: float) -> Iterator[tuple[Source, av.Packet]]:
+    """Yields a stream's packets from a keyframe at or before `start` on."""
+    for position in (max(0.0, start - _RUN_UP), 0.0):
+        with Source(path) as source:
+            found = source.packets(kind, position)
+            if (first := next(found, None)) is None:
+                continue
+            time = source.seconds(first.pts, first.time_base)
+            # Files without an index can't be sought exactly; they are read from the beginning.
+            if position == 0 or (time is not None and time <= start):
+                yield source, first
+                yield from ((source, packet) for packet in found)
+                return
+
+
+def decoded(
+    path: str | Path, kind: Kind, start: float
+) -> Iterator[tuple[float | None, av.VideoFrame | av.AudioFrame]]:
+    """Yields (time, frame) in the order of presentation, beginning at or before `start`."""
+    for source, packet in packets(path, kind, start):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            time = source.seconds(packet.pts, packet.time_base)
+            # In the middle of a file, decoders stumble until they have found their feet.
+            if time is None or time >= start:
+                raise
+            continue
+        for frame in frames:
+            yield source.seconds(frame.pts, frame.time_base), frame
+
+
+class FirstChannel:
+    """The first channel at 16 kHz of decoded audio that keeps its format (not a downmix)."""
+
+    def __init__(self, path: str | Path, like: av.AudioFrame):
+        """Takes the file, for errors, and the first frame.
+
+        Raises:
+          MediaError: unreadable, where the rate is none that sound has.
+        """
+        if not _SLOWEST <= like.rate <= _FASTEST:
+            raise MediaError("unreadable", f"{path} has audio at {like.rate} Hz.")
+        self._path, self._channels = path, like.layout.nb_channels
+        # Interleaved, for PyAV's access to planes is out of bounds where there are 8 or more.
+        self._resampler = av.AudioResampler("s16", like.layout, SAMPLE_RATE)
+
+    def resample(self, frame: av.AudioFrame | None) -> Int16[np.ndarray, " samples"]:
+        """Returns what a frame adds, as 16-bit integers; None brings what is left at the end.
+
+        Raises:
+          MediaError: unreadable, where floating-point samples aren't finite.
+        """
+        if frame is not None and frame.format.name in ("flt", "dbl"):
+            samples = self._first(frame)
+            if not (np.abs(samples) < _LOUDEST).all():
+                raise MediaError("unreadable", f"{self._path} has samples that are no sound.")
+        blocks = [self._first(block) for block in self._resampler.resample(frame)]
+        return np.concatenate([np.zeros(0, np.int16), *blocks])
+
+    def _first(self, interleaved: av.AudioFrame) -> np.ndarray:
+        return interleaved.to_ndarray()[0, :: self._channels]

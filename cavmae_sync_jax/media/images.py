@@ -1,0 +1,57 @@
+"""Geometry and JPEGs of still pictures: sizes that are refused, resize and crop, encode, decode."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image
+
+from cavmae_sync_jax.media.demuxer import (
+    MediaError,
+)
+
+MAX_PIXELS, MAX_ASPECT = 2**26, 100
+
+
+def check_size(path: str | Path, width: int, height: int) -> None:
+    """Refuses pictures that would take too much memory, as they are or once they are scaled.
+
+    Raises:
+      MediaError: too_large.
+    """
+    if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
+        raise MediaError("too_large", f"{path} has a picture of {width} x {height} pixels.")
+
+
+def resize_and_crop(
+    image: UInt8[np.ndarray, "height width *channels"],
+    size: int,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> UInt8[np.ndarray, "{size} {size} *channels"]:
+    """Scales the shorter side to `size` and cuts the central square, as torchvision does."""
+    short = min(image.shape[:2])
+    height, width = (size * side // short for side in image.shape[:2])
+    resized = Image.fromarray(image).resize((width, height), resample)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def encode_jpeg(image: UInt8[np.ndarray, "height width 3"], quality: int) -> bytes:
+    """Returns an RGB image as a baseline JPEG with 4:2:0 chroma (Pillow's quality scale)."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+def decode_jpeg(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes a stored frame.
+
+    Raises:
+      OSError: if the data are truncated, damaged or no JPEG.
+    """
+    try:
+        return simplejpeg.decode_jpeg(data)
+    except ValueError as error:
+        raise OSError(str(error)) from error

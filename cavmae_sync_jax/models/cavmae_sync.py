@@ -1,0 +1,332 @@
+"""CAV-MAE Sync (paper section 3): two encoders, a joint block, a shared decoder.
+
+Both modalities take one path: whatever differs between them is a value in a dict keyed by
+`MODALITIES`. Masks are inputs (index arrays of kept patches); nothing in the model is random.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num
+from ml_collections import ConfigDict
+
+from cavmae_sync_jax.models import patches as patching
+from cavmae_sync_jax.models.layers import REMAT_POLICIES, Norm, Stack, dense
+from cavmae_sync_jax.models.patches import Grid
+from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import AUDIO, BOTH, MODALITIES, VISUAL
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, for pixels in 0–1
+IMAGE_STD = (0.229, 0.224, 0.225)
+MAX_REGISTERS = 16
+
+
+class Tokens(NamedTuple):
+    """One modality's tokens. Without a global token that field is None."""
+
+    global_token: Float[Array, "batch dim"] | None
+    patches: Float[Array, "batch tokens dim"]
+    registers: Float[Array, "batch registers dim"]
+
+
+class Embedding(NamedTuple):
+    """One modality's output of the joint block's own pass, after its norm; not unit length."""
+
+    global_token: Float[Array, "batch dim"]
+    patch_tokens: Float[Array, "batch tokens dim"]
+
+
+class Outputs(NamedTuple):
+    """What a training step needs."""
+
+    embeddings: dict[str, Embedding]
+    latent: Float[Array, "batch tokens dim"]
+    predictions: dict[str, Float[Array, "batch patches pixels"]]
+
+
+def _positions(
+    owner: nn.Module, name: str, grid: Grid, dim: int, learned: bool
+) -> Float[Array, "1 patches {dim}"]:
+    """Sin-cos positions: fixed ones, or a parameter that begins with them."""
+    fixed = jnp.asarray(patching.sincos_positions(grid, dim))[None]
+    return owner.param(name, lambda _: fixed) if learned else fixed
+
+
+class Encoder(nn.Module):
+    """A ViT over the kept patches of one modality: `[global, patches, registers]`."""
+
+    grid: Grid
+    width: int
+    registers: int
+    global_token: bool
+    learned_positions: bool
+    stack: dict[str, Any]
+
+    @nn.compact
+    def __call__(
+        self,
+        patches: Float[Array, "batch patches pixels"],
+        keep: Int[Array, "batch kept"] | None,
+    ) -> Tokens:
+        """Encodes the patches in `keep` (all, if None). Masked patches cost nothing."""
+        dtype, width = self.stack["dtype"], self.width
+        positions = _positions(self, "positions", self.grid, width, self.learned_positions)
+        if keep is not None:
+            patches = patching.gather(patches, keep)
+            positions = positions[0][keep]
+        small = nn.initializers.normal(0.02)
+        x = dense(width, dtype, "patch_projection")(patches)
+        x = x + (positions + self.param("modality", small, (1, 1, width))).astype(dtype)
+        batch, kept = x.shape[:2]
+        parts = [x]
+        if self.global_token:
+            parts.insert(0, self._repeat("global_token", small, 1, batch))
+        if self.registers:
+            parts.append(
+                self._repeat("registers", nn.initializers.normal(1), self.registers, batch)
+            )
+        x = Stack(**self.stack, name="stack")(jnp.concatenate(parts, axis=1))
+        return split_tokens(x, kept, self.global_token)
+
+    def _repeat(self, name: str, init: Any, count: int, batch: int) -> Array:
+        tokens = self.param(name, init, (1, count, self.width)).astype(self.stack["dtype"])
+        return jnp.broadcast_to(tokens, (batch, count, self.width))
+
+
+def split_tokens(x: Float[Array, "batch tokens dim"], patches: int, global_token: bool) -> Tokens:
+    """Takes `[global, patches, registers]` apart."""
+    first = int(global_token)
+    return Tokens(
+        x[:, 0] if global_token else None, x[:, first : first + patches], x[:, first + patches :]
+    )
+
+
+class Decoder(nn.Module):
+    """Predicts every patch of both modalities from the kept ones' joint tokens."""
+
+    grids: dict[str, Grid]
+    pixels: dict[str, int]
+    width: int
+    learned_positions: bool
+    stack: dict[str, Any]
+
+    @nn.compact
+    def __call__(
+        self,
+        latent: Float[Array, "batch tokens dim"],
+        keep: Mapping[str, Int[Array, "batch _"]],
+    ) -> dict[str, Float[Array, "batch _ _"]]:
+        """Takes the kept audio then visual tokens; returns each modality's predicted patches."""
+        dtype, small = self.stack["dtype"], nn.initializers.normal(0.02)
+        latent = dense(self.width, dtype, "embed")(latent)
+        mask_token = self.param("mask_token", small, (1, 1, self.width))
+        kept = jnp.split(latent, [keep[AUDIO].shape[1]], axis=1)
+        parts = []
+        for modality, tokens in zip(MODALITIES, kept, strict=True):
+            grid = self.grids[modality]
+            x = patching.scatter(tokens, keep[modality], grid.patches, mask_token)
+            name, learned = f"positions_{modality}", self.learned_positions
+            positions = _positions(self, name, grid, self.width, learned)
+            code = self.param(f"modality_{modality}", small, (1, 1, self.width))
+            parts.append(x + (positions + code).astype(dtype))
+        x = Stack(**self.stack, name="stack")(jnp.concatenate(parts, axis=1))
+        x = Norm(dtype, name="norm")(x)
+        ends = jnp.split(x, [self.grids[AUDIO].patches], axis=1)
+        return {
+            modality: dense(self.pixels[modality], dtype, f"head_{modality}")(tokens)
+            for modality, tokens in zip(MODALITIES, ends, strict=True)
+        }
+
+
+class CavMaeSync(nn.Module):
+    """The model; its fields are the keys of a config's `model` section, explained there."""
+
+    image_size: int
+    image_patch: int
+    audio_rows: int
+    audio_bins: int
+    audio_patch: int
+    width: int
+    depth: int
+    heads: int
+    joint_depth: int
+    mlp_ratio: float
+    decoder_width: int
+    decoder_depth: int
+    decoder_heads: int
+    registers: int
+    global_token: bool
+    registers_in_joint: bool
+    learned_positions: bool
+    audio_mean: float
+    audio_std: float
+    dtype: str
+    unroll: bool
+    remat: str
+
+    @property
+    def grids(self) -> dict[str, Grid]:
+        """The patch grid of each modality."""
+        side = self.image_size // self.image_patch
+        audio = Grid(self.audio_bins // self.audio_patch, self.audio_rows // self.audio_patch)
+        return {AUDIO: audio, VISUAL: Grid(side, side)}
+
+    @property
+    def pixels(self) -> dict[str, int]:
+        """The number of values in a patch of each modality."""
+        return {AUDIO: self.audio_patch**2, VISUAL: 3 * self.image_patch**2}
+
+    def raw_shape(self, modality: str) -> tuple[int, ...]:
+        """The shape of one sample of raw input, as `patchify` takes it."""
+        if modality == AUDIO:
+            return self.audio_rows, self.audio_bins
+        return self.image_size, self.image_size, 3
+
+    @property
+    def compute_dtype(self) -> Any:
+        """bfloat16 on accelerators and float32 on a CPU, unless `dtype` says which."""
+        automatic = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return jnp.dtype(automatic if self.dtype == "auto" else self.dtype)
+
+    def setup(self) -> None:
+        """Makes the submodules."""
+        shared = {
+            "mlp_ratio": self.mlp_ratio,
+            "dtype": self.compute_dtype,
+            "unroll": self.unroll,
+            "remat": self.remat,
+        }
+        encoder = {**shared, "depth": self.depth, "heads": self.heads}
+        self.encoders = {
+            modality: Encoder(
+                self.grids[modality],
+                self.width,
+                self.registers,
+                self.global_token,
+                self.learned_positions,
+                encoder,
+            )
+            for modality in MODALITIES
+        }
+        passes = (*MODALITIES, BOTH)
+        self.joint = Stack(**shared, depth=self.joint_depth, heads=self.heads, norm_sets=passes)
+        self.norms = {name: Norm(self.compute_dtype) for name in passes}
+        decoder = {**shared, "depth": self.decoder_depth, "heads": self.decoder_heads}
+        self.decoder = Decoder(
+            self.grids, self.pixels, self.decoder_width, self.learned_positions, decoder
+        )
+
+    def patchify(self, modality: str, raw: Num[Array, "batch *shape"]) -> Float[Array, "batch _ _"]:
+        """Normalises raw input and cuts it into patches; the same array is input and target.
+
+        Args:
+          modality: `AUDIO` or `VISUAL`.
+          raw: log-mel `[batch, rows, bins]`, or RGB 0–255 `[batch, height, width, 3]`.
+        """
+        raw = raw.astype(jnp.float32)
+        if modality == AUDIO:
+            picture = patching.fbank_as_picture((raw - self.audio_mean) / self.audio_std)
+            return patching.patchify(picture, self.audio_patch)
+        mean, std = (np.asarray(v, np.float32)[None, None, None] for v in (IMAGE_MEAN, IMAGE_STD))
+        return patching.patchify((raw / 255 - mean) / std, self.image_patch)
+
+    def encode(
+        self,
+        modality: str,
+        patches: Float[Array, "batch patches pixels"],
+        keep: Int[Array, "batch kept"] | None = None,
+    ) -> Tokens:
+        """The modality's own encoder, before the joint block and any final norm."""
+        return self.encoders[modality](patches, keep)
+
+    def join(self, modality: str, tokens: Tokens) -> Embedding:
+        """The joint block's pass of one modality and its norm (section 3.4).
+
+        Registers are dropped before it, as in the released model, unless `registers_in_joint`
+        (the paper's text). Without a global token the patches' mean takes its place.
+        """
+        parts = [tokens.patches]
+        if tokens.global_token is not None:
+            parts.insert(0, tokens.global_token[:, None])
+        if self.registers_in_joint:
+            parts.append(tokens.registers)
+        x = self.norms[modality](self.joint(jnp.concatenate(parts, axis=1), modality))
+        split = split_tokens(x, tokens.patches.shape[1], self.global_token)
+        pooled = split.patches.mean(axis=1) if split.global_token is None else split.global_token
+        return Embedding(pooled, split.patches)
+
+    def embed(self, modality: str, raw: Num[Array, "batch *shape"]) -> Embedding:
+        """Raw input (see `patchify`), nothing masked, to its embedding."""
+        return self.join(modality, self.encode(modality, self.patchify(modality, raw)))
+
+    def fuse(self, tokens: Mapping[str, Tokens]) -> Float[Array, "batch tokens dim"]:
+        """The joint block's pass "both": kept audio then visual patches, and the final norm."""
+        x = jnp.concatenate([tokens[modality].patches for modality in MODALITIES], axis=1)
+        return self.norms[BOTH](self.joint(x, BOTH))
+
+    def __call__(
+        self,
+        patches: Mapping[str, Float[Array, "batch _ _"]],
+        keep: Mapping[str, Int[Array, "batch _"]],
+    ) -> Outputs:
+        """The training pass: embeddings of the kept patches and predictions of all patches."""
+        tokens = {m: self.encode(m, patches[m], keep[m]) for m in MODALITIES}
+        embeddings = {m: self.join(m, tokens[m]) for m in MODALITIES}
+        latent = self.fuse(tokens)
+        return Outputs(embeddings, latent, self.decoder(latent, keep))
+
+    def init_params(self, key: jax.Array) -> dict[str, Any]:
+        """Draws all parameters, float32; `jax.eval_shape` of it gives their shapes."""
+        patches = {m: jnp.zeros((1, self.grids[m].patches, self.pixels[m])) for m in MODALITIES}
+        keep = {m: jnp.zeros((1, 1), jnp.int32) for m in MODALITIES}
+        return self.init(key, patches, keep)["params"]
+
+
+def from_config(section: ConfigDict | Mapping[str, Any]) -> CavMaeSync:
+    """Builds the model of a config's `model` section.
+
+    Raises:
+      UserError: if a key is missing or unknown, or sizes do not go together.
+    """
+    names = {field.name for field in dataclasses.fields(CavMaeSync)} - {"parent", "name"}
+    if set(section) != names:
+        raise UserError(
+            f"config.model has missing keys {sorted(names - set(section))} "
+            f"and unknown keys {sorted(set(section) - names)}"
+        )
+    sizes = [name for name in names if type(section[name]) is int and name != "registers"]
+    for name in sizes:
+        if section[name] < 1:
+            raise UserError(f"config.model.{name}={section[name]} must be at least 1")
+    if not section["mlp_ratio"] > 0:
+        raise UserError(f"config.model.mlp_ratio={section['mlp_ratio']} must be above 0")
+    model = CavMaeSync(**section)
+    for larger, smaller in (
+        ("image_size", "image_patch"),
+        ("audio_rows", "audio_patch"),
+        ("audio_bins", "audio_patch"),
+        ("width", "heads"),
+        ("decoder_width", "decoder_heads"),
+    ):
+        if getattr(model, larger) % getattr(model, smaller):
+            raise UserError(
+                f"config.model.{larger}={getattr(model, larger)} must be a multiple of "
+                f"config.model.{smaller}={getattr(model, smaller)}"
+            )
+    for name in ("width", "decoder_width"):
+        if getattr(model, name) % 4:
+            raise UserError(f"config.model.{name} must be a multiple of 4 (sin-cos positions)")
+    if not 0 <= model.registers <= MAX_REGISTERS:
+        raise UserError(f"config.model.registers must be 0 to {MAX_REGISTERS}")
+    for name, values in (
+        ("dtype", ("auto", "float32", "bfloat16")),
+        ("remat", ("none", *REMAT_POLICIES)),
+    ):
+        if getattr(model, name) not in values:
+            raise UserError(f"config.model.{name} must be one of {', '.join(values)}")
+    return model

@@ -1,0 +1,70 @@
+"""Which patches the encoders see, drawn outside the model (paper section 3.2; Table 8).
+
+Every draw is a noise value a patch; the `int(N · (1 - ratio))` patches with the smallest noise are
+kept. Structured masks (CAV-MAE's ablation, for audio) lift the noise of whole rows or columns.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from cavmae_sync_jax.models.patches import Grid
+
+# The share of frequency bands and of times that each structure lifts, per unit of the ratio.
+STRUCTURES = {
+    "unstructured": (0.0, 0.0),
+    "frequency": (1.0, 0.0),
+    "time": (0.0, 1.0),
+    "time_frequency": (0.7, 0.7),
+}
+
+
+def kept_patches(patches: int, ratio: float) -> int:
+    """How many of `patches` stay visible, in the reference's own float arithmetic."""
+    return int(patches * (1 - ratio))
+
+
+def keep_smallest(noise: Float[Array, "batch patches"], kept: int) -> Int[Array, "batch {kept}"]:
+    """Indices of each sample's `kept` smallest noises, smallest first."""
+    return jnp.argsort(noise, axis=1)[:, :kept]
+
+
+def draw(
+    key: PRNGKeyArray, batch: int, grid: Grid, ratio: float, structure: str = "unstructured"
+) -> Int[Array, "batch kept"]:
+    """Draws the kept patches of each sample.
+
+    Args:
+      key: the draw's random key.
+      batch: number of samples.
+      grid: the patches' layout; its rows are frequency bands for audio.
+      ratio: share of masked patches, 0 <= ratio < 1.
+      structure: a key of `STRUCTURES`.
+
+    Raises:
+      ValueError: if no patch would be kept, or the structure is unknown.
+    """
+    kept = kept_patches(grid.patches, ratio)
+    if not kept:
+        raise ValueError(f"a mask ratio of {ratio} keeps none of the {grid.patches} patches")
+    if structure not in STRUCTURES:
+        raise ValueError(f"unknown mask structure {structure!r}: use one of {list(STRUCTURES)}")
+    row_share, column_share = STRUCTURES[structure]
+    noise_key, row_key, column_key = jax.random.split(key, 3)
+    noise = jax.random.uniform(noise_key, (batch, grid.rows, grid.columns))
+    rows = _lifted(row_key, batch, grid.rows, row_share * ratio)
+    columns = _lifted(column_key, batch, grid.columns, column_share * ratio)
+    # Lifted patches stay ordered by their own noise: those needed to fill up are drawn fairly.
+    noise = noise + (rows[:, :, None] | columns[:, None, :])
+    return keep_smallest(noise.reshape(batch, grid.patches), kept)
+
+
+def _lifted(key: PRNGKeyArray, batch: int, size: int, share: float) -> Bool[Array, "batch {size}"]:
+    ranks = jnp.argsort(jax.random.uniform(key, (batch, size)), axis=1)
+    return ranks < int(size * share)
+
+
+def is_masked(keep: Int[Array, "batch kept"], patches: int) -> Bool[Array, "batch {patches}"]:
+    """True where a patch is not kept."""
+    visible = jax.vmap(lambda row: jnp.zeros(patches, bool).at[row].set(True))(keep)
+    return ~visible

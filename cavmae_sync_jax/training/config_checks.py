@@ -1,0 +1,102 @@
+"""What a training's settings must be, and which of them a resumed run may change."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cavmae_sync_jax.data import dataset_dir
+from cavmae_sync_jax.models import masking
+from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
+from cavmae_sync_jax.training import losses, optim
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+
+# What may change when a run is resumed; a longer run keeps its past and gets a new schedule.
+FREE = {
+    *(
+        "epochs",
+        "log_every",
+        "eval_every",
+        "evaluations",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "profile_step",
+        "microbatches",
+    ),
+    *("mesh.data", "mesh.fsdp", "data.dir", "data.eval_split", "data.workers", "data.prefetch"),
+    *("model.dtype", "model.unroll", "model.remat"),
+}
+
+
+def check(config: ConfigDict, module: CavMaeSync, devices: int) -> None:
+    """Refuses settings that no later stage would understand.
+
+    Raises:
+      UserError: naming the key and what it takes.
+    """
+    for key, allowed in (
+        ("schedule", optim.SCHEDULES),
+        ("mask.audio_structure", masking.STRUCTURES),
+        ("loss.contrast_direction", losses.DIRECTIONS),
+    ):
+        if cli.value(config, key) not in allowed:
+            raise UserError(
+                f"config.{key}={cli.value(config, key)!r} must be one of {', '.join(allowed)}"
+            )
+    for least, keys in (
+        (0, "seed data.workers eval_every profile_step learning_rate_floor warmup_share l2"),
+        (1, "batch_size log_every checkpoint_every keep_checkpoints loss.contrast_groups"),
+        (1, "data.num_frames data.clip_rows data.prefetch microbatches"),
+    ):
+        for key in keys.split():
+            if cli.value(config, key) < least:
+                raise UserError(f"config.{key}={cli.value(config, key)} must be at least {least}")
+    for key in ("epochs", "learning_rate", "loss.temperature"):
+        if not cli.value(config, key) > 0:
+            raise UserError(f"config.{key}={cli.value(config, key)} must be above 0")
+    if config.warmup_share > 1:
+        raise UserError(f"config.warmup_share={config.warmup_share} must be at most 1")
+    chunks = config.microbatches
+    for divisor, name in (
+        (devices * chunks, f"{devices} devices" + f" x {chunks} microbatches" * (chunks > 1)),
+        (config.loss.contrast_groups, f"config.loss.contrast_groups={config.loss.contrast_groups}"),
+    ):
+        if config.batch_size % divisor:
+            raise UserError(f"config.batch_size={config.batch_size} must be a multiple of {name}")
+    fewest = min(grid.patches for grid in module.grids.values())
+    ratios = config.mask.ratios
+    if not ratios or not all(
+        isinstance(ratio, float) and 0 < ratio < 1 and masking.kept_patches(fewest, ratio)
+        for ratio in ratios
+    ):
+        raise UserError(
+            f"config.mask.ratios={ratios} must be ratios between 0 and 1 "
+            f"that keep some of {fewest} patches"
+        )
+
+
+def with_statistics(config: ConfigDict) -> ConfigDict:
+    """The config with the dataset's mean and deviation for the recipe's, where it asks for them.
+
+    Raises:
+      UserError: the dataset has no statistics.
+    """
+    if not config.data.own_statistics:
+        return config
+    config = config.copy_and_resolve_references()
+    found = dataset_dir.read_statistics(dataset_dir.find(config.data.dir))
+    config.model.audio_mean, config.model.audio_std = found["fbank_mean"], found["fbank_std"]
+    return config
+
+
+def changed(stored: ConfigDict, config: ConfigDict) -> list[str]:
+    """The settings, other than `FREE` ones, in which a run differs from the one it resumes."""
+    return [
+        f"config.{key} was {cli.value(stored, key)!r} and is now {cli.value(config, key)!r}"
+        for key in cli.keys(config)
+        if key not in FREE and _plain(cli.value(stored, key)) != _plain(cli.value(config, key))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value  # as JSON stores it

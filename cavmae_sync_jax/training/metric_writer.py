@@ -1,0 +1,128 @@
+"""Where a training run's numbers go: their means, a JSON line, TensorBoard, the progress bar."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Float
+
+
+class Writer:
+    """Appends scalars to `WORKDIR/metrics.jsonl` and TensorBoard files, on process 0 only."""
+
+    def __init__(self, workdir: epath.Path):
+        self._path = workdir / "metrics.jsonl"
+        self._active = jax.process_index() == 0
+        self._board: Any = None
+        self._text: str | None = None  # of a file in a bucket
+
+    def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
+        """Records the scalars of one step; each line is complete on disk when this returns."""
+        if not self._active:
+            return
+        self._append(json.dumps({"step": step, "split": split, **scalars}) + "\n")
+        # Made with the first line, so that a run that is refused leaves neither file nor thread.
+        self._board = self._board or _board(self._path.parent)
+        for name, value in scalars.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def _append(self, line: str) -> None:
+        if "://" not in os.fspath(self._path):
+            with self._path.open("a") as file:
+                file.write(line)
+            return
+        # Objects in a bucket can't grow: each line writes the file anew.
+        if self._text is None:
+            self._text = self._path.read_text() if self._path.exists() else ""
+        self._text += line
+        self._path.write_text(self._text)
+
+    def drop_after(self, step: int) -> None:
+        """Forgets the lines of steps that a resumed run is about to repeat."""
+        if not self._active or not self._path.exists():
+            return
+        kept = "".join(f"{line}\n" for line in self._lines() if _step(line) <= step)
+        self._text = None
+        fresh = self._path.with_suffix(".jsonl.new")
+        fresh.write_text(kept)
+        fresh.replace(self._path)
+
+    def has(self, step: int, split: str) -> bool:
+        """Whether a line of this step and split was written."""
+        return any(
+            _step(line) == step and json.loads(line)["split"] == split for line in self._lines()
+        )
+
+    def _lines(self) -> list[str]:
+        return self._path.read_text().splitlines() if self._path.exists() else []
+
+    def close(self) -> None:
+        """Writes what TensorBoard still buffers."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _board(folder: epath.Path) -> Any:
+    import tensorboardX  # imports PyTorch, where that is installed, which no worker needs
+
+    return tensorboardX.SummaryWriter(str(folder))
+
+
+class NotFiniteError(ValueError):
+    """A step's loss, gradient or update is not finite."""
+
+    def __init__(self, step: int, name: str, value: float):
+        super().__init__(f"the {name} of step {step} is {value}")
+        self.step = step
+
+
+class History:
+    """Scalars of the steps since the last look, kept on the device so that no step waits."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[int, Mapping[str, Float[Array, ""]]]] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock anew, so that a compilation or an evaluation does not count."""
+        self._began, self._waited = time.perf_counter(), 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Adds time that the loop spent waiting for data."""
+        self._waited += seconds
+
+    def add(self, step: int, scalars: Mapping[str, Float[Array, ""]]) -> None:
+        """Remembers a step's scalars."""
+        self._pending.append((step, scalars))
+
+    def flush(self, batch_size: int) -> dict[str, float]:
+        """Means over the steps since the last flush, with examples/s and the data-wait share.
+
+        Raises:
+          NotFiniteError: if a value of one of them is not finite.
+        """
+        fetched = jax.device_get([scalars for _, scalars in self._pending])
+        for (step, _), scalars in zip(self._pending, fetched, strict=True):
+            for name, value in scalars.items():
+                if not np.isfinite(value):
+                    raise NotFiniteError(step, name, float(value))
+        elapsed = time.perf_counter() - self._began
+        means = {name: float(np.mean([s[name] for s in fetched])) for name in fetched[0]}
+        means["examples_per_second"] = batch_size * len(fetched) / elapsed
+        means["data_wait"] = self._waited / elapsed
+        self._pending = []
+        self.restart()
+        return means
+
+
+def _step(line: str) -> float:
+    # A line that a killed process left half-written belongs to no finished step.
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return float("inf")

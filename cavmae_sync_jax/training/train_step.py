@@ -1,0 +1,238 @@
+"""The train step: one pure function of (state, batch), jitted and sharded, and what it needs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.models import masking
+from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
+from cavmae_sync_jax.training import losses, optim
+from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
+
+Metrics = dict[str, Float[Array, ""]]
+# One stream of randomness for each purpose, all from (seed, step).
+MASK_STREAM, AUGMENT_STREAM, RATIO_STREAM = range(3)
+
+
+class Samples(NamedTuple):
+    """A batch before it is cut into patches: raw input and indices of kept patches, by modality."""
+
+    raw: dict[str, Array]
+    keep: dict[str, Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a step changes; its leaves are arrays, or their shapes or shardings."""
+
+    step: Any
+    params: Any
+    opt_state: Any
+
+
+def make_optimizer(config: ConfigDict, steps: int, steps_per_epoch: float):
+    """The recipe's optimiser and its learning rate of each step."""
+    rate = optim.schedule(
+        config.schedule,
+        config.learning_rate,
+        steps,
+        steps_per_epoch,
+        config.warmup_share,
+        config.learning_rate_floor,
+    )
+    return optim.adam(rate, config.adam_b1, config.adam_b2, config.l2), rate
+
+
+def init_state(
+    module: CavMaeSync, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """Draws the parameters of a new run."""
+    params = module.init_params(key)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def batch_ratio(ratios: tuple[float, ...], seed: int, step: int) -> float:
+    """The batch's mask ratio; each value compiles its own step, so `ratios` is a short list."""
+    return ratios[int(np.random.default_rng((seed, RATIO_STREAM, step)).integers(len(ratios)))]
+
+
+def augment_audio(
+    key: jax.Array, fbank: Float[Array, "batch rows bins"], std: float
+) -> Float[Array, "batch rows bins"]:
+    """CAV-MAE's augmentation: uniform noise and a circular time shift, drawn for each sample.
+
+    Args:
+      key: the batch's random key.
+      fbank: raw log-mel windows.
+      std: of the normalisation; the noise's amplitude of up to 0.1 is meant after it.
+    """
+
+    def one(key: jax.Array, window: Float[Array, "rows bins"]) -> Float[Array, "rows bins"]:
+        noise_key, amplitude_key, shift_key = jax.random.split(key, 3)
+        amplitude = jax.random.uniform(amplitude_key) * std / 10
+        shift = jax.random.randint(shift_key, (), 0, window.shape[0])
+        noise = jax.random.uniform(noise_key, window.shape) * amplitude
+        return jnp.roll(window + noise, shift, axis=0)
+
+    return jax.vmap(one)(jax.random.split(key, fbank.shape[0]), fbank)
+
+
+def loss_and_grads(
+    module: CavMaeSync,
+    config: ConfigDict,
+    params: Any,
+    batch: dict[str, Array],
+    step: Int[Array, ""],
+    ratio: float,
+) -> tuple[Metrics, Any]:
+    """The training loss of raw frames and windows, its parts, and the gradients.
+
+    Masks are drawn from (seed, step) for the whole batch, so that `config.microbatches` changes
+    nothing but memory and time.
+    """
+    samples = _samples(module, config, batch, step, ratio)
+    if config.microbatches == 1:
+
+        def objective(params: Any) -> tuple[Float[Array, ""], Metrics]:
+            embeddings, parts = _forward(module, params, samples)
+            return losses.total(config.loss, losses.contrast(config.loss, embeddings), parts)
+
+        (_, scalars), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return scalars, grads
+    return _chunked(module, config, params, samples)
+
+
+def _samples(
+    module: CavMaeSync,
+    config: ConfigDict,
+    batch: dict[str, Array],
+    step: Int[Array, ""],
+    ratio: float,
+) -> Samples:
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    raw = {modality: batch[modality] for modality in MODALITIES}
+    if config.data.augment_audio:
+        audio_key = jax.random.fold_in(key, AUGMENT_STREAM)
+        raw[AUDIO] = augment_audio(audio_key, raw[AUDIO].astype(jnp.float32), module.audio_std)
+    keep = {}
+    for index, modality in enumerate(MODALITIES):
+        mask_key = jax.random.fold_in(jax.random.fold_in(key, MASK_STREAM), index)
+        structure = config.mask.audio_structure if modality == AUDIO else "unstructured"
+        size = raw[modality].shape[0]
+        keep[modality] = masking.draw(mask_key, size, module.grids[modality], ratio, structure)
+    return Samples(raw, keep)
+
+
+def _forward(
+    module: CavMaeSync, params: Any, samples: Samples
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The global embeddings and the reconstruction losses of raw samples."""
+    patches = {m: module.patchify(m, samples.raw[m]) for m in MODALITIES}
+    masked = {m: masking.is_masked(samples.keep[m], patches[m].shape[1]) for m in MODALITIES}
+    outputs = module.apply({"params": params}, patches, samples.keep)
+    embeddings = {m: embedding.global_token for m, embedding in outputs.embeddings.items()}
+    return embeddings, losses.reconstruction(outputs.predictions, patches, masked)
+
+
+def _chunked(
+    module: CavMaeSync, config: ConfigDict, params: Any, samples: Samples
+) -> tuple[Metrics, Any]:
+    """The whole batch's loss and gradients with the activations of one microbatch at a time.
+
+    The contrast needs all embeddings, but not all activations (GradCache, Gao et al. 2021): embed
+    every chunk, find the contrast's gradients for the embeddings, then embed again chunk by chunk
+    and go on backwards from there. Reconstruction losses are means over equally many patches each.
+    """
+    count = config.microbatches
+    chunks = jax.tree.map(lambda x: sharding.split_batch(x, count), samples)
+
+    def embed(_: None, chunk: Samples) -> tuple[None, dict[str, Array]]:
+        return None, _forward(module, params, chunk)[0]
+
+    _, embedded = jax.lax.scan(embed, None, chunks)
+    whole = {m: sharding.merge_batch(embedded[m].astype(jnp.float32)) for m in MODALITIES}
+
+    def contrasted(whole: dict[str, Array]) -> tuple[Float[Array, ""], Any]:
+        pair = losses.contrast(config.loss, whole)
+        return config.loss.contrast_weight * pair[0], pair
+
+    pulls, pair = jax.grad(contrasted, has_aux=True)(whole)
+    pulls = {m: sharding.split_batch(pulls[m], count) for m in MODALITIES}
+
+    def accumulate(grads: Any, inputs: tuple[Samples, dict[str, Array]]) -> tuple[Any, Metrics]:
+        chunk, pull = inputs
+
+        def objective(params: Any) -> tuple[Float[Array, ""], Metrics]:
+            embeddings, parts = _forward(module, params, chunk)
+            value = config.loss.reconstruction_weight / count * sum(parts.values())
+            for m in MODALITIES:
+                value += jnp.sum(embeddings[m].astype(jnp.float32) * pull[m])
+            return value, parts
+
+        more, parts = jax.grad(objective, has_aux=True)(params)
+        return jax.tree.map(jnp.add, grads, more), parts
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    grads, parts = jax.lax.scan(accumulate, zeros, (chunks, pulls))
+    means = jax.tree.map(lambda x: x.mean(axis=0), parts)
+    return losses.total(config.loss, pair, means)[1], grads
+
+
+def abstract_batch(
+    module: CavMaeSync, batch_size: int, mesh: jax.sharding.Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch as the input pipeline brings it."""
+    dtypes = {AUDIO: jnp.float16, VISUAL: jnp.uint8}
+    layout = sharding.batch_sharding(mesh)
+    return {
+        m: jax.ShapeDtypeStruct((batch_size, *module.raw_shape(m)), dtypes[m], sharding=layout)
+        for m in MODALITIES
+    }
+
+
+def lowered(
+    module: CavMaeSync,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+) -> jax.stages.Lowered:
+    """The train step of a training on `mesh`, whose devices need not exist, ready to compile."""
+    shapes = jax.eval_shape(lambda: init_state(module, optimizer, jax.random.key(0)))
+    shardings = sharding.state_shardings(shapes, mesh)
+    step = make_train_step(module, optimizer, config, shardings)
+    batch = abstract_batch(module, config.batch_size, mesh)
+    return step.lower(sharding.laid_out(shapes, shardings), batch, config.mask.ratios[0])
+
+
+def make_train_step(
+    module: CavMaeSync,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    shardings: TrainState,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Returns the jitted `step(state, batch, ratio)`; `ratio` is static, the state is donated."""
+
+    def step(state: TrainState, batch: dict[str, Array], ratio: float):
+        scalars, grads = loss_and_grads(module, config, state.params, batch, state.step, ratio)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        scalars["grad_norm"] = optax.global_norm(grads)
+        scalars["update_norm"] = optax.global_norm(updates)
+        return TrainState(state.step + 1, params, opt_state), scalars
+
+    mesh = shardings.step.mesh
+    batch = {modality: sharding.batch_sharding(mesh) for modality in MODALITIES}
+    return jax.jit(
+        step,
+        static_argnums=2,
+        donate_argnums=0,
+        in_shardings=(shardings, batch),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )

@@ -1,0 +1,194 @@
+"""What every command-line program shares: how a user's mistake is told, and the exit status.
+
+Exit status: 0 only on success, 2 after a user's mistake (one sentence on stderr, no traceback),
+3 where the work is done but is not what a flag demands of it,
+130 after Ctrl-C, 143 after SIGTERM where a program saves before it stops. Anything else that goes
+wrong is a defect and keeps its traceback.
+"""
+
+import argparse
+import contextlib
+import difflib
+import errno
+import functools
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags, logging
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from cavmae_sync_jax.utils.errors import Terminated, Unsatisfied, UserError
+
+# What the file system says when a disk, a quota or the largest size of a file is used up.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def version() -> str:
+    """The installed package's version, which results and datasets carry."""
+    try:
+        return importlib.metadata.version("cavmae_sync_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def make_folder(path: epath.PathLike) -> epath.Path:
+    """Makes an output folder before the work whose results it is for.
+
+    Raises:
+      UserError: if it can't be made.
+    """
+    folder = epath.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} can't be made: {error.strerror}") from error
+    return folder
+
+
+def refuse_existing(destination: epath.PathLike) -> None:
+    """Refuses to write where something is.
+
+    Raises:
+      UserError: if there is.
+    """
+    if epath.Path(destination).exists():
+        raise UserError(f"{destination} exists already: delete it or give another name")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the examples of a description as written and shows the defaults of all flags."""
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Returns a parser whose `--help` prints `description` (usually the module's docstring).
+
+    Flags can't be abbreviated, so that a script keeps its meaning when a flag is added.
+    """
+    return argparse.ArgumentParser(
+        description=description, formatter_class=HelpFormatter, allow_abbrev=False
+    )
+
+
+def main(
+    arguments: argparse.ArgumentParser,
+    run: Callable[..., Any],
+    *,
+    config: bool = False,
+    overrides: bool = False,
+    within: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> None:
+    """Parses the command line, calls `run` with the result and exits with the promised status.
+
+    With `config`, the program takes `--config=FILE[:VARIANT]` and `--config.KEY=VALUE` besides,
+    and `run` gets the config as its second argument. With `overrides`, it takes only the latter,
+    and `run` gets them as a list for `override`. `run` is called in a context made by `within`.
+    """
+    logging.set_verbosity(logging.ERROR)  # the libraries' warnings are about our own settings
+    try:
+        known, rest = arguments.parse_known_args()
+        given: list[Any] = [known]
+        if config:
+            given.append(_parse_config(arguments, rest))
+        elif overrides:
+            given.append(_only(arguments, rest, "--config."))
+        else:
+            _only(arguments, rest)
+        with within():
+            run(*given)
+    except UserError as error:
+        sys.exit(_tell(arguments.prog, str(error), 2))
+    except Unsatisfied as verdict:
+        sys.exit(_tell(arguments.prog, str(verdict), 3))
+    except Terminated as stop:
+        sys.exit(_tell(arguments.prog, f"told to stop: {stop}", 143))
+    except KeyboardInterrupt:
+        sys.exit(_tell(arguments.prog, "stopped by Ctrl-C", 130))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(_tell(arguments.prog, f"{error.strerror}{where}: make room, start again", 2))
+
+
+def _parse_config(arguments: argparse.ArgumentParser, rest: list[str]) -> ConfigDict:
+    """Reads the config file and the overrides, all choices checked against the file's keys."""
+    _only(arguments, rest, "--config=", "--config.")
+    files = [argument for argument in rest if argument.startswith("--config=")]
+    overrides = [argument for argument in rest if argument.startswith("--config.")]
+    if len(files) != 1:
+        arguments.error("give one --config=FILE, such as --config=configs/pretrain.py")
+    file = files[0].removeprefix("--config=").split(":")[0]
+    if not os.path.isfile(file):
+        raise UserError(f"no config file {file!r}: give one, such as --config=configs/pretrain.py")
+    _check_overrides(overrides, _config_flag(files), files[0])
+    return _config_flag(files + overrides)
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Returns a copy of a config with `--config.KEY=VALUE` strings applied.
+
+    Raises:
+      UserError: for an unknown key, with the nearest one, or a value of another type.
+    """
+    _check_overrides(overrides, config, "this config")
+    return _config_flag(overrides, config.copy_and_resolve_references())
+
+
+def _only(arguments: argparse.ArgumentParser, rest: Sequence[str], *prefixes: str) -> Sequence[str]:
+    strange = [argument for argument in rest if not argument.startswith(prefixes)]
+    if strange:
+        arguments.error(f"unrecognized arguments: {' '.join(strange)}")
+    return rest
+
+
+def _check_overrides(overrides: Sequence[str], config: ConfigDict, name: str) -> None:
+    known = keys(config)
+    for argument in overrides:
+        key, equals, _ = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            raise UserError(f"{argument} needs a value: --config.{key}=VALUE")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(known)}"
+            raise UserError(f"{name} has no key {key!r}{hint}")
+
+
+def keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    """The dotted keys of all values of a config."""
+    dotted = []
+    for key, value in config.items():
+        deeper = isinstance(value, ConfigDict)
+        dotted += keys(value, f"{prefix}{key}.") if deeper else [f"{prefix}{key}"]
+    return dotted
+
+
+def value(config: ConfigDict, key: str) -> Any:
+    """The value at a dotted key."""
+    return functools.reduce(lambda section, name: section[name], key.split("."), config)
+
+
+def _config_flag(argv: Sequence[str], config: ConfigDict | None = None) -> ConfigDict:
+    """Has absl parse `argv` onto `config`, or onto the config file that `argv` names."""
+    values = flags.FlagValues()
+    if config is None:
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *argv])
+    else:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *argv])
+    try:
+        values(["", *argv])
+        return values.config
+    except flags.Error as error:
+        # The libraries put the config file's own traceback into the message; its last line says it.
+        reason = str(error).strip().splitlines()[-1].strip()
+        if "get_config() takes 0 positional arguments" in reason:
+            reason = "this config has no variants; leave out the colon and what is behind it"
+        raise UserError(f"{' '.join(argv)}: {reason}") from error
+
+
+def _tell(program: str, message: str, status: int) -> int:
+    print(f"{program}: error: {message}", file=sys.stderr)
+    return status

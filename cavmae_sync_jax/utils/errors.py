@@ -1,0 +1,13 @@
+"""The errors that end a program with a promised exit status; `utils.cli` prints them."""
+
+
+class UserError(ValueError):
+    """A mistake the user can mend; the message is one sentence naming the file, field or flag."""
+
+
+class Unsatisfied(Exception):
+    """The work is done and kept, but is not what a flag demands; the message is one sentence."""
+
+
+class Terminated(Exception):
+    """The program was told to stop (SIGTERM) and has saved its work; the message says how far."""

@@ -1,0 +1,6 @@
+"""The names of the two modalities, which data, models and evaluations share."""
+
+AUDIO, VISUAL, BOTH = "audio", "visual", "both"
+
+
+MODALITIES = (AUDIO, VISUAL)

@@ -1,0 +1,150 @@
+"""Shards prepared by processes of this machine, and the workers that `pipeline.beam` uses, too.
+
+Each clip is prepared in a process that a crashing or hanging decoder can take down without harm to
+any other clip.
+"""
+
+import collections
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple, TypeVar
+
+import pebble
+import threadpoolctl
+from etils import epath
+from tqdm import tqdm
+
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline import shards
+from data_prep.pipeline.clips import Clip, Reject
+from data_prep.pipeline.shards import Job, Shard
+
+Item = TypeVar("Item")
+_AHEAD = 8  # items in flight for each worker, so that a slow one does not hold up the others
+
+
+class Engine(NamedTuple):
+    """How clips are prepared; nothing of it changes the dataset.
+
+    Attributes:
+      workers: processes on this machine; None means one a core.
+      time_limit: seconds that one clip may take.
+      runner: Apache Beam's runner, such as "DirectRunner" or "DataflowRunner"; "" for processes.
+      beam_options: the runner's flags without dashes, such as "direct_num_workers=4".
+    """
+
+    workers: int | None = None
+    time_limit: float | int = 300.0
+    runner: str = ""
+    beam_options: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Refuses numbers that make no sense.
+
+        Raises:
+          UserError: naming the flag.
+        """
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers must be at least 1, not {self.workers}")
+        if not self.time_limit > 0:
+            raise UserError(f"--time_limit must be above 0, not {self.time_limit:g}")
+        if self.beam_options and not self.runner:
+            raise UserError("--beam_pipeline_options needs a --runner")
+
+
+class Failure(NamedTuple):
+    """Why a worker has no result; `reason` is a key of `clips.REASONS`."""
+
+    reason: str
+    detail: str
+
+
+class Workers:
+    """Processes that call functions, a few items ahead of whoever takes the results."""
+
+    def __init__(self, count: int | None, time_limit: float | int):
+        """Starts `count` processes (None: one a core), in which a call may take `time_limit` s."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["data_prep.pipeline.shards"])
+        count = count or os.cpu_count() or 1
+        self._pool = pebble.ProcessPool(count, initializer=_start_worker, context=context)
+        self._ahead, self._time_limit = _AHEAD * count, time_limit
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self._pool.stop()
+        self._pool.join()
+
+    def results(
+        self, function: Callable[..., Any], items: Iterable[Item], *arguments: Any
+    ) -> Iterator[tuple[Item, Any]]:
+        """Yields each item with `function(item, *arguments)`, or with its `Failure`, in order.
+
+        Raises:
+          UserError: whatever the function raises of this class.
+        """
+        waiting: collections.deque = collections.deque()
+        rest = iter(items)
+        while True:
+            for item in itertools.islice(rest, self._ahead - len(waiting)):
+                call = self._pool.schedule(function, (item, *arguments), timeout=self._time_limit)
+                waiting.append((item, call))
+            if not waiting:
+                return
+            item, call = waiting.popleft()
+            yield item, self._result(call)
+
+    def _result(self, call: pebble.ProcessFuture) -> Any:
+        try:
+            return call.result()
+        except UserError:
+            raise
+        except TimeoutError:
+            return Failure("too_slow", f"It took more than {self._time_limit:g} s.")
+        except pebble.ProcessExpired as error:
+            how = f"with status {error.exitcode}"
+            if error.exitcode < 0:
+                how = f"by {signal.Signals(-error.exitcode).name}"
+            return Failure("crashed", f"The process that worked on it ended {how}.")
+        except BrokenProcessPool as error:
+            raise UserError(
+                "the worker processes can't start, perhaps for lack of memory: try fewer --workers"
+            ) from error
+        except Exception as error:  # one clip of millions must not end the run
+            return Failure("failed", f"{type(error).__name__}: {error}")
+
+
+def _start_worker() -> None:
+    # Ctrl-C is the parent's to handle, and the other cores are the other workers'.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threadpoolctl.threadpool_limits(1)
+
+
+def prepared(
+    clips: Iterable[Clip], job: Job, workers: Workers, bar: tqdm
+) -> Iterator[tuple[Clip, bytes | Reject]]:
+    """Yields each clip, in order, with its record or why there is none."""
+    for clip, result in workers.results(shards.prepare_record, clips, job):
+        bar.update()
+        if isinstance(result, Failure):
+            result = Reject(clip.clip_id, clip.path, result.reason, f"{clip.path}: {result.detail}")
+        yield clip, result
+
+
+def prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: Engine) -> None:
+    """Writes all the given shards to `folder` with processes of this machine."""
+    total = sum(len(shard.clips) for shard in todo)
+    with (
+        Workers(engine.workers, engine.time_limit) as workers,
+        tqdm(total=total, unit="clip", desc="preparing clips") as bar,
+    ):
+        clips = (clip for shard in todo for clip in shard.clips)
+        results = prepared(clips, job, workers, bar)
+        for shard in todo:
+            shards.write_shard(shard, itertools.islice(results, len(shard.clips)), folder)

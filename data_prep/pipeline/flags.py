@@ -1,0 +1,129 @@
+"""The flags that every source's program shares, and how it ends."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cavmae_sync_jax.utils.errors import Unsatisfied, UserError
+from data_prep.pipeline import tfds_writer
+from data_prep.pipeline.clips import FBANK_DTYPES, Clip, Preparation
+from data_prep.pipeline.executors import Engine
+
+_PREPARATION = {
+    "num_frames": "frames stored a clip",
+    "image_size": "pixels of a stored frame's side",
+    "clip_seconds": "length of a clip",
+    "min_seconds": "reject shorter clips",
+    "jpeg_quality": "of stored frames",
+    "fbank_dtype": "of the stored log-mel; uint8 takes half the space",
+}
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, *, without: Sequence[str] = (), **defaults: Any
+) -> None:
+    """Adds the flags of what is stored, of the engine and of the output.
+
+    Args:
+      parser: the source's own.
+      without: fields of `Preparation` that this source sets itself.
+      **defaults: fields of `Preparation` that this source has other defaults for.
+    """
+    parser.add_argument("--output", required=True, help="folder to write the dataset to")
+    usual = Preparation(**defaults)
+    for name, meaning in _PREPARATION.items():
+        if name not in without:
+            value = getattr(usual, name)
+            choices = tuple(FBANK_DTYPES) if name == "fbank_dtype" else None
+            parser.add_argument(
+                f"--{name}", type=type(value), default=value, choices=choices, help=meaning
+            )
+    usual = Engine()
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument(
+        "--time_limit", type=float, default=usual.time_limit, help="seconds a clip may take"
+    )
+    parser.add_argument(
+        "--runner",
+        default=usual.runner,
+        help="Apache Beam's, instead of --workers processes",
+    )
+    parser.add_argument(
+        "--beam_pipeline_options", default="", help="of the runner: KEY=VALUE,KEY=VALUE …"
+    )
+    parser.add_argument(
+        "--max_reject_share",
+        type=float,
+        default=0.5,
+        help="with more of the clips rejected, the exit status is 3",
+    )
+    parser.add_argument(
+        "--compute_stats",
+        action="store_true",
+        help="store mean and deviation of the training clips' log-mel, class counts and weights",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a dataset that OUTPUT holds already"
+    )
+
+
+def preparation(arguments: argparse.Namespace, **fixed: Any) -> Preparation:
+    """Returns what the flags say is stored, with the fields that a source sets itself."""
+    flags = {name: getattr(arguments, name) for name in _PREPARATION if name not in fixed}
+    if not 0 <= arguments.max_reject_share <= 1:
+        raise UserError(f"--max_reject_share must be 0 to 1, not {arguments.max_reject_share:g}")
+    return Preparation(**flags, **fixed)
+
+
+def engine(arguments: argparse.Namespace) -> Engine:
+    """Returns what the flags say does the work."""
+    options = tuple(arguments.beam_pipeline_options.split(","))
+    chosen = Engine(
+        arguments.workers,
+        arguments.time_limit,
+        arguments.runner,
+        tuple(option.strip() for option in options if option.strip()),
+    )
+    chosen.check()
+    return chosen
+
+
+def write(
+    arguments: argparse.Namespace,
+    splits: Mapping[str, Sequence[Clip]],
+    preparation: Preparation,
+    *,
+    class_names: Sequence[str],
+    source: str,
+) -> tfds_writer.Summary:
+    """Prepares a dataset as the flags say and prints what came of it.
+
+    Raises:
+      UserError: see `datasets.write_dataset`.
+    """
+    summary = tfds_writer.write_dataset(
+        arguments.output,
+        splits,
+        preparation,
+        class_names=class_names,
+        source=source,
+        engine=engine(arguments),
+        overwrite=arguments.overwrite,
+        compute_stats=arguments.compute_stats,
+    )
+    print(summary.report())
+    return summary
+
+
+def finish(arguments: argparse.Namespace, summary: tfds_writer.Summary) -> None:
+    """Ends a program whose dataset is written.
+
+    Raises:
+      Unsatisfied: more clips were rejected than the flags allow.
+    """
+    if summary.reject_share > arguments.max_reject_share:
+        raise Unsatisfied(
+            f"{summary.reject_share:.1%} of the clips were rejected, more than "
+            f"--max_reject_share={arguments.max_reject_share:g}; the dataset is complete without"
+        )

@@ -1,0 +1,315 @@
+"""Clips to a TFDS dataset in ArrayRecord format, without TensorFlow.
+
+A dataset is a folder `OUTPUT/SOURCE/VERSION` with TFDS's metadata, and `OUTPUT/rejects.csv` beside
+it lists the clips that did not become examples. While it is being prepared its shards are in
+`OUTPUT/.incomplete`; the same command, started again after whatever stopped it, goes on from there.
+"""
+
+import collections
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline import executors, shards, stats
+from data_prep.pipeline.clips import Clip, Preparation, Reject
+from data_prep.pipeline.executors import Engine
+from data_prep.pipeline.shards import Job, Outcome, Schema, Shard
+
+# Of the features: raise it when a reader of the old ones could not read the new ones.
+VERSION = "1.0.0"
+REJECTS = "rejects.csv"
+INCOMPLETE, OLD = ".incomplete", "replaced"
+
+
+class Summary(NamedTuple):
+    """What came of the clips: the dataset's folder, examples per split, and the rejects."""
+
+    directory: epath.Path
+    examples: dict[str, int]
+    rejects: tuple[Reject, ...]
+
+    @property
+    def reject_share(self) -> float:
+        """The part of all clips that were rejected."""
+        return len(self.rejects) / (sum(self.examples.values()) + len(self.rejects))
+
+    def report(self) -> str:
+        """Returns the same in words."""
+        counts = ", ".join(f"{count} in {name}" for name, count in self.examples.items())
+        report = f"{self.directory} has {sum(self.examples.values())} examples: {counts}."
+        if self.rejects:
+            path = self.directory.parent.parent / REJECTS
+            report += f"\n{len(self.rejects)} clips were rejected ({count_reasons(self.rejects)}); "
+            report += f"{path} lists them."
+        return report
+
+
+def write_dataset(
+    output: epath.PathLike,
+    splits: Mapping[str, Sequence[Clip]],
+    preparation: Preparation,
+    *,
+    class_names: Sequence[str],
+    source: str,
+    engine: Engine = Engine(),  # noqa: B008 (immutable)
+    overwrite: bool = False,
+    compute_stats: bool = False,
+) -> Summary:
+    """Prepares the clips of all splits and writes them as the TFDS dataset `OUTPUT/SOURCE/VERSION`.
+
+    The dataset is complete or absent: it is moved to its place when it is finished, and whatever
+    it replaces stays until then. Shards that an interrupted call with the same arguments has
+    finished are used, not prepared again. The metadata hold `source`, `class_names`, `has_truth`,
+    `preparation` (a dict of its fields) and `code_version`.
+
+    Args:
+      output: the folder to write to; it may hold other things. gs:// works, too.
+      splits: clips by split name, such as "train", all of one class. All have truth, or none.
+      preparation: what is stored with each clip.
+      class_names: in the order of the label indices.
+      source: the dataset's name, lower case with underscores.
+      engine: what does the work; it has no influence on the dataset.
+      overwrite: whether a dataset in `output` may be replaced.
+      compute_stats: whether to store `statistics.compute` of the split train with the dataset.
+
+    Raises:
+      UserError: there is a dataset already, an id comes twice, a label is not a class name, or
+        nothing is left of a split.
+    """
+    output = epath.Path(output)
+    has_truth = _check_clips(splits, class_names)
+    engine.check()
+    if compute_stats and stats.SPLIT not in splits:
+        raise UserError(f"--compute_stats is of the split {stats.SPLIT!r}, which is not there")
+    old = check_output(output, source, overwrite)
+    schema = Schema(tuple(class_names), preparation.num_frames, has_truth, preparation.fbank_dtype)
+    planned = shards.plan(splits)
+    job = Job(schema, preparation)
+    with _workplace(output, shards.fingerprint(planned, job)) as work:
+        folder = work / "shards"
+        folder.mkdir(exist_ok=True)
+        todo = [shard for shard in planned if shards.finished(shard, folder) is None]
+        if len(todo) < len(planned):
+            print(f"{len(planned) - len(todo)} of {len(planned)} shards are finished already.")
+        _prepare(todo, job, folder, engine)
+        outcomes = _outcomes(planned, folder)
+        rejects = tuple(reject for outcome in outcomes for reject in outcome.rejects)
+        _check_splits(output, old, planned, outcomes, work)
+        new = work / source
+        new.rmtree(missing_ok=True)
+        _assemble(planned, outcomes, folder, new / VERSION, schema, _metadata(source, job))
+        if compute_stats:
+            stats.store(new / VERSION, stats.compute(new / VERSION))
+        _write_rejects(output / REJECTS, rejects)
+        if old:
+            (work / OLD).rmtree(missing_ok=True)
+            (work / OLD).mkdir()
+            old.rename(work / OLD / source)
+        new.rename(output / source)
+        work.rmtree()
+    counts = collections.Counter()
+    for shard, outcome in zip(planned, outcomes, strict=True):
+        counts[shard.split] += outcome.examples
+    return Summary(output / source / VERSION, dict(counts), rejects)
+
+
+def _prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: Engine) -> None:
+    """Writes all the given shards to `folder`, here or with Apache Beam."""
+    if not todo:
+        return
+    if not engine.runner:
+        executors.prepare(todo, job, folder, engine)
+        return
+    try:
+        from data_prep.pipeline import beam  # an extra
+    except ImportError as error:
+        raise UserError(
+            f"--runner needs Apache Beam, pip install '.[beam]' brings it ({error})"
+        ) from error
+    beam.prepare(todo, job, folder, engine)
+
+
+@contextlib.contextmanager
+def _workplace(output: epath.Path, fingerprint: str) -> Iterator[epath.Path]:
+    """Gives `OUTPUT/.incomplete`, emptied where it is of another preparation, to one process."""
+    work = output / INCOMPLETE
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = None if "://" in str(work) else open(work / "lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"--output={output} can't be written to: {error.strerror}") from error
+    with lock or contextlib.nullcontext():
+        if lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"another process is preparing {output} at this time") from error
+        plan = work / "plan.json"
+        if plan.exists() and json.loads(plan.read_text() or "null") != fingerprint:
+            print(f"{work} is of other clips or settings, so that preparation begins anew.")
+            (work / "shards").rmtree(missing_ok=True)
+        plan.write_text(json.dumps(fingerprint))
+        yield work
+
+
+def _outcomes(planned: Sequence[Shard], folder: epath.Path) -> list[Outcome]:
+    """Returns what became of each shard; every clip must be an example or a reject, once."""
+    outcomes = []
+    for shard in planned:
+        outcome = shards.finished(shard, folder)
+        if outcome is None or outcome.examples + len(outcome.rejects) != len(shard.clips):
+            raise RuntimeError(f"the shard {shard.name} in {folder} is not complete")
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _check_splits(
+    output: epath.Path,
+    old: epath.Path | None,
+    planned: Sequence[Shard],
+    outcomes: Sequence[Outcome],
+    work: epath.Path,
+) -> None:
+    """Refuses a split of which nothing is left; then nothing but the rejects' list stays."""
+    for split in dict.fromkeys(shard.split for shard in planned):
+        ours = [o for s, o in zip(planned, outcomes, strict=True) if s.split == split]
+        if any(outcome.examples for outcome in ours):
+            continue
+        refused = [reject for outcome in ours for reject in outcome.rejects]
+        if not old:  # where the old dataset stays, so does its list
+            _write_rejects(output / REJECTS, [r for o in outcomes for r in o.rejects])
+        work.rmtree()
+        raise UserError(
+            f"none of the {len(refused)} clips of the split {split!r} can be used "
+            f"({count_reasons(refused)}); the first: {refused[0].detail}"
+        )
+
+
+def _metadata(source: str, job: Job) -> tfds.core.MetadataDict:
+    return tfds.core.MetadataDict(
+        source=source,
+        class_names=list(job.schema.class_names),
+        has_truth=job.schema.has_truth,
+        preparation=dataclasses.asdict(job.preparation),
+        code_version=cli.version(),
+    )
+
+
+def _assemble(
+    planned: Sequence[Shard],
+    outcomes: Sequence[Outcome],
+    folder: epath.Path,
+    directory: epath.Path,
+    schema: Schema,
+    metadata: tfds.core.MetadataDict,
+) -> None:
+    """Makes a dataset of the shards that hold records: TFDS's file names and metadata."""
+    directory.mkdir(parents=True)
+    infos = []
+    for split in dict.fromkeys(shard.split for shard in planned):
+        kept = [
+            (shard, outcome)
+            for shard, outcome in zip(planned, outcomes, strict=True)
+            if shard.split == split and outcome.examples
+        ]
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=directory,
+            dataset_name=directory.parent.name,
+            split=split,
+            filetype_suffix="array_record",
+        )
+        for index, (shard, _) in enumerate(kept):
+            target = template.sharded_filepath(shard_index=index, num_shards=len(kept))
+            shards.link(shards.data_path(folder, shard), target)
+        lengths = [outcome.examples for _, outcome in kept]
+        size = sum(outcome.bytes for _, outcome in kept)
+        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=schema.features(),
+        split_infos=infos,
+        version=VERSION,
+        check_data=False,  # would need TensorFlow
+        description="Clips: frames as JPEG and the log-mel of the first audio channel.",
+        metadata=metadata,
+    )
+
+
+def count_reasons(rejects: Sequence[Reject]) -> str:
+    """Returns for example "3 silent, 1 unreadable", the most frequent reason first."""
+    counts = collections.Counter(reject.reason for reject in rejects)
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+
+
+def _check_clips(splits: Mapping[str, Sequence[Clip]], class_names: Sequence[str]) -> bool:
+    """Returns whether the clips have truth; raises UserError if they can't make a dataset."""
+    seen: dict[str, Clip] = {}
+    known = set(class_names)
+    if len(known) < len(class_names) or any(not n.strip() or "\n" in n for n in class_names):
+        raise UserError("class names must be different from each other, of one line, not empty")
+    for split, clips in splits.items():
+        if not re.fullmatch(r"[A-Za-z]\w*", split) or split == "all":
+            raise UserError(f"a split can't be called {split!r}: take letters, digits and _")
+        if not clips:
+            raise UserError(f"there is no clip for the split {split!r}")
+        for clip in clips:
+            other = seen.setdefault(clip.clip_id, clip)
+            if other is not clip:
+                raise UserError(
+                    f"the clip id {clip.clip_id!r} comes twice, from {other.path} and {clip.path}"
+                )
+            unknown = set(clip.labels) - known
+            if unknown:
+                raise UserError(
+                    f"the clip {clip.clip_id!r} has the label {min(unknown)!r}, "
+                    "which is not among the class names"
+                )
+    has_truth = {clip.has_truth for clip in seen.values()}
+    if len(has_truth) > 1:
+        raise UserError("some clips have a truth file and some have none")
+    return has_truth == {True}
+
+
+def check_output(output: epath.PathLike, source: str, overwrite: bool) -> epath.Path | None:
+    """Returns the dataset `OUTPUT/SOURCE` that is to be replaced, None if there is none.
+
+    Raises:
+      UserError: there is one and `overwrite` is not set, there is another dataset, which would
+        make OUTPUT ambiguous and is not ours to delete, or something else is in the way.
+    """
+    output = epath.Path(output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output={output} is a file; give a folder")
+    stranded = output / INCOMPLETE / OLD / source
+    if stranded.exists() and not (output / source).exists():  # a replacement was interrupted
+        stranded.rename(output / source)
+    found = {path.parent.parent for path in output.glob("*/*/dataset_info.json")}
+    own = output / source
+    others = sorted(str(path) for path in found - {own})
+    if others:
+        raise UserError(f"{others[0]} is another dataset; give another --output")
+    if own in found and not overwrite:
+        raise UserError(f"{own} is a dataset already; replace it with --overwrite")
+    if own.exists() and own not in found:
+        raise UserError(f"{own} is in the way; give another --output")
+    return own if own in found else None
+
+
+def _write_rejects(path: epath.Path, rejects: Sequence[Reject]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(field.name for field in dataclasses.fields(Reject))
+    writer.writerows(dataclasses.astuple(reject) for reject in rejects)
+    # Names that are no text, as file systems allow them, are written with their bytes escaped.
+    path.write_bytes(text.getvalue().encode("utf-8", "backslashreplace"))

@@ -1,0 +1,176 @@
+"""CSV files: their lines, labels of whole videos, lists of classes.
+
+Every mistake in them is a UserError that names the file and the line.
+"""
+
+import collections
+import contextlib
+import csv
+import difflib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from cavmae_sync_jax.utils.errors import UserError
+
+TRAIN, EVAL = "train", "eval"
+_CLASS_COLUMNS = ("index", "mid", "display_name")
+
+
+class Row(NamedTuple):
+    """What a CSV of labels says about one video; `split` is None without such a column."""
+
+    labels: tuple[str, ...]
+    split: str | None
+
+
+@contextlib.contextmanager
+def lines_of(path: epath.PathLike, **dialect: bool) -> Iterator["Lines"]:
+    """Opens a CSV file in UTF-8.
+
+    Raises:
+      UserError: it can't be read, here or while its lines are.
+    """
+    try:
+        text = epath.Path(path).read_bytes().decode("utf-8-sig")
+        lines = Lines(str(path), csv.reader(io.StringIO(text, newline=""), strict=True, **dialect))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read as a CSV file in UTF-8: {error}") from error
+    try:
+        yield lines
+    except csv.Error as error:
+        raise UserError(f"{lines.where}, can't be read as CSV: {error}") from error
+
+
+class Lines:
+    """The lines of a CSV file that are not empty; knows where it is."""
+
+    def __init__(self, path: str, reader: Any):
+        """Wraps a `csv.reader`."""
+        self._path, self._reader = path, reader
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return (cells for cells in self._reader if any(cell.strip() for cell in cells))
+
+    @property
+    def where(self) -> str:
+        """The file and the line that was read last, for an error."""
+        return f"{self._path}, line {self._reader.line_num}"
+
+
+def read_labels(path: str | Path, names: Mapping[str, Sequence[Any]]) -> dict[Any, Row]:
+    """Reads a CSV with the header video,label or video,label,split, a row for each label.
+
+    Args:
+      path: the file.
+      names: the videos that are called by each name.
+
+    Returns:
+      What it says about each video that it names.
+
+    Raises:
+      UserError: the file or a row of it is malformed, or names no video, or more than one.
+    """
+    rows: dict[Any, Row] = {}
+    with lines_of(path) as lines:
+        header = next(iter(lines), [])
+        if header not in (["video", "label"], ["video", "label", "split"]):
+            raise UserError(f"{path} must begin with the header video,label or video,label,split")
+        for cells in lines:
+            if len(cells) != len(header) or not all(cells):
+                raise UserError(f"{lines.where}: need {len(header)} cells, none empty")
+            found = names.get(str(Path(cells[0])), ())
+            if len(found) != 1:
+                raise UserError(
+                    f"{lines.where}: {cells[0]!r} is the name of {len(found)} videos; "
+                    "give the path of one inside of SOURCE"
+                )
+            (video,) = found
+            split = cells[2] if len(cells) > 2 else None
+            if split not in (None, TRAIN, EVAL):
+                raise UserError(f"{lines.where}: split must be {TRAIN} or {EVAL}, not {split!r}")
+            before = rows.get(video, Row((), split))
+            if before.split != split:
+                raise UserError(f"{lines.where}: {cells[0]!r} is in {before.split} already")
+            labels = dict.fromkeys([*before.labels, cells[1]])
+            rows[video] = Row(tuple(labels), split)
+    return rows
+
+
+class Classes(NamedTuple):
+    """Class names in the order of their indices, and the name of each mid."""
+
+    names: tuple[str, ...]
+    by_mid: dict[str, str]
+
+    def named(self, label: str, where: str) -> str:
+        """Returns the class name of a mid or name.
+
+        VGGSound's list of segments has commas where its list of classes has underscores.
+
+        Raises:
+          UserError: it is neither; `where` says whose label it is.
+        """
+        for name in (self.by_mid.get(label, label), label.replace(",", "_")):
+            if name in self.names:
+                return name
+        near = difflib.get_close_matches(label, [*self.by_mid, *self.names], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{where}: {label!r} is not in the list of classes{hint}")
+
+
+def read_classes(path: epath.PathLike) -> Classes:
+    """Reads a CSV with the columns index, mid and display_name, as AudioSet's authors publish it.
+
+    The lines may be in any order. A display name that comes twice gets its mid behind it.
+
+    Raises:
+      UserError: the CSV is missing or malformed, a mid or an index comes twice, or the indices
+        are not 0 to n - 1.
+    """
+    found: dict[int, tuple[str, str, str]] = {}  # where, mid and name by index
+    with lines_of(path) as lines:
+        header = next(iter(lines), [])
+        missing = [name for name in _CLASS_COLUMNS if name not in header]
+        if missing:
+            raise UserError(f"{lines.where}: the header lacks {', '.join(missing)}")
+        mids: set[str] = set()
+        for cells in lines:
+            if len(cells) != len(header):
+                raise UserError(f"{lines.where}: need {len(header)} cells, not {len(cells)}")
+            row = dict(zip(header, cells, strict=True))
+            number, mid, name = (row[column].strip() for column in _CLASS_COLUMNS)
+            if not re.fullmatch("[0-9]{1,9}", number):
+                raise UserError(f"{lines.where}: the index {number!r} is no whole number")
+            if not mid or "," in mid:
+                raise UserError(f"{lines.where}: {mid!r} can't be a mid")
+            if len(name.splitlines()) != 1:
+                raise UserError(f"{lines.where}: the display_name must be one line of text")
+            if mid in mids:
+                raise UserError(f"{lines.where}: the mid {mid!r} comes a second time")
+            if int(number) in found:
+                raise UserError(f"{lines.where}: the index {number} comes a second time")
+            mids.add(mid)
+            found[int(number)] = lines.where, mid, name
+    if not found:
+        raise UserError(f"{path} has no class")
+    last = max(found)
+    if last != len(found) - 1:
+        numbers = f"0 to {len(found) - 1}"
+        raise UserError(f"{found[last][0]}: the indices of the classes must be {numbers}: {last}")
+    often = collections.Counter(name for _, _, name in found.values())
+    by_mid = {
+        mid: f"{name} ({mid})" if often[name] > 1 else name
+        for _, (_, mid, name) in sorted(found.items())
+    }
+    return Classes(tuple(by_mid.values()), by_mid)
+
+
+def classes_of(labels: Sequence[str]) -> Classes:
+    """Returns the classes that labels themselves make, in their order."""
+    names = tuple(sorted(set(labels)))
+    return Classes(names, {})

@@ -1,0 +1,144 @@
+"""Where the videos are: media files of folders, lists and buckets, and what they are called."""
+
+import collections
+import contextlib
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Container, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from etils import epath
+
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline.clips import clip_name
+
+EXTENSIONS = (
+    *(".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
+
+
+class Video(NamedTuple):
+    """A media file and its name: its path inside of the folder or list that it was found by."""
+
+    path: epath.Path
+    name: Path
+
+
+def find_videos(sources: Iterable[str]) -> list[Video]:
+    """Returns the media files of all sources, each file once.
+
+    Raises:
+      UserError: a source, a folder in it or a file of a list doesn't exist or can't be read, or a
+        source has no media files.
+    """
+    found: dict[str, Video] = {}
+    for source in map(epath.Path, sources):
+        try:
+            videos = _videos(source)
+            places = [os.path.realpath(video.path) for video in videos]
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or source} can't be read: {error.strerror or error}"
+            ) from error
+        if not videos:
+            raise UserError(f"{source} has no media files ({' '.join(EXTENSIONS)})")
+        for place, video in zip(places, videos, strict=True):
+            found.setdefault(place, video)
+    return list(found.values())
+
+
+def _videos(source: epath.Path) -> list[Video]:
+    if source.is_dir():
+        return [Video(path, Path(path.relative_to(source))) for path in _media_files(source)]
+    if source.suffix.lower() == ".txt" and source.is_file():
+        return list(_listed(source))
+    if source.is_file():
+        return [Video(source, Path(source.name))]
+    raise UserError(f"there is no file or folder {source}")
+
+
+def _media_files(folder: epath.Path) -> list[epath.Path]:
+    """Follows links to folders, too, but goes into no folder twice."""
+    if "://" in str(folder):
+        inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        deeper = (_media_files(path) for path in inside if path.is_dir())
+        here = [path for path in inside if path.suffix.lower() in EXTENSIONS and path.is_file()]
+        return sorted(itertools.chain(here, *deeper))
+    walked, found = set(), []
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in walked:
+            folders.clear()
+            continue
+        walked.add(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        kept = (name for name in names if Path(name).suffix.lower() in EXTENSIONS)
+        found += [epath.Path(parent) / name for name in kept if not name.startswith(".")]
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def _listed(source: epath.Path) -> Iterator[Video]:
+    try:
+        lines = source.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source} isn't a list of paths in UTF-8") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            path = source.parent / line.strip()
+            there = False
+            with contextlib.suppress(OSError, ValueError):  # names that no file can have
+                there = path.is_file()
+            if not there:
+                raise UserError(f"{source}, line {number}: there is no file {path}")
+            inside = path.resolve().is_relative_to(source.parent.resolve())
+            name = path.resolve().relative_to(source.parent.resolve()) if inside else path.name
+            yield Video(path, Path(name))
+
+
+def clip_ids(videos: Sequence[Video]) -> list[str]:
+    """Returns for each video the id that its clips' ids begin with.
+
+    This is the file name without its extension. Files that share it, or whose it might be that of a
+    clip of another file, get their whole name instead, with "__" for the path separators. Names
+    that are still the same in this writing get a hash behind it. An id never has path separators.
+    """
+    stems = [clip_name(video.name.stem) for video in videos]
+    count = collections.Counter(stems)
+    ids = [
+        stem if count[stem] == 1 and not _is_clip(stem, count) else clip_name(str(video.name))
+        for stem, video in zip(stems, videos, strict=True)
+    ]
+    names: dict[str, set[Path]] = collections.defaultdict(set)
+    for one, video in zip(ids, videos, strict=True):
+        names[one].add(video.name)
+    return [
+        one if len(names[one]) == 1 else f"{one}_{_digest(video.name)}"
+        for one, video in zip(ids, videos, strict=True)
+    ]
+
+
+def _is_clip(stem: str, stems: Container[str]) -> bool:
+    """Whether a stem is what a clip of another file would be called."""
+    match = re.fullmatch(r"(.+)_[0-9]{6,}", stem, re.DOTALL)
+    return match is not None and match[1] in stems
+
+
+def _digest(name: Path) -> str:
+    return hashlib.sha256(str(name).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def by_name(videos: Sequence[Video]) -> dict[str, list[Video]]:
+    """Returns the videos that are called by each name: a file's, or its path in its source."""
+    named = collections.defaultdict(list)
+    for video in videos:
+        for name in {str(video.name), video.name.name}:
+            named[name].append(video)
+    return named

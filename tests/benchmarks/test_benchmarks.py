@@ -1,0 +1,96 @@
+"""The benchmarks run; what they measure is theirs to say."""
+
+import json
+
+import pytest
+import tiny
+
+from benchmarks import convert, demo_seeds, retrieval, segmentation_study
+from benchmarks.segmentation_study import CENTRED, OTHER
+from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
+from cavmae_sync_jax.evals.report import results_table
+from cavmae_sync_jax.utils.errors import UserError
+
+
+def test_retrieval_times_every_aggregation(monkeypatch, capsys):
+    for name, value in (("FRAMES", 2), ("DIM", 4), ("LOOPED", 3)):
+        monkeypatch.setattr(retrieval, name, value)
+    monkeypatch.setattr("sys.argv", ["retrieval", "--clips=6", "--repeats=2"])
+    retrieval.main()
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title.startswith("6 clips × 2 × 4")
+    assert [row.split()[0] for row in rows] == list(retrieval_metrics.STRATEGIES)
+    assert all("GiB" in row and "double loop" in row for row in rows)
+
+
+def test_demo_seeds_by_hand(tmp_path, capsys, monkeypatch):
+    readers = {name: results_table.READERS[name] for name in ("retrieval", "reconstruction")}
+    monkeypatch.setattr(results_table, "READERS", readers)
+    for seed, recall in enumerate((0.1, 0.3)):
+        score = {"R1": recall, "R5": 0.5, "R10": 1.0, "median_rank": 4.0}
+        both = {"visual_to_audio": score, "audio_to_visual": score}
+        better = {**score, "R5": 0.6}
+        others = {"chance": {"visual_to_audio": score, "audio_to_visual": better}}
+        errors = {"audio": 0.5, "visual": 0.25 + 0.5 * seed}
+        results = {
+            "retrieval": {"scores": {"diagonal_mean": both}, "baselines": others},
+            "reconstruction": {"errors": errors, "baselines": {"untrained model": {"audio": 2.0}}},
+        }
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "results.json").write_text(json.dumps(results))
+    demo_seeds.run([str(tmp_path / "0"), str(tmp_path / "1")])
+    lines = capsys.readouterr().out.splitlines()
+    equal = "20.0 ± 14.1 | – | 20.0 ± 14.1, chance |"
+    assert f"| retrieval, diagonal mean: visual → audio, R@1 ⚠ | {equal}" in lines
+    worse = (
+        "| retrieval, diagonal mean: audio → visual, R@5 ⚠ | 50.0 ± 0.0 | – | 60.0 ± 0.0, chance |"
+    )
+    assert worse in lines
+    assert "| reconstruction, audio error | 0.500 ± 0.000 | 2.000 ± 0.000 | – |" in lines
+    assert "| reconstruction, visual error | 0.500 ± 0.354 | – | – |" in lines
+    cells = " | ".join(["20.0 ± 14.1 | 50.0 ± 0.0 | 4.0 ± 0.0"] * 2)
+    assert f"| model, diagonal mean | {cells} |" in lines
+    with pytest.raises(UserError, match=r"holds no results\.json"):
+        demo_seeds.run([str(tmp_path)])
+    (tmp_path / "0/results.json").write_text(json.dumps({"retrieval": results["retrieval"]}))
+    with pytest.raises(UserError, match="has no reconstruction: let `make demo` end"):
+        demo_seeds.run([str(tmp_path / "0")])
+
+
+def test_the_segmentation_study_scores_what_it_trains(dataset_dir, tmp_path, monkeypatch, capsys):
+    folder = tiny.write_scenes(tmp_path / "data", train=8, val=3)
+    small = tiny.config(folder, epochs=1.0, data__eval_split="", model__depth=1)
+    monkeypatch.setattr(segmentation_study.demo, "get_config", lambda: small)
+    rows = {"no global token": {"model.global_token": False}}
+    monkeypatch.setattr(segmentation_study, "VARIANTS", rows)
+    segmentation_study.run(str(folder), str(tmp_path / "study"), "val", 0, list(rows))
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    ends = ("", f", {OTHER}", f", {CENTRED}", ", untrained")
+    titles = ["mAP / mIoU, %", *(f"no global token{end}" for end in ends), "blob in the middle"]
+    assert [row[0] for row in rows] == titles
+    # Without a global token the patches' mean is the query in both columns.
+    assert rows[1][1] == rows[1][3]
+    scores = [float(number) for cell in rows[1][1:] for number in cell.split(" / ")]
+    assert len(scores) == 8 and all(0 < score <= 100 for score in scores)
+
+
+def test_convert_measures_every_kind_both_ways(monkeypatch, capsys):
+    tiny = {"image_size": 32, "audio_rows": 96, "width": 16, "depth": 1, "decoder_width": 8}
+    tiny |= {"heads": 2, "decoder_heads": 2, "decoder_depth": 1}
+    make, make_mae = convert.random_state, convert.mae_state
+    monkeypatch.setattr(convert, "random_state", lambda seed=0, **own: make(seed, **tiny | own))
+    monkeypatch.setattr(convert, "mae_state", lambda: make_mae())
+    measured = []
+
+    def measure(source, destination):
+        measured.append(source.split("/")[-1])
+        if destination.endswith((".pth", ".safetensors")):
+            open(destination, "wb").close()
+        return 1.0, 2.0
+
+    monkeypatch.setattr(convert, "measure", measure)
+    convert.main()
+    rows = capsys.readouterr().out.splitlines()[3:]
+    assert len(rows) == 6 and all(row.endswith("| 1.0 | 2.00 |") for row in rows)
+    assert measured[:4] == ["sync.pth", "sync.safetensors", "cav_mae.pth", "mae.pth"]

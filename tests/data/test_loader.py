@@ -1,0 +1,195 @@
+import collections
+import io
+import itertools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.data.loader import Framing
+from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.media import audio, images
+from cavmae_sync_jax.utils.errors import UserError
+
+FRAMING = Framing(4, clip_rows=1024, audio_rows=96, audio_bins=128, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def records(dataset_dir):
+    return loader.Records(dataset_dir, "train")
+
+
+def take(iterator, count):
+    batches = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return batches
+
+
+def train(records, start=0, workers=0, batch_size=6, seed=3):
+    return loader.train_batches(records, FRAMING, batch_size, seed, start, workers, 2)
+
+
+def test_every_clip_comes_once_an_epoch(records):
+    # 20 clips in batches of 6: epochs end inside batches.
+    order = np.concatenate([batch["clip"] for batch in take(train(records), 10)])
+    first, second, third = order[:20], order[20:40], order[40:60]
+    for epoch in (first, second, third):
+        assert sorted(epoch) == list(range(20))
+    assert first.tolist() != second.tolist() and first.tolist() != list(range(20))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_position_continues_the_same_stream(records, workers):
+    whole = take(train(records), 6)
+    resumed = take(train(records, start=12, workers=workers), 4)
+    for before, after in zip(whole[2:], resumed, strict=True):
+        for name in before:
+            np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_seeds_differ(records):
+    one, other = (take(train(records, seed=seed), 1)[0] for seed in (0, 1))
+    assert one["clip"].tolist() != other["clip"].tolist()
+
+
+def test_processes_share_each_batch(records, monkeypatch):
+    whole = take(train(records), 3)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda rank=rank: rank)
+        shares.append(take(train(records), 3))
+    for batch, left, right in zip(whole, *shares, strict=True):
+        for name in batch:
+            joined = np.concatenate([left[name], right[name]])
+            np.testing.assert_array_equal(joined, batch[name])
+
+
+def test_a_pair_is_the_frame_and_its_window(records):
+    record = records[0]
+    pair = FRAMING.pair(record, 2)
+    np.testing.assert_array_equal(pair["visual"], images.decode_jpeg(record["frames"][2]))
+    # 4 s are 398 rows, clearly less than the nominal 1024, so frame 2 of 4 is at row 199.
+    assert audio.window_start(2, 4, 398, 96) == 199 - 48
+    np.testing.assert_array_equal(pair["audio"], record["fbank"][151:247])
+
+
+def test_fewer_frames_are_spread_over_the_clip(records):
+    record = records[0]
+    half = FRAMING._replace(num_frames=2)
+    for name, value in half.pair(record, 1).items():
+        np.testing.assert_array_equal(value, FRAMING.pair(record, 2)[name])
+
+
+def test_clips_longer_than_the_nominal_rows_are_refused(records):
+    # Their late frames would get the sound of an earlier moment.
+    with pytest.raises(UserError, match=r"set --config.data.clip_rows=398"):
+        FRAMING._replace(clip_rows=304).pair(records[0], 0)
+
+
+def test_training_draws_every_frame(records):
+    seen = collections.defaultdict(set)
+    for batch in take(train(records, batch_size=20), 30):
+        for clip, image in zip(batch["clip"], batch["visual"], strict=True):
+            seen[int(clip)].add(image.tobytes())
+    assert all(2 <= len(frames) <= 4 for frames in seen.values())
+    assert sum(len(frames) for frames in seen.values()) > 70
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_evaluation_sees_every_clip_once(dataset_dir, batch_size):
+    records = loader.Records(dataset_dir, "eval")
+    batches = list(loader.clip_batches(records, FRAMING, batch_size, 0, 2))
+    clips = np.concatenate([batch["clip"][batch["valid"]] for batch in batches])
+    assert clips.tolist() == [0, 1, 2, 3, 4]
+    assert all(len(batch["clip"]) == batch_size for batch in batches)
+    np.testing.assert_array_equal(batches[0]["visual"][0, 3], FRAMING.pair(records[0], 3)["visual"])
+
+
+def test_to_device_keeps_order_and_shards(records):
+    mesh = sharding.make_mesh()
+    batches = loader.to_device(train(records, batch_size=8), mesh)
+    arrays, host = next(batches)
+    batches.close()
+    assert len(arrays["audio"].sharding.device_set) == 8
+    assert arrays["audio"].addressable_shards[0].data.shape == (1, 96, 128)
+    np.testing.assert_array_equal(arrays["visual"], host["visual"])
+
+
+def test_wrong_folders_and_splits_are_told(dataset_dir, tmp_path):
+    for folder in (tmp_path / "none", ""):
+        with pytest.raises(UserError, match="no dataset folder"):
+            loader.Records(folder, "train")
+    with pytest.raises(UserError, match="holds none"):
+        loader.Records(tmp_path, "train")
+    with pytest.raises(UserError, match=r"no split 'test'; it has .*train"):
+        loader.Records(dataset_dir, "test")
+    with pytest.raises(UserError, match="has no frame_class, which this needs"):
+        loader.Records(dataset_dir, "eval", ("frame_class",))
+    shutil.copytree(dataset_dir / "videos", tmp_path / "a")
+    shutil.copytree(dataset_dir / "videos", tmp_path / "b")
+    with pytest.raises(UserError, match=r"must hold one prepared dataset, but it holds .*, "):
+        loader.Records(tmp_path, "train")
+
+
+def damaged(dataset_dir, folder, change):
+    copy = shutil.copytree(dataset_dir, folder / "copy")
+    (path,) = copy.rglob("*train*array_record*")
+    data = bytearray(path.read_bytes())
+    path.write_bytes(change(data))
+    return copy
+
+
+def flip(data):
+    for place in range(len(data) // 2, len(data) // 2 + 4):
+        data[place] ^= 0xFF
+    return data
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_record_is_named(dataset_dir, tmp_path, workers):
+    records = loader.Records(damaged(dataset_dir, tmp_path, flip), "train")
+    message = r"copy/videos/1.0.0, split train, record \d+ is damaged"
+    with pytest.raises(UserError, match=message) as error:
+        take(train(records, workers=workers), 4)
+    assert "mismatch" in str(error.value)
+
+
+@pytest.mark.parametrize("change", [lambda data: data[: len(data) // 2], lambda data: b""])
+def test_a_truncated_file_is_named(dataset_dir, tmp_path, change):
+    copy = damaged(dataset_dir, tmp_path, change)
+    records = loader.Records(copy, "train")
+    with pytest.raises(UserError, match=r"copy/videos/1.0.0, split train, record 0 is damaged"):
+        records[0]
+
+
+def test_a_truncated_jpeg_is_named(records, monkeypatch):
+    class Damaged:
+        def __getitem__(self, index):
+            record = records[index]
+            return {**record, "frames": [frame[:-20] for frame in record["frames"]]}
+
+    broken = loader.Records(records.directory, "train")
+    monkeypatch.setattr(broken, "_source", Damaged())
+    with pytest.raises(UserError, match=r"split train, record 3 is damaged .*Premature end"):
+        broken.pairs(3, FRAMING, [0])
+
+
+def test_frames_are_decoded_as_by_pillow():
+    for size, channels in itertools.product(((32, 32), (17, 23), (224, 224)), ((), (3,))):
+        image = np.random.default_rng(0).integers(0, 256, (*size, *channels), np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=95, subsampling="4:2:0")
+        decoded = images.decode_jpeg(file.getvalue())
+        np.testing.assert_array_equal(decoded, np.asarray(Image.open(file).convert("RGB")))
+
+
+def test_a_jpeg_with_a_flaw_in_its_middle_is_refused():
+    jpeg = bytearray(images.encode_jpeg(np.zeros((64, 64, 3), np.uint8) + 9, 95))
+    middle = len(jpeg) - 20
+    jpeg[middle : middle + 2] = b"\xff\xd9"  # the end, too early
+    with pytest.raises(OSError, match=r"Corrupt|Premature"):
+        images.decode_jpeg(bytes(jpeg))

@@ -1,0 +1,273 @@
+"""Engines: what a killed, hanging or failing clip costs, kills and resumption, Apache Beam."""
+
+import csv
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from media_files import make_video
+
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline import shards, tfds_writer
+from data_prep.pipeline.clips import Preparation, Recording, VideoClip
+from data_prep.pipeline.executors import Engine
+from data_prep.pipeline.tfds_writer import write_dataset
+
+ROOT = Path(__file__).parents[2]
+SMALL = Preparation(num_frames=2, image_size=16, clip_seconds=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class FaultyClip(VideoClip):
+    """Does to its process what its id says; any other id is noise."""
+
+    def read(self, preparation):
+        if self.clip_id.startswith("crash"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.clip_id.startswith("killed"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.clip_id.startswith("hang"):
+            time.sleep(600)
+        if self.clip_id.startswith("bug"):
+            raise ZeroDivisionError("by design")
+        if self.clip_id.startswith("mistake"):
+            raise UserError("mend the truth file")
+        rng = np.random.default_rng(list(self.clip_id.encode()))
+        size = preparation.image_size
+        frames = rng.integers(0, 255, (preparation.num_frames, size, size, 3), np.uint8)
+        return Recording(frames, rng.integers(-9000, 9000, 8000, np.int16), 1.0, {})
+
+
+def faulty(*ids):
+    return [FaultyClip(clip_id, f"{clip_id}.mp4") for clip_id in ids]
+
+
+def write(output, splits, **settings):
+    settings = {"engine": Engine(workers=2, time_limit=20)} | settings
+    return write_dataset(output, splits, SMALL, class_names=(), source="noise", **settings)
+
+
+def content(output, split="train"):
+    (info,) = output.glob("*/*/dataset_info.json")
+    records = tfds.builder_from_directory(info.parent).as_data_source(split=split)
+    return {
+        record["clip_id"]: (tuple(record["frames"]), record["fbank"].tobytes())
+        for record in records
+    }
+
+
+def test_a_clip_takes_nothing_down_but_itself(tmp_path):
+    good = [f"good{number}" for number in range(12)]
+    bad = {"crash": "crashed", "killed": "crashed", "hang": "too_slow", "bug": "failed"}
+    clips = faulty(*good[:5], "crash", "hang", *good[5:], "bug", "killed")
+    summary = write(tmp_path, {"train": clips}, engine=Engine(workers=2, time_limit=3))
+    assert {reject.clip_id: reject.reason for reject in summary.rejects} == bad
+    assert summary.examples == {"train": len(good)}
+    assert set(content(tmp_path)) == {clip_id.encode() for clip_id in good}
+    details = {reject.clip_id: reject.detail for reject in summary.rejects}
+    assert "SIGSEGV" in details["crash"]
+    assert "SIGKILL" in details["killed"]
+    assert "3 s" in details["hang"]
+    assert "ZeroDivisionError: by design" in details["bug"]
+
+
+def test_a_users_mistake_ends_the_run_and_mended_it_goes_on(tmp_path):
+    clips = faulty(*(f"a{number}" for number in range(200)), "mistake")
+    with pytest.raises(UserError, match="mend the truth file"):
+        write(tmp_path, {"train": clips})
+    assert not (tmp_path / "noise").exists()
+    kept = sorted((tmp_path / ".incomplete/shards").glob("*.json"))
+    # With the mistake gone the clips are others, and nothing of before is used.
+    write(tmp_path, {"train": clips[:-1]})
+    assert len(content(tmp_path)) == 200
+    assert not (tmp_path / ".incomplete").exists()
+    assert isinstance(kept, list)
+
+
+def test_finished_shards_are_not_prepared_again(tmp_path, monkeypatch, capsys):
+    clips = faulty(*(f"a{number}" for number in range(200)))
+    write(tmp_path / "straight", {"train": clips})
+    written = []
+    write_shard = shards.write_shard
+
+    def interrupted(shard, results, folder):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(shard.index)
+        return write_shard(shard, results, folder)
+
+    monkeypatch.setattr(shards, "write_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "resumed", {"train": clips})
+    assert not (tmp_path / "resumed/noise").exists()
+    monkeypatch.setattr(shards, "write_shard", write_shard)
+    write(tmp_path / "resumed", {"train": clips})
+    assert "2 of 3 shards are finished already" in capsys.readouterr().out
+    assert content(tmp_path / "resumed") == content(tmp_path / "straight")
+    first, second = (
+        [path.read_bytes() for path in sorted((tmp_path / name).glob("noise/*/*.array_record*"))]
+        for name in ("straight", "resumed")
+    )
+    assert first == second
+
+
+def test_a_shard_whose_records_are_gone_is_prepared_again(tmp_path):
+    clips = faulty("a", "b")
+    planned = shards.plan({"train": clips})
+    schema = shards.Schema((), 2, False, "float16")
+    job = shards.Job(schema, SMALL)
+    folder = tfds_writer.epath.Path(tmp_path)
+    results = ((clip, shards.prepare_record(clip, job)) for clip in planned[0].clips)
+    shards.write_shard(planned[0], results, folder)
+    assert shards.finished(planned[0], folder).examples == 2
+    records = shards.data_path(folder, planned[0])
+    records.write_bytes(records.read_bytes()[:-100])
+    assert shards.finished(planned[0], folder) is None
+    records.unlink()
+    assert shards.finished(planned[0], folder) is None
+
+
+def test_a_replacement_that_was_interrupted_gives_the_old_dataset_back(tmp_path):
+    write(tmp_path, {"train": faulty("old")})
+    hidden = tmp_path / ".incomplete/replaced"
+    hidden.mkdir(parents=True)
+    (tmp_path / "noise").rename(hidden / "noise")
+    with pytest.raises(UserError, match="--overwrite"):
+        write(tmp_path, {"train": faulty("new")})
+    assert set(content(tmp_path)) == {b"old"}
+
+
+def test_two_runs_do_not_share_an_output(tmp_path):
+    with (
+        tfds_writer._workplace(tfds_writer.epath.Path(tmp_path), "x"),
+        pytest.raises(UserError, match="another process"),
+    ):
+        write(tmp_path, {"train": faulty("a")})
+
+
+def test_shards_follow_from_the_clips_alone():
+    clips = faulty(*(f"c{number}" for number in range(1000)))
+    planned = shards.plan({"train": clips, "eval": clips[:10]})
+    assert [len(shard.clips) for shard in planned if shard.split == "eval"] == [10]
+    train = [shard for shard in planned if shard.split == "train"]
+    assert len(train) == 15
+    assert {len(shard.clips) for shard in train} == {66, 67}
+    assert {clip for shard in train for clip in shard.clips} == set(clips)
+    assert shards.plan({"train": clips[::-1]}) == train
+    assert [clip.clip_id for clip in train[0].clips[:5]] != ["c0", "c1", "c2", "c3", "c4"]
+
+
+def test_more_clips_than_fit_the_shards_make_larger_ones(monkeypatch):
+    monkeypatch.setattr(shards, "MOST_SHARDS", 10)
+    planned = shards.plan({"train": faulty(*(str(number) for number in range(2001)))})
+    assert len(planned) == 10
+    assert {len(shard.clips) for shard in planned} == {200, 201}
+
+
+def videos_program(*arguments, **settings):
+    command = [sys.executable, "-m", "data_prep.videos", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **settings)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of 200 videos, which is enough for three shards."""
+    folder = tmp_path_factory.mktemp("videos")
+    path = make_video(folder / "v000.mp4", seconds=1.2, fps=5)
+    for number in range(1, 200):
+        os.link(path, folder / f"v{number:03d}.mp4")
+    make_video(folder / "mute.mp4", seconds=1.2, codecs=("libx264", None))
+    # One file each time, whatever its links are called.
+    listed = folder / "all.txt"
+    names = sorted(path.name for path in folder.glob("*.mp4"))
+    listed.write_text("\n".join(names))
+    return listed
+
+
+FLAGS = ("--eval_share=0", "--num_frames=2", "--image_size=16", "--workers=2")
+
+
+def test_a_killed_preparation_goes_on(tmp_path, folder):
+    output = tmp_path / "killed"
+    process = videos_program(folder, f"--output={output}", *FLAGS, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(output.glob(".incomplete/shards/*.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (output / "videos").exists()
+    again = videos_program(
+        folder, f"--output={output}", *FLAGS, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    assert "shards are finished already" in out
+    assert "200 in train" in out
+    straight = tmp_path / "straight"
+    whole = videos_program(folder, f"--output={straight}", *FLAGS, stderr=subprocess.DEVNULL)
+    assert whole.wait(timeout=300) == 0
+    assert content(output) == content(straight)
+    assert (output / "rejects.csv").read_bytes() == (straight / "rejects.csv").read_bytes()
+    with (output / "rejects.csv").open() as file:
+        assert [row["clip_id"] for row in csv.DictReader(file)] == ["mute"]
+    assert sorted(path.name for path in output.iterdir()) == ["rejects.csv", "videos"]
+
+
+def test_beam_writes_the_same_dataset(tmp_path, folder):
+    pytest.importorskip("apache_beam", reason="needs pip install '.[beam]'")
+    outputs = []
+    for flags in ([], ["--runner=DirectRunner", "--beam_pipeline_options=" + BEAM]):
+        outputs.append(tmp_path / str(len(flags)))
+        process = videos_program(
+            folder, f"--output={outputs[-1]}", *FLAGS, *flags, stderr=subprocess.PIPE
+        )
+        _, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err[-3000:]
+    assert content(outputs[0]) == content(outputs[1])
+    assert len(content(outputs[0])) == 200
+    rejects = [(output / "rejects.csv").read_bytes() for output in outputs]
+    assert rejects[0] == rejects[1]
+
+
+BEAM = "direct_num_workers=2,direct_running_mode=multi_processing"
+
+
+def test_beam_takes_the_readmes_options():
+    beam_engine = pytest.importorskip("data_prep.pipeline.beam", reason="needs apache-beam")
+    text = (ROOT / "README.md").read_text().replace(",\\\n", ",")
+    found = re.findall(r"--runner=(\w+)[\s\\]+--beam_pipeline_options=(\S+)", text)
+    assert {runner for runner, _ in found} == {
+        *("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
+    }
+    for runner, options in found:
+        given = tuple(options.replace("$", "").split(","))
+        taken = beam_engine.pipeline_options(Engine(runner=runner, beam_options=given))
+        taken = taken.get_all_options(drop_default=True)
+        assert set(taken) == {"runner", *(option.partition("=")[0] for option in given)}
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (Engine(workers=0), "--workers"),
+        (Engine(time_limit=0), "--time_limit"),
+        (Engine(beam_options=("direct_num_workers=2",)), "--runner"),
+        (Engine(runner="NoRunner"), "NoRunner"),
+        (Engine(runner="DirectRunner", beam_options=("direct_num_wrkers=2",)), "direct_num_wrkers"),
+    ],
+)
+def test_engines_that_make_no_sense_are_refused(tmp_path, engine, message):
+    if engine.runner:
+        pytest.importorskip("apache_beam", reason="needs pip install '.[beam]'")
+    with pytest.raises(UserError, match=message):
+        write(tmp_path / "out", {"train": faulty("a")}, engine=engine)

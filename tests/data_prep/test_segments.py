@@ -1,0 +1,172 @@
+"""Published lists of segments to clips: formats, files' names, classes, and what is told."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+from etils import epath
+from media_files import make_video, number
+from test_videos import program, splits_of
+
+from cavmae_sync_jax.media.images import decode_jpeg
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.sources import csv_files, segments
+from data_prep.sources.video_files import Video
+
+AUDIOSET = """\
+# Segments csv created Sun Mar  5 10:54:31 2017
+# num_ytids=2, num_segs=2, num_unique_labels=3, num_positive_labels=4
+# YTID, start_seconds, end_seconds, positive_labels
+--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"
+--ZhevVpy1s, 0.500, 10.000, "/m/012xff"
+"""
+VGGSOUND = '---g-f_I2yQ,1,"railroad car, train wagon",test\n--0PQM4-hqg,30,dog barking,train\n'
+CLASSES = """\
+index,mid,display_name
+0,/m/09x0r,"Speech"
+1,/t/dd00088,"Gush"
+2,/m/012xff,"Toothbrush, electric"
+"""
+
+
+def read(tmp_path, text, split=None):
+    path = tmp_path / "segments.csv"
+    path.write_text(text)
+    return segments.read_segments(path, split)
+
+
+def classes(tmp_path):
+    (tmp_path / "classes.csv").write_text(CLASSES)
+    return csv_files.read_classes(tmp_path / "classes.csv")
+
+
+def clips(tmp_path, text, names, trimmed=False, split="train"):
+    videos = [Video(epath.Path("/v") / name, Path(name)) for name in names]
+    found = read(tmp_path, text, split)
+    known = csv_files.classes_of([label for segment in found for label in segment.labels])
+    return segments.segment_clips(
+        videos, found, known, trimmed=trimmed, seconds=10.0, eval_share=0.0
+    )
+
+
+def test_audiosets_lists_are_read_as_published(tmp_path):
+    first, second = read(tmp_path, AUDIOSET, "train")
+    assert first[:5] == ("--PJHxphWEs", 30.0, 40.0, ("/m/09x0r", "/t/dd00088"), "train")
+    assert second[:4] == ("--ZhevVpy1s", 0.5, 10.0, ("/m/012xff",))
+    assert first.youtube and first.where.endswith("segments.csv, line 4")
+
+
+def test_vggsounds_list_is_read_as_published(tmp_path):
+    first, second = read(tmp_path, VGGSOUND)
+    assert first[:5] == ("---g-f_I2yQ", 1.0, None, ("railroad car, train wagon",), "eval")
+    assert second.split == "train"
+    assert {segment.split for segment in read(tmp_path, VGGSOUND, "eval")} == {"eval"}
+
+
+def test_ones_own_segments_may_have_several_labels(tmp_path):
+    text = "video,start,end,label,split\nx/a.mp4,1.5,3,dog,train\nx/a.mp4,1.5,3,cat,train\n"
+    text += "x/a.mp4,3,,,eval\n"
+    first, second = read(tmp_path, text)
+    assert first[:5] == ("x/a.mp4", 1.5, 3.0, ("dog", "cat"), "train")
+    assert second[:5] == ("x/a.mp4", 3.0, None, (), "eval")
+    assert not first.youtube
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no segment"),
+        ("# only comments\n", "has no segment"),
+        ("abcdefghijk,1,dog\n", "line 1: need YTID, start, end"),
+        ("abcdefghijk,now,dog,test\n", "line 1: 'now' is no time"),
+        ("abcdefghijk,nan,dog,test\n", "line 1: 'nan' is no time"),
+        ("abcdefghijk,-1,dog,test\n", "line 1: '-1' is no time"),
+        (VGGSOUND + "abcdefghijk,1,dog,val\n", "line 3: need YTID,start,label,split"),
+        (AUDIOSET + 'abcdefghijk, 30.000, 20.000, "/m/1"\n', "line 6: the end 20 is not after 30"),
+        (AUDIOSET + "abcdefghijk, 30.000\n", "line 6: need YTID, start, end"),
+        ("video,start,lable\na,1,dog\n", "line 1: the header may have video,start,end,label,split"),
+        ("video,start\n", "no segment under the header"),
+        ("video,start,label\na,1\n", "line 2: need 3 cells"),
+        ("video,start,split\na,1,test\na,1,train\n", "line 3: 'a' is in eval already"),
+        ("video,start,split\na,1,dev\n", "line 2: split must be"),
+        ('video,start\n"a,1\n', "line 2, can't be read as CSV: unexpected end"),
+        ("video,start\n.,1\n", "line 2: '.' is no name of a file"),
+        ("video,start,start\na,1,1\n", "line 1: the header may have"),
+        ("video,start\na,1e308\n", "line 2: '1e308' is no time"),
+    ],
+)
+def test_malformed_lists_are_told_with_their_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "trimmed", "span"),
+    [
+        ("--PJHxphWEs.mp4", False, (30.0, 40.0)),
+        ("--PJHxphWEs.mp4", True, (0.0, 10.0)),
+        ("sub/Y--PJHxphWEs.mkv", False, (30.0, 40.0)),
+        ("--PJHxphWEs_000030.mp4", False, (0.0, 10.0)),
+        ("--PJHxphWEs_30.000_40.000.mp4", False, (0.0, 10.0)),
+        ("--PJHxphWEs_000031.mp4", False, None),
+        ("--PJHxphWEx.mp4", False, None),
+    ],
+)
+def test_files_have_the_names_that_downloads_give_them(tmp_path, name, trimmed, span):
+    made = clips(tmp_path, AUDIOSET, [name], trimmed)["train"]
+    assert [clip.clip_id for clip in made] == ["--PJHxphWEs_000030", "--ZhevVpy1s_000000.500"]
+    if span is None:
+        assert made[0].refusal[0] == "missing"
+        assert "segments.csv, line 4" in made[0].path
+    else:
+        assert (made[0].start, made[0].end) == span
+        assert made[0].path == f"/v/{name}"
+        assert made[0].refusal is None
+    assert made[1].refusal[0] == "missing"
+
+
+def test_two_files_of_one_segment_are_told(tmp_path):
+    with pytest.raises(UserError, match=r"line 4: '--PJHxphWEs' may be /v/a/.*mp4 and /v/b/"):
+        clips(tmp_path, AUDIOSET, ["a/--PJHxphWEs.mp4", "b/--PJHxphWEs.webm"])
+
+
+def test_mids_become_names_and_strangers_are_told(tmp_path):
+    known = classes(tmp_path)
+    assert known.names == ("Speech", "Gush", "Toothbrush, electric")
+    assert known.named("/t/dd00088", "x") == known.named("Gush", "x") == "Gush"
+    vggsound = csv_files.Classes(("airplane", "railroad car_ train wagon"), {})
+    assert vggsound.named("railroad car, train wagon", "x") == "railroad car_ train wagon"
+    with pytest.raises(UserError, match=r"line 7: '/t/dd0008' .* did you mean '/t/dd00088'"):
+        known.named("/t/dd0008", "list.csv, line 7")
+
+
+def test_the_program_prepares_published_lists(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    make_video(folder / "--PJHxphWEs.mp4", seconds=5, fps=10)
+    make_video(folder / "Y---g-f_I2yQ.mp4", seconds=3, fps=10)
+    train, held_out = tmp_path / "train.csv", tmp_path / "eval.csv"
+    train.write_text(AUDIOSET.replace("30.000, 40.000", "2.000, 4.000"))
+    held_out.write_text('---g-f_I2yQ, 1.000, 3.000, "/t/dd00088"\n')
+    (tmp_path / "classes.csv").write_text(CLASSES)
+    done = program(
+        folder,
+        f"--segments=train={train}",
+        f"--segments=eval={held_out}",
+        f"--classes={tmp_path / 'classes.csv'}",
+        f"--output={tmp_path / 'out'}",
+        *("--num_frames=4", "--image_size=32", "--workers=1", "--compute_stats"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 examples: 1 in train, 1 in eval" in done.stdout
+    splits = splits_of(tmp_path / "out")
+    record = splits["train"]["--PJHxphWEs_000002"]
+    assert list(record["labels"]) == [0, 1]
+    assert [number(decode_jpeg(frame)) for frame in record["frames"]] == [20, 25, 30, 35]
+    assert len(record["fbank"]) == 198
+    assert list(splits["eval"]["---g-f_I2yQ_000001"]["labels"]) == [1]
+    with (tmp_path / "out" / "rejects.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["clip_id"], row["reason"]) == ("--ZhevVpy1s_000000.500", "missing")
+    assert f"{train}, line 5" in row["detail"]

@@ -1,0 +1,295 @@
+"""The probe: its scores, its recipe piece by piece, its training on cached and raw clips."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from sklearn.metrics import average_precision_score
+
+from cavmae_sync_jax import convert, train
+from cavmae_sync_jax.checkpoints import manager
+from cavmae_sync_jax.checkpoints.pretrained import load
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.evals import common, probe, probe_training, tokens
+from cavmae_sync_jax.evals.metrics import classification
+from cavmae_sync_jax.evals.metrics.average_precision import average_precision
+from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.models.probe_head import ProbeHead
+from cavmae_sync_jax.torch_compat import key_mapping
+from cavmae_sync_jax.training import optim
+from cavmae_sync_jax.utils.errors import UserError
+from configs import probe as recipes
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
+def recipe(**overrides):
+    config = recipes.get_config("demo")
+    small = {"batch_size": 8, "epochs": 4, "heads": 2, "log_every": 2}
+    config.update(small | {"average_from": 3, "average_to": 4} | overrides)
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(dataset_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained")
+    train.train_and_evaluate(tiny.config(dataset_dir, epochs=2.0), workdir)
+    return load(workdir)
+
+
+def test_the_head_is_the_references():
+    golden = np.load(GOLDEN / "probe_head.npz", allow_pickle=False)
+    params = key_mapping.take_params({k[6:]: golden[k] for k in golden if k[:6] == "state/"})
+    by_name = {f"{m}_global": golden[f"global_{m[0]}"] for m in ("audio", "visual")}
+    seen = probe_training.stream_features(by_name, "both")
+    logits = probe_training.predict(ProbeHead(96, 2, 4, 4.0, 7), params, seen)
+    np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
+
+
+def test_average_precision_by_hand():
+    truth = np.array([True, False, True, False])
+    # Found at ranks 1 and 3: (1/1 + 2/3) / 2.
+    assert average_precision(np.array([4.0, 3, 2, 1]), truth) == pytest.approx(5 / 6)
+    # All equal: one step whose precision is the share of positives.
+    assert average_precision(np.zeros(4), truth) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="nothing is true"):
+        average_precision(np.zeros(4), np.zeros(4, bool))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_average_precision_is_scikit_learns(seed):
+    rng = np.random.default_rng(seed)
+    samples = int(rng.integers(2, 60))
+    truth = rng.random(samples) < rng.choice([0.1, 0.5, 0.9])
+    truth[rng.integers(samples)] = True
+    scores = rng.normal(size=samples)
+    if seed % 2:
+        scores = np.round(scores)  # ties
+    expected = average_precision_score(truth, scores)
+    assert average_precision(scores, truth) == pytest.approx(expected, abs=1e-12)
+
+
+def test_scores_of_classes_by_hand():
+    truth = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0], [1, 0, 0]], bool)
+    logits = np.array([[2.0, 1, 0], [2, 1, 0], [0, 1, 0], [0, 0, 1]])
+    assert classification.accuracy(truth, logits) == 0.5
+    expected = [[0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0, 0]]
+    np.testing.assert_allclose(classification.confusion(truth, logits), expected)
+    precisions = classification.class_precisions(truth, logits)
+    assert np.isnan(precisions[2]) and not np.isnan(precisions[:2]).any()
+    scores = probe.scores_of(truth, logits)
+    assert scores["mAP"] == pytest.approx(precisions[:2].mean()) and scores["accuracy"] == 0.5
+    assert "accuracy" not in probe.scores_of(truth | [False, False, True], logits)
+
+
+def test_balanced_order_draws_rare_labels_as_often():
+    truth = np.zeros((1000, 2), bool)
+    truth[:900, 0] = truth[900:, 1] = True
+    places = probe_training.order(truth, recipe(balanced=True, epochs=3))
+    assert places.shape == (3000,) and truth[places, 1].mean() == pytest.approx(0.5, abs=0.04)
+    # A clip weighs the sum over its labels of 1000 / (count + 0.01).
+    both = np.array([[1, 0], [1, 0], [0, 1], [1, 1]], bool)
+    drawn = probe_training.order(both, recipe(balanced=True, epochs=5000))
+    weights = both @ (1000 / (np.array([3, 2]) + 0.01))
+    np.testing.assert_allclose(np.bincount(drawn) / len(drawn), weights / weights.sum(), atol=0.015)
+
+
+def test_plain_order_has_every_clip_once_an_epoch():
+    places = probe_training.order(np.ones((7, 1), bool), recipe(epochs=2)).reshape(2, 7)
+    assert (np.sort(places, axis=1) == np.arange(7)).all() and (places[0] != places[1]).any()
+
+
+def test_targets_and_mixup_by_hand():
+    truth = jnp.array([[1.0, 0, 0, 0]])
+    np.testing.assert_allclose(
+        probe_training.targets(truth, 0.1), [[0.925, 0.025, 0.025, 0.025]], rtol=1e-6
+    )
+    x = jnp.arange(512.0)
+    key = jax.random.key(0)
+    half = jax.jit(lambda raw, truth: probe_training.mix(key, 0.5, raw, truth))
+    mixed, soft = half({"x": x, "y": -x[:, None]}, jnp.eye(512))
+    np.testing.assert_allclose(mixed["x"], soft @ x, rtol=1e-4)  # labels tell who is in it
+    np.testing.assert_allclose(mixed["y"][:, 0], -mixed["x"])
+    weights = soft.max(axis=1)
+    untouched = float((weights == 1).mean())
+    assert untouched == pytest.approx(0.5, abs=0.07)
+    own = np.diagonal(np.asarray(soft))[np.asarray(weights) < 1]
+    assert own.mean() == pytest.approx(0.5, abs=0.02)  # Beta(10, 10): 0.5 ± 0.109
+    assert own.std() == pytest.approx(0.109, abs=0.02)
+
+
+def test_weights_are_averaged_over_the_moments_that_count():
+    mean, count = {"w": jnp.zeros(2)}, jnp.int32(0)
+    for number in range(6):
+        values = {"w": jnp.full(2, float(number))}
+        mean, count = optim.running_mean(mean, count, values, jnp.bool_(number in (2, 3, 5)))
+    np.testing.assert_allclose(mean["w"], 10 / 3, rtol=1e-6)
+    assert int(count) == 3
+
+
+def planted(clips=48, classes=3, seed=0):
+    """Features whose one direction in one frame tells the class, and their labels."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(classes, size=clips)
+    seen = rng.normal(size=(clips, 4, 8)).astype(np.float32)
+    seen[np.arange(clips), rng.integers(4, size=clips), label] += 6
+    return probe_training.Labelled(np.eye(classes, dtype=bool)[label], seen)
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"loss": "bce"}, {"depth": 0, "linear_learning_rate": 3e-2}], ids=str
+)
+def test_a_head_learns_what_is_planted_on_any_mesh(trained, overrides):
+    config = recipe(epochs=40, learning_rate=3e-3, average_from=30, average_to=40, **overrides)
+    clips, logits = planted(), []
+    head = probe_training.make_head(8, 3, config)
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        params = probe_training.train(head, clips, trained, config, mesh, None)
+        held_out = planted(seed=1)
+        logits.append(probe_training.predict(head, jax.device_get(params), held_out.source))
+    assert probe.scores_of(held_out.truth, logits[0])["mAP"] > 0.9
+    np.testing.assert_allclose(logits[0], logits[1], atol=2e-2)
+
+
+def test_a_killed_probe_resumes_exactly(trained, tmp_path, monkeypatch):
+    config, clips = recipe(epochs=4), planted()
+    head = probe_training.make_head(8, 3, config)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    whole = probe_training.train(head, clips, trained, config, mesh, tmp_path / "whole")
+    batches = probe_training._batches
+
+    def three_epochs(*arguments):
+        for number, batch in enumerate(batches(*arguments)):
+            if number == 18:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(probe_training, "_batches", three_epochs)
+    with pytest.raises(KeyboardInterrupt):
+        probe_training.train(head, clips, trained, config, mesh, tmp_path / "parts")
+    monkeypatch.undo()
+    parts = probe_training.train(head, clips, trained, config, mesh, tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(parts))
+    with pytest.raises(UserError, match=r"holds another probe: probe\.mixup was 0\.5"):
+        probe_training.train(head, clips, trained, recipe(mixup=0.0), mesh, tmp_path / "parts")
+
+
+def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys):
+    records = loader.Records(dataset_dir, "eval")
+    config = recipe(loss="ce")
+    result = probe.run(
+        trained, records, config, tmp_path, with_baselines=True, cache=tmp_path / "cache"
+    )
+    assert json.loads((tmp_path / "probe.json").read_text()) == result
+    assert (tmp_path / "probe.png").read_bytes().startswith(b"\x89PNG")
+    assert set(result["scores"]) == {"mAP", "accuracy"}
+    assert set(result["baselines"]) == {"class frequencies", "untrained model"}
+    assert {name: one["clips"] for name, one in result["classes"].items()} == {"even": 3, "odd": 2}
+    printed = capsys.readouterr().out
+    assert "untrained model" in printed and "accuracy" in printed
+    # The head it left scores the same, without training, also by way of a PyTorch file.
+    convert.take_out(str(tmp_path / "probe"), str(tmp_path / "head.pth"))
+    convert.bring_in(str(tmp_path / "head.pth"), str(tmp_path / "back"), ["--config.head.heads=2"])
+    for head in ("probe", "back"):
+        again = probe.run(trained, records, config, head=tmp_path / head)
+        assert again["scores"] == result["scores"]
+    heads = []
+    for head in ("probe", "back"):
+        with manager.opened(tmp_path / head) as stored:
+            heads.append(stored.weights())
+            last = stored.arrays("params")["params"]
+    jax.tree.map(np.testing.assert_array_equal, *heads)
+    jax.tree.map(np.testing.assert_array_equal, heads[1], last)
+    with manager.opened(tmp_path / "probe") as stored:
+        last = stored.arrays("params")["params"]["classifier"]["kernel"]
+    assert not np.array_equal(last, heads[0]["classifier"]["kernel"])  # it is the average
+
+
+def test_raw_clips_are_shifted_and_mixed_before_the_encoder(trained, dataset_dir, tmp_path):
+    records = loader.Records(dataset_dir, "eval")
+    config = recipe(cached=False, time_shift=True, epochs=2, stream="audio")
+    result = probe.run(trained, records, config, tmp_path)
+    assert result["stream"] == "audio" and (tmp_path / "probe_audio.json").exists()
+    assert not (tmp_path / "probe.json").exists()
+
+
+def test_raw_and_cached_clips_train_the_same_head(trained, dataset_dir):
+    records = loader.Records(dataset_dir, "train")
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    truth = probe.labels(records)
+    seen = probe_training.stream_features(
+        features.extract(features.encoder_tokens, trained, records, mesh), "both"
+    )
+    heads = []
+    for cached, source in ((True, seen), (False, records)):
+        config = recipe(cached=cached, time_shift=False, mixup=0.0, epochs=2, average_from=9)
+        head = probe_training.make_head(seen.shape[-1], 2, config)
+        clips = probe_training.Labelled(truth, source)
+        heads.append(probe_training.train(head, clips, trained, config, mesh, None))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *map(jax.device_get, heads)
+    )
+
+
+def test_tokens_are_probed_apart(trained, dataset_dir, tmp_path, capsys):
+    records = loader.Records(dataset_dir, "eval")
+    result = tokens.run(trained, records, recipe(epochs=2), tmp_path, with_baselines=True)
+    assert json.loads((tmp_path / "tokens.json").read_text()) == result
+    for part in (result["scores"], result["untrained"]):
+        assert set(part) == {"linear", "transformer"}
+        assert all(set(kinds) == {"registers", "patches", "global"} for kinds in part.values())
+    assert (tmp_path / "tokens.png").exists()
+    assert "untrained, linear" in capsys.readouterr().out
+    with pytest.raises(UserError, match="use the row `cached`"):
+        tokens.run(trained, records, recipes.get_config("as20k"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"stream": "video"}, "config.stream='video' must be one of both, audio, visual"),
+        ({"loss": "mse"}, "config.loss='mse' must be one of bce, ce"),
+        ({"time_shift": True}, "set --config.time_shift=False"),
+        ({"mixup": 1.5}, "config.mixup=1.5 must be from 0 to 1"),
+        ({"batch_size": 12}, "config.batch_size=12 must be a multiple of 8"),
+        ({"batch_size": 64}, "config.batch_size=64 is more than the 20 clips"),
+        ({"heads": 5}, "config.heads=5 must divide the features' width of 32"),
+        ({"train_split": "test"}, "no split 'test'"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_are_told(trained, dataset_dir, overrides, message):
+    with pytest.raises(UserError, match=message):
+        probe.run(trained, loader.Records(dataset_dir, "eval"), recipe(**overrides))
+
+
+def test_labels_that_a_probe_needs(trained, dataset_dir, tmp_path, monkeypatch):
+    records = loader.Records(dataset_dir, "eval")
+    several = np.ones((5, 2), bool)
+    monkeypatch.setattr(probe, "labels", lambda _: several)
+    with pytest.raises(UserError, match="needs one label a clip, but 5 clips"):
+        probe.run(trained, records, recipe(loss="ce"))
+    monkeypatch.undo()
+    monkeypatch.setattr(probe, "class_names", lambda _: ["even", "odd"])
+    get = loader.Records.__getitem__
+    monkeypatch.setattr(loader.Records, "__getitem__", lambda s, i: get(s, i) | {"labels": []})
+    with pytest.raises(UserError, match=r"5 clips have no label \(the first: clip2"):
+        probe.run(trained, records, recipe())
+    monkeypatch.undo()
+    train.train_and_evaluate(tiny.config(dataset_dir, epochs=1.0), tmp_path / "run")
+    with pytest.raises(UserError, match="holds no probe's head"):
+        probe.run(trained, records, recipe(), head=tmp_path / "run")
+
+
+def test_untrained_is_another_model_of_the_same_shape(trained):
+    plain = common.untrained(trained)
+    shapes = [jax.tree.map(jnp.shape, model.params) for model in (plain, trained)]
+    assert shapes[0] == shapes[1] and plain.config == trained.config
+    kernels = [m.params["norms_both"]["scale"] for m in (plain, trained)]
+    assert not np.array_equal(*kernels)

@@ -1,0 +1,345 @@
+"""Sound-prompted segmentation: its scores on hand-made maps, and the way from data to table."""
+
+import functools
+import itertools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import media_files
+import numpy as np
+import pytest
+import test_ade20k_sound
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from cavmae_sync_jax.checkpoints.pretrained import Pretrained
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.evals import segmentation
+from cavmae_sync_jax.evals.metrics import average_precision
+from cavmae_sync_jax.evals.metrics import segmentation as segmentation_metrics
+from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.models import cavmae_sync
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep import ade20k_sound
+from data_prep.pipeline.clips import Preparation, VideoClip
+from data_prep.pipeline.executors import Engine
+from data_prep.pipeline.tfds_writer import write_dataset
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "segmentation.npz"
+LEFT = np.arange(32) < np.full((32, 1), 16)
+LEFT_MAP = np.array([[1, 0], [1, 0]], np.float32)
+
+
+def test_golden_values():
+    with np.load(GOLDEN, allow_pickle=False) as golden:
+        cosine, masks = golden["cosine"], golden["mask"] > 0
+        scaled = segmentation_metrics.scale(cosine)
+        heat = np.stack([segmentation_metrics.upsample(small, 112, 112) for small in scaled])
+        np.testing.assert_allclose(heat, golden["heatmap"], atol=1e-5)
+        table = segmentation_metrics.by_class(cosine, masks, golden["class_id"])
+        assert list(table) == golden["classes"].tolist()
+        for name, expected in (("AP", golden["ap"]), ("IoU", golden["iou"])):
+            np.testing.assert_allclose([row[name] for row in table.values()], expected, atol=1e-5)
+        means = segmentation_metrics.means(table.values())
+        assert means["mAP"] == pytest.approx(golden["mean_ap"], abs=1e-5)
+        assert means["mIoU"] == pytest.approx(golden["mean_iou"], abs=1e-5)
+        assert sum(row["items"] for row in table.values()) == len(masks)
+
+
+# Few levels make ties, many make none.
+CASES = st.tuples(st.integers(1, 60), st.integers(1, 40), st.integers(0, 2**32 - 1))
+
+
+@settings(deadline=None)
+@given(CASES)
+def test_scores_equal_their_definitions(case):
+    pixels, levels, seed = case
+    rng = np.random.default_rng(seed)
+    values = (rng.integers(levels, size=pixels) / np.float32(7)).astype(np.float32)
+    truth = rng.random(pixels) < rng.random()
+    truth[0] = True
+    expected = average_precision_score(truth, values)
+    assert average_precision.average_precision(values, truth) == pytest.approx(expected, abs=1e-9)
+    exact = values.astype(np.float64)
+    predictions = [exact > at for at in np.linspace(exact.min(), exact.max(), 20)]
+    ious = [(chosen & truth).sum() / (chosen | truth).sum() for chosen in predictions]
+    assert segmentation_metrics.best_iou(values, truth) == pytest.approx(max(ious), abs=1e-9)
+
+
+def test_scores_by_hand():
+    truth = np.array([True, True, False, False])
+    falling = np.array([3, 2, 1, 0], np.float32)
+    assert (
+        average_precision.average_precision(falling, truth)
+        == segmentation_metrics.best_iou(falling, truth)
+        == 1
+    )
+    # Recall of a half is gained at a precision of 1/3, the other at 2/4.
+    assert average_precision.average_precision(-falling, truth) == pytest.approx(
+        (1 / 3 + 2 / 4) / 2
+    )
+    # All but the lowest pixel, which is a true one.
+    assert segmentation_metrics.best_iou(-falling, truth) == 1 / 4
+    constant = np.ones(4, np.float32)
+    assert average_precision.average_precision(constant, truth) == 1 / 2
+    assert segmentation_metrics.best_iou(constant, truth) == 0
+    everything = np.ones(4, bool)
+    assert average_precision.average_precision(falling, everything) == 1
+    assert segmentation_metrics.best_iou(falling, everything) == 3 / 4
+
+
+@pytest.mark.parametrize(
+    "score", [average_precision.average_precision, segmentation_metrics.best_iou]
+)
+def test_scores_refuse_what_has_none(score):
+    with pytest.raises(ValueError, match="nothing is true"):
+        score(np.zeros(3, np.float32), np.zeros(3, bool))
+    with pytest.raises(ValueError, match="not a number"):
+        score(np.array([0, np.nan], np.float32), np.ones(2, bool))
+
+
+def test_upsampling_is_that_of_half_pixel_centres():
+    small = np.random.default_rng(0).normal(size=(14, 14)).astype(np.float32)
+    for height, width in ((224, 224), (112, 100)):
+        expected = jax.image.resize(small, (height, width), "bilinear")
+        np.testing.assert_allclose(
+            segmentation_metrics.upsample(small, height, width), expected, atol=1e-5
+        )
+
+
+def test_maps_are_scaled_together_and_pixels_pooled_by_class():
+    maps = np.stack([LEFT_MAP, 4 * LEFT_MAP])
+    np.testing.assert_array_equal(segmentation_metrics.scale(maps).max(axis=(1, 2)), [0.25, 1])
+    np.testing.assert_array_equal(segmentation_metrics.scale(np.full((2, 2, 2), 7, np.float32)), 0)
+    # Alone, each finds its half. Together, the first has nothing above most of the second's.
+    masks = np.stack([LEFT, LEFT])
+    table = segmentation_metrics.by_class(maps, masks, np.array([3, 8]))
+    assert [row["AP"] for row in table.values()] == [1, 1] and list(table) == [3, 8]
+    together = segmentation_metrics.by_class(maps, masks, np.array([3, 3]))[3]
+    values = np.concatenate([segmentation_metrics.upsample(one, 32, 32).ravel() for one in maps])
+    assert together["AP"] == pytest.approx(average_precision_score(masks.ravel(), values))
+    assert together["AP"] < 1 and together["items"] == 2 and together["share"] == 0.5
+    inverted = segmentation_metrics.by_class(-maps, masks, np.array([3, 8]))
+    # Columns fall from both ends to the middle: 8 of the true half lie at the very bottom.
+    assert all(row["AP"] < 0.4 and row["IoU"] == 8 / 32 for row in inverted.values())
+
+
+def test_baselines_by_hand():
+    blob = segmentation_metrics.blob()
+    assert blob.shape == (32, 32) and blob.dtype == np.float32
+    np.testing.assert_allclose(blob, blob[::-1, ::-1])
+    # From the middle to the left edge: 1/64 and 31/64 of a side from the centre.
+    falls = np.exp(-0.5 * ((31 / 64) ** 2 - (1 / 64) ** 2) / 0.25**2)
+    assert blob[16, 0] / blob[16, 16] == pytest.approx(falls)
+    middle = blob[None] > 0.5
+    found = segmentation_metrics.by_class(blob[None], middle, np.array([0]))[0]
+    assert found["AP"] == 1 and found["IoU"] > 0.9 and found["share"] == middle.mean()
+    missed = segmentation_metrics.by_class(blob[None], ~middle, np.array([0]))[0]
+    assert missed["AP"] < missed["share"]
+    shares = segmentation_metrics.constant([{"share": 0.5}, {"share": 0.1}])
+    assert shares == {"mAP": 0.3, "mIoU": 0.3}
+
+
+@functools.cache
+def pretrained():
+    config = tiny.config()
+    module = cavmae_sync.from_config(config.model)
+    params = jax.jit(module.init_params)(jax.random.key(0))
+    return Pretrained(module, params, config, 0, "nowhere")
+
+
+def one_device():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def halves(number, size):
+    """A red half and a blue half; red is left in the first two of four seconds."""
+    image = np.full((size[1], size[0], 3), (200, 30, 30), np.uint8)
+    blue = slice(size[0] // 2, None) if number < 8 else slice(size[0] // 2)
+    image[:, blue] = (30, 30, 200)
+    return image
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Clips of 4 frames. What is low is red, what is high is blue; high is heard at frame 2."""
+    folder = tmp_path_factory.mktemp("clips")
+    low, high = (media_files.tone(hertz, 1.5, 16_000) for hertz in (200, 5000))
+    wave = np.concatenate([low, high[:16_000], low])
+    left = np.zeros((64, 64), bool)
+    left[:, :32] = True
+    hidden = np.stack([left, False & left, left, ~left])
+    shown = np.stack([left, left, left, ~left])
+    made = []
+    for masks, classes in (
+        (shown, [0, 0, 1, 0]),
+        (hidden, [0, 0, 1, 0]),
+        (shown, [-1, -1, -1, -1]),
+    ):
+        path = folder / f"clip{len(made)}.mp4"
+        media_files.make_video(
+            path, seconds=4, fps=4, size=(64, 64), waves=wave[None], picture=halves
+        )
+        truth = path.with_suffix(".npz")
+        empty = np.zeros(0, np.float32)
+        np.savez(
+            truth,
+            frame_class=np.array(classes),
+            frame_mask=masks,
+            event_class=empty.astype(np.int64),
+            event_start=empty,
+            event_end=empty,
+        )
+        made.append(VideoClip(path.stem, str(path), labels=("low", "high"), truth=str(truth)))
+    write_dataset(
+        folder / "prepared",
+        {"eval": made[:2], "silent": made[2:]},
+        Preparation(num_frames=4, image_size=32, clip_seconds=4),
+        class_names=["low", "high"],
+        source="videos",
+        engine=Engine(workers=1),
+    )
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="module")
+def stills(tmp_path_factory):
+    """One image of two halves, prompted by a low and by a high sound, and a second image."""
+    folder = tmp_path_factory.mktemp("stills")
+    published = test_ade20k_sound.Published(folder / "published")
+    published.image("a.jpg", test_ade20k_sound.ids_of(7, 300, height=40, width=40))
+    published.image("b.jpg", test_ade20k_sound.ids_of(300, 7, height=40, width=40), grey=200)
+    rising = np.sin(2 * np.pi * np.cumsum(np.linspace(100, 7000, 64_000)) / 16_000)
+    published.sound("a.wav", 0.3 * rising)
+    for image, class_id in (("a.jpg", 7), ("b.jpg", 300)):
+        published.row(image, "a.wav", class_id)
+    table = ade20k_sound.read_table(published.save())
+    preparation = Preparation(num_frames=1, image_size=32)
+    test_ade20k_sound.write(folder / "prepared", table, preparation)
+    return folder / "prepared"
+
+
+def planted(module, params, batch):
+    """Knows that what is low is red and what is high is blue; by frame, and inverted by clip."""
+    audio = batch["audio"].mean(axis=2)
+    is_low = audio[..., :32].mean(axis=-1) > audio[..., 96:].mean(axis=-1)
+    cells = batch["visual"].astype(jnp.float32).reshape(*is_low.shape, 2, 16, 2, 16, 3)
+    red, _, blue = jnp.moveaxis(cells.mean(axis=(3, 5)), -1, 0)
+    found = jnp.where(is_low[..., None, None], red > blue, blue > red).astype(jnp.float32)
+    return {"frame_joint": found, "clip_joint": 1 - found}
+
+
+def test_a_model_that_knows_the_answer_scores_1(clips, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(segmentation, "frame_maps", planted)
+    records, config = loader.Records(clips, "eval"), tiny.config(data__num_frames=16)
+    knowing = pretrained()._replace(config=config)
+    result = segmentation.run(knowing, records, tmp_path, mesh=one_device(), with_baselines=False)
+    assert json.loads((tmp_path / "segmentation.json").read_text()) == result
+    assert (tmp_path / "segmentation.png").read_bytes().startswith(b"\x89PNG")
+    assert result["items"] == 7 and result["query"] == "frame" and result["tokens"] == "joint"
+    assert result["framing"]["num_frames"] == 4
+    assert result["scores"] == {"mAP": 1, "mIoU": 1}
+    assert result["classes"] == {
+        "low": {"AP": 1, "IoU": 1, "items": 5, "share": 0.5},
+        "high": {"AP": 1, "IoU": 1, "items": 2, "share": 0.5},
+    }
+    assert knowing.config.data.num_frames == 16
+    printed = capsys.readouterr().out
+    assert "segmentation, 7 images of 2 classes" in printed and "100.0 100.0" in printed
+    wrong = segmentation.run(knowing, records, mesh=one_device(), query="clip")
+    assert wrong["query"] == "clip"
+    assert wrong["scores"]["mAP"] < 0.4 and wrong["scores"]["mIoU"] == 8 / 32
+    assert wrong["baselines"]["untrained model"] == wrong["scores"]
+    assert wrong["baselines"]["constant map (every pixel)"] == {"mAP": 0.5, "mIoU": 0.5}
+    # A blob says of the left half what it says of the right one.
+    blob = wrong["baselines"]["blob in the middle"]
+    assert blob["mAP"] == pytest.approx(0.5, abs=0.01) and 0.45 < blob["mIoU"] < 0.5
+    assert capsys.readouterr().out == ""
+
+
+def test_the_frames_that_count(clips):
+    truth = loader.Records(clips, "eval")
+    items = segmentation.find_items(truth, 4)
+    places = sorted(zip(truth.ids(items.records.tolist()), items.frames.tolist(), strict=True))
+    every_frame = [(name, frame) for name in ("clip0", "clip1") for frame in range(4)]
+    assert places == [place for place in every_frame if place != ("clip1", 1)]
+    assert items.classes[items.frames == 2].tolist() == [1, 1]
+    np.testing.assert_array_equal(items.masks[items.frames == 3][0], ~LEFT)
+    halved = segmentation.find_items(truth, 2)
+    assert halved.frames.tolist() == [0, 1, 0, 1] and halved.classes.tolist() == [0, 1, 0, 1]
+
+
+def cosines(vectors, query):
+    unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (unit @ (query / np.linalg.norm(query))).reshape(2, 2)
+
+
+def test_maps_are_cosines_of_the_sound_and_the_patches(clips):
+    records, tiny_model = loader.Records(clips, "eval"), pretrained()
+    maps = features.extract(segmentation.frame_maps, tiny_model, records, one_device())
+    assert {name: array.shape for name, array in maps.items()} == {
+        f"{query}_{tokens}": (2, 4, 2, 2)
+        for query in ("frame", "clip")
+        for tokens in ("joint", "encoder")
+    }
+    framing = loader.Framing.of(tiny_model.config)
+    pairs = records.pairs(1, framing, range(4))
+    audio = tiny_model.encode_audio(np.stack([pair["audio"] for pair in pairs])).global_token
+    audio = np.asarray(audio) / np.linalg.norm(audio, axis=1, keepdims=True)
+    image = jnp.asarray(pairs[2]["visual"][None])
+    joint = np.asarray(tiny_model.encode_image(image).patch_tokens[0])
+
+    def encode(module):
+        return module.encode("visual", module.patchify("visual", image)).patches[0]
+
+    run = jax.jit(lambda: tiny_model.module.apply({"params": tiny_model.params}, method=encode))
+    encoder = np.asarray(run())
+    for name, vectors, query in (
+        ("frame_joint", joint, audio[2]),
+        ("clip_joint", joint, audio.mean(axis=0)),
+        ("frame_encoder", encoder, audio[2]),
+        ("clip_encoder", encoder, audio.mean(axis=0)),
+    ):
+        np.testing.assert_allclose(maps[name][1, 2], cosines(vectors, query), atol=1e-5)
+
+
+def test_a_single_image_is_prompted_by_all_windows_of_its_sound(stills, tmp_path):
+    records, tiny_model = loader.Records(stills, "eval"), pretrained()
+    result = segmentation.run(tiny_model, records, tmp_path, mesh=one_device())
+    assert result["query"] == "clip" and result["framing"]["num_frames"] == 4
+    assert set(result["classes"]) == {"ade_7", "ade_300"} and result["items"] == 2
+    assert set(result["baselines"]) == {
+        "constant map (every pixel)",
+        "blob in the middle",
+        "untrained model",
+    }
+    assert result["scores"] != result["baselines"]["untrained model"]
+    repeated = segmentation.Stills(records, 4)
+    pairs = repeated.pairs(0, loader.Framing.of(tiny_model.config), range(4))
+    windows = np.stack([pair["audio"] for pair in pairs])
+    assert all((one != other).any() for one, other in itertools.pairwise(windows))
+    audio = np.asarray(tiny_model.encode_audio(windows).global_token)
+    audio = audio / np.linalg.norm(audio, axis=1, keepdims=True)
+    patches = tiny_model.encode_image(pairs[0]["visual"][None]).patch_tokens[0]
+    maps = features.extract(segmentation.still_maps, tiny_model, repeated, one_device())
+    assert maps["clip_joint"].shape == (2, 1, 2, 2) and set(maps) == {"clip_joint", "clip_encoder"}
+    expected = cosines(np.asarray(patches), audio.mean(axis=0))
+    np.testing.assert_allclose(maps["clip_joint"][0, 0], expected, atol=1e-5)
+    with pytest.raises(UserError, match=r"--query=frame: .* has one image a sound"):
+        segmentation.run(tiny_model, records, query="frame", mesh=one_device())
+
+
+def test_what_cannot_be_scored_is_told_in_a_sentence(clips, dataset_dir):
+    tiny_model = pretrained()
+    with pytest.raises(UserError, match="has no frame_class, frame_mask, which this needs"):
+        segmentation.run(tiny_model, loader.Records(dataset_dir, "eval"), mesh=one_device())
+    with pytest.raises(UserError, match="split silent has no frame with a class"):
+        segmentation.run(tiny_model, loader.Records(clips, "silent"), mesh=one_device())
+    without = tiny_model._replace(module=tiny_model.module.clone(global_token=False))
+    with pytest.raises(UserError, match="nowhere has no global token"):
+        segmentation.run(without, loader.Records(clips, "eval"), mesh=one_device())
