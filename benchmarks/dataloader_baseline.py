@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cavmae_sync_jax.data.loader import Framing
+from cavmae_sync_jax.data.loader import PairSpec
 from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.models.cavmae_sync import IMAGE_MEAN, IMAGE_STD
 
@@ -43,11 +43,11 @@ class Clips(Dataset):
         self,
         files: Files,
         clip_ids: Sequence[str],
-        framing: Framing,
+        pair_spec: PairSpec,
         audio_mean: float,
         audio_std: float,
     ) -> None:
-        self._files, self._ids, self._framing = files, clip_ids, framing
+        self._files, self._ids, self._framing = files, clip_ids, pair_spec
         self._audio_mean, self._audio_std = audio_mean, audio_std
         self._image_mean, self._image_std = (
             torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD)
@@ -64,16 +64,16 @@ class Clips(Dataset):
         return self._window(clip_id, frame), self._image(clip_id, frame)
 
     def _window(self, clip_id: str, frame: int) -> Tensor:
-        framing = self._framing
+        pair_spec = self._framing
         waveform, rate = soundfile.read(self._files.sound(clip_id), dtype="float32")
         if rate != audio.SAMPLE_RATE:
             raise ValueError(f"{clip_id} has {rate} Hz")
         fbank = torch.from_numpy(audio.log_mel(waveform))
         # A negative padding cuts.
-        fbank = torch.nn.functional.pad(fbank, (0, 0, 0, framing.clip_rows - len(fbank)))
-        rows = framing.clip_rows, framing.audio_rows
-        start = audio.window_start(frame, framing.num_frames, *rows)
-        window = fbank[start : start + framing.audio_rows]
+        fbank = torch.nn.functional.pad(fbank, (0, 0, 0, pair_spec.clip_rows - len(fbank)))
+        rows = pair_spec.clip_rows, pair_spec.audio_rows
+        start = audio.window_start(frame, pair_spec.num_frames, *rows)
+        window = fbank[start : start + pair_spec.audio_rows]
         return (window - self._audio_mean) / self._audio_std
 
     def _image(self, clip_id: str, frame: int) -> Tensor:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from benchmarks import timing
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import loader
-from cavmae_sync_jax.data.loader import Framing
+from cavmae_sync_jax.data.loader import PairSpec
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.models import cavmae_sync
@@ -48,7 +48,7 @@ class InMemory(loader.Records):
             VISUAL: rng.integers(0, 256, (*count, *module.raw_shape(VISUAL)), np.uint8),
         }
 
-    def pairs(self, index: int, framing: Framing, frames: Iterable[int]) -> list[loader.Batch]:
+    def pairs(self, index: int, pair_spec: PairSpec, frames: Iterable[int]) -> list[loader.Batch]:
         """Some of a clip's frames with their windows."""
         place = index % len(self.raw[VISUAL])
         return [{m: values[place, frame] for m, values in self.raw.items()} for frame in frames]
@@ -57,13 +57,13 @@ class InMemory(loader.Records):
 def frame_by_frame(model: Pretrained, records: InMemory, clips: int) -> features.Arrays:
     """The embeddings of the first clips, `[clips, frames, dim]` by modality, one frame a call."""
     embed = jax.jit(features.embeddings, static_argnums=0)
-    framing, found = Framing.of(model.config), {modality: [] for modality in MODALITIES}
+    pair_spec, found = PairSpec.of(model.config), {modality: [] for modality in MODALITIES}
     for clip in range(clips):
-        for pair in records.pairs(clip, framing, range(framing.num_frames)):
+        for pair in records.pairs(clip, pair_spec, range(pair_spec.num_frames)):
             raw = {modality: pair[modality][None, None] for modality in MODALITIES}
             for modality, rows in jax.device_get(embed(model.module, model.params, raw)).items():
                 found[modality].append(rows[0, 0].astype(np.float32))
-    shape = clips, framing.num_frames, -1
+    shape = clips, pair_spec.num_frames, -1
     return {modality: np.stack(rows).reshape(shape) for modality, rows in found.items()}
 
 

@@ -39,7 +39,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import timing
 from cavmae_sync_jax.data import loader as data_loader
-from cavmae_sync_jax.data.loader import Framing
+from cavmae_sync_jax.data.loader import PairSpec
 from cavmae_sync_jax.media import audio, images
 from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import UserError
@@ -152,26 +152,26 @@ def write_files(files: Any, records: Records, clip_seconds: int) -> list[str]:
 
 
 def stage_seconds(
-    records: Records, raw: Sequence[bytes], framing: Framing, clips: Sequence[int]
+    records: Records, raw: Sequence[bytes], pair_spec: PairSpec, clips: Sequence[int]
 ) -> list[float]:
     """CPU seconds of `STAGES` for one random frame of each of the clips, in this thread.
 
     Args:
       records: the split.
       raw: the split's records as bytes.
-      framing: how clips become pairs.
+      pair_spec: how clips become pairs.
       clips: indices of records.
     """
     rng, clock = np.random.default_rng(0), time.thread_time
-    lengths, spent = (framing.clip_rows, framing.audio_rows), np.zeros(len(STAGES))
+    lengths, spent = (pair_spec.clip_rows, pair_spec.audio_rows), np.zeros(len(STAGES))
     for clip in clips:
-        frame, moments = int(rng.integers(framing.num_frames)), [clock()]
+        frame, moments = int(rng.integers(pair_spec.num_frames)), [clock()]
         data = raw[clip % records.clips]
         moments.append(clock())
         record = records.features.deserialize_example_np(data)
         moments.append(clock())
         stored = len(record["frames"])
-        frame = frame * stored // framing.num_frames
+        frame = frame * stored // pair_spec.num_frames
         images.decode_jpeg(record["frames"][frame])
         moments.append(clock())
         audio.cut_window(record["fbank"], frame, stored, *lengths)
@@ -189,7 +189,7 @@ def take(batches: Iterator[Any], count: int) -> None:
 def pipeline(records: Records, config: ConfigDict, workers: int) -> Any:
     """The training's batches."""
     sizes = config.batch_size, config.seed, 0, workers, config.data.prefetch
-    return data_loader.train_batches(records, Framing.of(config), *sizes)
+    return data_loader.train_batches(records, PairSpec.of(config), *sizes)
 
 
 class Turns(NamedTuple):
@@ -277,7 +277,7 @@ def run(
     with tempfile.TemporaryDirectory() as scratch, threadpoolctl.threadpool_limits(1):
         folder = data or generate(Path(scratch) / "data", config, train=clips)
         records = Records(folder, config.data.train_split if data else "train")
-        framing, batches = Framing.of(config), max(1, examples // config.batch_size)
+        pair_spec, batches = PairSpec.of(config), max(1, examples // config.batch_size)
         count = batches * config.batch_size
         order = data_loader.order(len(records), config.seed, 0, count)
         raw = tfds.builder_from_directory(str(records.directory)).as_data_source(
@@ -291,14 +291,14 @@ def run(
 
         def stages() -> None:
             with ThreadPoolExecutor(1) as pool:
-                staged.append(pool.submit(stage_seconds, records, raw, framing, order).result())
+                staged.append(pool.submit(stage_seconds, records, raw, pair_spec, order).result())
 
         candidates = {OURS: (count, ours), STAGED: (count, stages)}
         if loader is not None:
             files = loader.Files(Path(scratch))
             ids = write_files(files, records, config.data.clip_rows // audio.ROWS_PER_SECOND)
             model = config.model
-            peers = loader.Clips(files, ids, framing, model.audio_mean, model.audio_std)
+            peers = loader.Clips(files, ids, pair_spec, model.audio_mean, model.audio_std)
             fewer = max(1, batches // LESS)
             places = [clip % records.clips for clip in order[: fewer * config.batch_size]]
 
@@ -313,8 +313,8 @@ def run(
             rows.append([f"train_batches, workers={number}", *several.cells()])
         print(timing.machine("grain", "numpy", "pillow", *(("torch",) if loader else ())))
         print(
-            f"{records.clips} clips of {_kilobytes(records):.0f} kB, {framing.num_frames} frames "
-            f"of {framing.image_size}², windows of {framing.audio_rows} rows, batches of "
+            f"{records.clips} clips of {_kilobytes(records):.0f} kB, {pair_spec.num_frames} frames "
+            f"of {pair_spec.image_size}², windows of {pair_spec.audio_rows} rows, batches of "
             f"{config.batch_size}, median (lowest–highest) of {repeats} repeats\n"
         )
         header = COLUMNS + (("× DataLoader", "× in CPU time") if loader else ())

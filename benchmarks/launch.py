@@ -94,7 +94,7 @@ def wait_for(
 def main() -> None:
     """Runs the programs that the first argument names, as JSON."""
     multihost.HEARTBEAT_SECONDS = multihost.SHUTDOWN_SECONDS = SECONDS
-    preemption.ASKING_SECONDS = 0.0  # after every step, as these runs have few
+    preemption.POLL_SECONDS = 0.0  # after every step, as these runs have few
     for module, *arguments in json.loads(sys.argv[1]):
         sys.argv = [module, *arguments]
         importlib.import_module(module).main()

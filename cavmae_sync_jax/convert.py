@@ -38,7 +38,7 @@ from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
 
-def bring_in(
+def import_weights(
     source: str, destination: str, overrides: Sequence[str] = (), seed: int = 0
 ) -> dict[str, int]:
     """Writes a PyTorch file's weights as a checkpoint of ours.
@@ -88,24 +88,24 @@ def bring_in(
     if new:
         flat |= _draw(module, tuple(new), seed)
         parts = {"/".join(name.split("/")[:2]) for name in new if "positions" not in name}
-        console.tell(f"not in {source}, drawn from seed {seed}: {', '.join(sorted(parts))}")
+        console.log(f"not in {source}, drawn from seed {seed}: {', '.join(sorted(parts))}")
     params = flax.traverse_util.unflatten_dict(flat, sep="/")
     del flat
     if isinstance(target, CavMaeSync) and target.learned_positions:
-        console.tell("the positions are learned ones")
+        console.log("the positions are learned ones")
     if isinstance(target, CavMaeSync):
         params = pretrained.fit_positions(params, module, target)
     counts["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
     trees = {"params": params} | ({"leftovers": leftovers} if leftovers else {})
     manager.write(destination, trees, config)
-    console.tell(
+    console.log(
         f"{source}: {kind.title}, {counts['tensors']} tensors, {counts['values'] / 1e6:.3f} M "
         f"values; written to {destination}: {counts['parameters'] / 1e6:.3f} M parameters"
     )
     return counts
 
 
-def take_out(source: str, destination: str, module_prefix: bool = False) -> int:
+def export_weights(source: str, destination: str, module_prefix: bool = False) -> int:
     """Writes the newest checkpoint of a workdir as a file that the authors' class loads strictly.
 
     Fixed positions and the norms that their class has and never uses are part of it: as they were,
@@ -132,7 +132,7 @@ def take_out(source: str, destination: str, module_prefix: bool = False) -> int:
     prefix = torch_io.PREFIX if module_prefix else ""
     torch_io.write(destination, {f"{prefix}{name}": state[name] for name in state})
     values = sum(array.size for array in state.values()) / 1e6
-    console.tell(f"written: {destination}, {len(state)} tensors, {values:.3f} M values")
+    console.log(f"written: {destination}, {len(state)} tensors, {values:.3f} M values")
     return len(state)
 
 
@@ -249,7 +249,7 @@ def main() -> None:
             for flag, given in (("--seed", args.seed is not None), *((o, True) for o in overrides)):
                 if given:
                     raise UserError(f"{flag} can't change a checkpoint's weights; leave it out")
-            take_out(args.source, args.destination, args.module_prefix)
+            export_weights(args.source, args.destination, args.module_prefix)
             return
         if not epath.Path(args.source).exists():
             raise UserError(f"there is no file or folder {args.source}")
@@ -257,7 +257,7 @@ def main() -> None:
             raise UserError("--module_prefix is for writing a file; SOURCE is one")
         if not 0 <= (args.seed or 0) < 2**32:
             raise UserError(f"--seed={args.seed} must be from 0 to 2^32 - 1")
-        bring_in(args.source, args.destination, overrides, args.seed or 0)
+        import_weights(args.source, args.destination, overrides, args.seed or 0)
 
     cli.main(arguments, run, overrides=True)
 

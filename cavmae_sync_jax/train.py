@@ -11,7 +11,8 @@ every process runs this command. SIGTERM makes it save and stop with status 143.
 import argparse
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import jax
 from etils import epath
@@ -24,40 +25,171 @@ from cavmae_sync_jax.distributed import multihost, preemption, sharding
 from cavmae_sync_jax.evals import in_training
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.training import config_checks, metric_writer, train_step
-from cavmae_sync_jax.utils import cli, console, modalities
+from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import Terminated, UserError
+from cavmae_sync_jax.utils.modalities import MODALITIES
 
 PROFILED_STEPS = 5
 
 
-def resume(
-    checkpoints: manager.Checkpoints,
-    step: int,
-    config: ConfigDict,
-    identity: str,
-    abstract: train_step.TrainState,
-) -> tuple[train_step.TrainState, int]:
-    """A checkpoint's state and the position of the next example.
+class Run:
+    """A training from its settings to its end: what every step needs, and what it leaves behind."""
 
-    Raises:
-      UserError: if there is no such checkpoint, it was trained with another dataset, or settings
-        that are not `FREE`, or is damaged.
-    """
-    stored = checkpoints.stored(step)
-    if not stored.position:
-        raise UserError(
-            f"{checkpoints.directory.parent} is a conversion, not a training: begin with its "
-            "weights by --config.init_from, in another --workdir"
+    def __init__(self, config: ConfigDict, workdir: epath.PathLike):
+        """Opens the data and refuses what can't work, before anything is written.
+
+        Raises:
+          UserError: for settings or data that don't fit.
+        """
+        self.workdir = epath.Path(workdir)
+        self.config = config = config_checks.with_statistics(config)
+        self.mesh = sharding.make_mesh(**config.mesh)
+        self.module = cavmae_sync.from_config(config.model)
+        config_checks.check(config, self.module, self.mesh.size)
+        self.pair_spec = loader.PairSpec.of(config)
+        self.records = loader.Records(config.data.dir, config.data.train_split)
+        self.held_out = None
+        if config.data.eval_split:
+            self.held_out = loader.Records(config.data.dir, config.data.eval_split)
+            in_training.check(config.evaluations, self.module, self.held_out)
+        for split in filter(None, (self.records, self.held_out)):
+            split.pairs(0, self.pair_spec, [0])  # refuses sizes that don't fit
+
+        self.steps_per_epoch = len(self.records) / config.batch_size
+        self.steps = max(1, round(config.epochs * self.steps_per_epoch))
+        self.eval_every = round(config.eval_every * self.steps_per_epoch) or self.steps
+        self.optimizer, self.rate = train_step.make_optimizer(
+            config, self.steps, self.steps_per_epoch
         )
-    changed = config_checks.changed(stored.config, config)
-    if stored.position["dataset"] != identity:
-        changed.append(f"the dataset was {stored.position['dataset']} and is now {identity}")
-    if changed:
-        raise UserError(
-            f"{checkpoints.directory.parent} can't be resumed: {'; '.join(changed)}: "
-            "use the old settings or another --workdir"
+        key = jax.random.key(config.seed)
+        self._init = lambda: train_step.init_state(self.module, self.optimizer, key)
+        self._shapes = jax.eval_shape(self._init)
+        self.shardings = sharding.state_shardings(self._shapes, self.mesh)
+        self.history = metric_writer.History()
+
+    def begin(self, resume_step: int | None) -> None:
+        """Makes the workdir and the state of the step that the run goes on from.
+
+        Raises:
+          UserError: if the workdir's checkpoints don't fit, or `config.init_from` can't be read.
+        """
+        given = None
+        resumable = multihost.broadcast_from_first(manager.exists(self.workdir))
+        if self.config.init_from and not resumable:
+            given = initial_params(self.config.init_from, self.module, self.mesh)
+        cli.make_folder(self.workdir)
+        self.checkpoints = manager.Checkpoints(self.workdir, self.config.keep_checkpoints)
+        self.writer = metric_writer.Writer(self.workdir)
+        newest = self.checkpoints.latest if resume_step is None else resume_step
+        if newest is None:
+            self.state = jax.jit(self._init, out_shardings=self.shardings)()
+            self.examples = 0
+            if given is not None:
+                self.state = self.state.replace(params=given)
+        else:
+            self._resume(newest)
+            self.checkpoints.set_aside_after(newest)
+            console.log(f"resuming {self.workdir} at step {newest}")
+        self.first = int(self.state.step)
+        self.writer.drop_after(newest or 0)
+        if jax.process_index() == 0:
+            text = self.config.to_json_best_effort(indent=2) + "\n"
+            (self.workdir / "config.json").write_text(text)
+
+    def _resume(self, step: int) -> None:
+        stored = self.checkpoints.stored(step)
+        if not stored.position:
+            raise UserError(
+                f"{self.workdir} is a conversion, not a training: begin with its weights by "
+                "--config.init_from, in another --workdir"
+            )
+        changed = config_checks.changed(stored.config, self.config)
+        if stored.position["dataset"] != self.records.identity:
+            changed.append(
+                f"the dataset was {stored.position['dataset']} and is now {self.records.identity}"
+            )
+        if changed:
+            raise UserError(
+                f"{self.workdir} can't be resumed: {'; '.join(changed)}: "
+                "use the old settings or another --workdir"
+            )
+        self.state = stored.restore(sharding.laid_out(self._shapes, self.shardings))
+        self.examples = stored.position["examples"]
+
+    def batches(self) -> Generator[Any, None, None]:
+        """The global batches from the run's position on; close it to end the workers."""
+        data = self.config.data
+        return loader.to_device(
+            loader.train_batches(
+                self.records,
+                self.pair_spec,
+                self.config.batch_size,
+                self.config.seed,
+                self.examples,
+                data.workers,
+                data.prefetch,
+            ),
+            self.mesh,
         )
-    return stored.restore(abstract), stored.position["examples"]
+
+    def step_function(self) -> Callable[..., Any]:
+        """The jitted train step."""
+        return train_step.make_train_step(self.module, self.optimizer, self.config, self.shardings)
+
+    def log(self, step: int) -> dict[str, float]:
+        """Writes the means since the last call.
+
+        Raises:
+          UserError: if a loss or norm is not finite; the workdir gets the list of its clips.
+        """
+        try:
+            means = self.history.flush(self.config.batch_size)
+        except metric_writer.NotFiniteError as error:
+            raise self._diverged(error, step) from error
+        means |= {
+            "learning_rate": float(self.rate(step - 1)),
+            "epoch": step / self.steps_per_epoch,
+        }
+        self.writer.write(step, self.config.data.train_split, means)
+        return means
+
+    def _diverged(self, error: metric_writer.NotFiniteError, step: int) -> UserError:
+        size = self.config.batch_size
+        start = self.examples - (step - error.step + 1) * size
+        order = loader.order(len(self.records), self.config.seed, start, size)
+        clips = self.records.ids(order)
+        path = self.workdir / f"clips_of_step_{error.step}.txt"
+        if jax.process_index() == 0:
+            path.write_text("".join(f"{clip}\n" for clip in clips))
+        good = max(self.checkpoints.finished, default=None)
+        where = f"the last good checkpoint is of step {good}" if good else "nothing was saved yet"
+        lower = f"--config.learning_rate={self.config.learning_rate / 2:g}"
+        return UserError(
+            f"{error}; its batch began with the clips {', '.join(clips[:8])} (all are in {path}); "
+            f"{where}: look at these clips, or start again on this workdir with {lower}"
+        )
+
+    def save(self, step: int) -> None:
+        """Starts to save the state and the position of the next example."""
+        position = {"examples": self.examples, "dataset": self.records.identity}
+        self.checkpoints.save(step, self.state, self.config, position)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """The scores of the held-out clips, written once; nothing without held-out clips."""
+        if self.held_out is None:
+            return {}
+        model = Pretrained(self.module, self.state.params, self.config, step, str(self.workdir))
+        scores = in_training.run(self.config.evaluations, model, self.held_out, self.mesh)
+        if not self.writer.has(step, self.config.data.eval_split):
+            self.writer.write(step, self.config.data.eval_split, scores)
+        self.history.restart()
+        return scores
+
+    def lacks_evaluation(self) -> bool:
+        """Whether the run was stopped between a save and the evaluation that belonged to it."""
+        due = 0 < self.first < self.steps and self.first % self.eval_every == 0
+        written = due and self.writer.has(self.first, self.config.data.eval_split)
+        return bool(multihost.broadcast_from_first(due and not written))
 
 
 def train_and_evaluate(
@@ -76,141 +208,51 @@ def train_and_evaluate(
     Raises:
       UserError: for settings, data or a workdir that don't fit, a loss that is not finite, or a
         checkpoint that can't be written.
-      cli.Terminated: if told to stop; all steps are saved.
+      Terminated: if told to stop; all steps are saved.
     """
-    workdir = epath.Path(workdir)
-    config = config_checks.with_statistics(config)
-    mesh = sharding.make_mesh(**config.mesh)
-    module = cavmae_sync.from_config(config.model)
-    config_checks.check(config, module, mesh.size)
-    framing = loader.Framing.of(config)
-    records = loader.Records(config.data.dir, config.data.train_split)
-    held_out = None
-    if config.data.eval_split:
-        held_out = loader.Records(config.data.dir, config.data.eval_split)
-        in_training.check(config.evaluations, module, held_out)
-    for split in filter(None, (records, held_out)):
-        split.pairs(0, framing, [0])  # refuses sizes that don't fit before anything is written
-    given = None
-    if config.init_from and not multihost.first_says(manager.exists(workdir)):
-        given = initial_params(config.init_from, module, mesh)
-    cli.make_folder(workdir)
-    steps_per_epoch = len(records) / config.batch_size
-    steps = max(1, round(config.epochs * steps_per_epoch))
-    eval_every = round(config.eval_every * steps_per_epoch) or steps
-
-    optimizer, rate = train_step.make_optimizer(config, steps, steps_per_epoch)
-    key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(lambda key: train_step.init_state(module, optimizer, key), key)
-    shardings = sharding.state_shardings(shapes, mesh)
-    checkpoints = manager.Checkpoints(workdir, config.keep_checkpoints)
-    writer = metric_writer.Writer(workdir)
-    newest = checkpoints.latest if resume_step is None else resume_step
-    if newest is None:
-        draw = jax.jit(
-            lambda key: train_step.init_state(module, optimizer, key), out_shardings=shardings
-        )
-        state, examples = draw(key), 0
-        if given is not None:
-            state = state.replace(params=given)
-    else:
-        abstract = sharding.laid_out(shapes, shardings)
-        state, examples = resume(checkpoints, newest, config, records.identity, abstract)
-        checkpoints.set_aside_after(newest)
-        console.tell(f"resuming {workdir} at step {newest}")
-    writer.drop_after(newest or 0)
-    if jax.process_index() == 0:
-        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
-
-    def evaluate(step: int) -> dict[str, float]:
-        if held_out is None:
-            return {}
-        model = Pretrained(module, state.params, config, step, str(workdir))
-        scores = in_training.run(config.evaluations, model, held_out, mesh)
-        if not writer.has(step, config.data.eval_split):
-            writer.write(step, config.data.eval_split, scores)
-        return scores
-
-    def flush() -> dict[str, float]:
-        try:
-            return history.flush(config.batch_size)
-        except metric_writer.NotFiniteError as error:
-            start = examples - (step - error.step + 1) * config.batch_size
-            clips = records.ids(loader.order(len(records), config.seed, start, config.batch_size))
-            last_good = max(checkpoints.finished, default=None)
-            raise _diverged(error, clips, workdir, last_good) from error
-
-    first, scores = int(state.step), {}
-    step_fn = train_step.make_train_step(module, optimizer, config, shardings)
-    data = config.data
-    batches = loader.to_device(
-        loader.train_batches(
-            records, framing, config.batch_size, config.seed, examples, data.workers, data.prefetch
-        ),
-        mesh,
-    )
-    history = metric_writer.History()
+    run = Run(config, workdir)
+    run.begin(resume_step)
+    config, step_function, batches = run.config, run.step_function(), run.batches()
+    scores: dict[str, float] = {}
     with (
-        preemption.termination() as told_to_stop,
-        contextlib.closing(checkpoints),  # whatever happens, a save that has begun is finished
-        contextlib.closing(writer),
+        preemption.preemption_guard() as should_stop,
+        contextlib.closing(run.checkpoints),  # whatever happens, a save that has begun is finished
+        contextlib.closing(run.writer),
         contextlib.closing(batches),
-        jax.set_mesh(mesh),
-        console.progress("train", steps, "step", initial=first) as bar,
-        _profiler(workdir, config.profile_step) as profile,
+        jax.set_mesh(run.mesh),
+        console.progress("train", run.steps, "step", initial=run.first) as bar,
+        _profiler(run.workdir, config.profile_step) as profile,
     ):
-        if first % eval_every == 0 and multihost.first_says(
-            0 < first < steps and not writer.has(first, data.eval_split)
-        ):
-            evaluate(first)  # as the run was stopped between saving and evaluating
-            history.restart()
-        for step in range(first + 1, steps + 1):
+        if run.lacks_evaluation():
+            run.evaluate(run.first)
+        for step in range(run.first + 1, run.steps + 1):
             profile(step)
             began = time.perf_counter()
             with jax.transfer_guard("disallow"):
                 arrays = next(batches)[0]
-                history.waited(time.perf_counter() - began)
-                batch = {modality: arrays[modality] for modality in modalities.MODALITIES}
+                run.history.waited(time.perf_counter() - began)
+                batch = {modality: arrays[modality] for modality in MODALITIES}
                 ratio = train_step.batch_ratio(tuple(config.mask.ratios), config.seed, step)
-                state, scalars = step_fn(state, batch, ratio)
-            history.add(step, scalars)
-            if step == first + 1:
+                run.state, scalars = step_function(run.state, batch, ratio)
+            run.history.add(step, scalars)
+            if step == run.first + 1:
                 jax.block_until_ready(scalars)
-                history.restart()
-            examples += config.batch_size
+                run.history.restart()  # so that the compilation does not count
+            run.examples += config.batch_size
             bar.update()
-            stopping, scoring = told_to_stop(step), step % eval_every == 0 or step == steps
-            due = stopping or scoring or step % config.checkpoint_every == 0
-            if due or step % config.log_every == 0:
-                means = flush()
-                means |= {"learning_rate": float(rate(step - 1)), "epoch": step / steps_per_epoch}
-                writer.write(step, data.train_split, means)
+            stopping = should_stop(step)
+            scoring = step % run.eval_every == 0 or step == run.steps
+            saving = stopping or scoring or step % config.checkpoint_every == 0
+            if saving or step % config.log_every == 0:
+                means = run.log(step)
                 bar.set_postfix(loss=f"{means['loss']:.3f}", nce=f"{means['nce_accuracy']:.2f}")
-            if due:
-                position = {"examples": examples, "dataset": records.identity}
-                checkpoints.save(step, state, config, position)
+            if saving:
+                run.save(step)
             if stopping:
-                raise Terminated(f"step {step} is saved; start again on {workdir} to go on")
+                raise Terminated(f"step {step} is saved; start again on {run.workdir} to go on")
             if scoring:
-                scores = evaluate(step)
-                history.restart()
-        return scores or evaluate(steps)
-
-
-def _diverged(
-    error: metric_writer.NotFiniteError,
-    clips: list[str],
-    workdir: epath.Path,
-    last_good: int | None,
-) -> UserError:
-    path = workdir / f"clips_of_step_{error.step}.txt"
-    if jax.process_index() == 0:
-        path.write_text("".join(f"{clip}\n" for clip in clips))
-    return UserError(
-        f"{error}; its batch began with the clips {', '.join(clips[:8])} (all are in {path}); the "
-        f"last good checkpoint is of step {last_good}: lower config.learning_rate or look at these "
-        "clips, then start again on this workdir"
-    )
+                scores = run.evaluate(step)
+        return scores or run.evaluate(run.steps)
 
 
 @contextlib.contextmanager
@@ -249,7 +291,7 @@ def main() -> None:
     def start(args: argparse.Namespace, config: ConfigDict) -> None:
         train_and_evaluate(config, args.workdir, args.resume_step)
 
-    cli.main(arguments, start, config=True, within=multihost.joined)
+    cli.main(arguments, start, config=True, within=multihost.connected)
 
 
 if __name__ == "__main__":

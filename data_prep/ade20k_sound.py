@@ -33,7 +33,7 @@ COLUMNS = ("image_location", "vggsound_file", "ade_class_id")
 
 
 @dataclass(frozen=True)
-class Row(Clip):
+class Prompt(Clip):
     """A row of the CSV: `path` is its image, `labels` its class's name.
 
     Attributes:
@@ -47,6 +47,11 @@ class Row(Clip):
     sound: str = ""
     class_id: int = 0
     class_index: int = 0
+
+    @classmethod
+    def stored_name(cls) -> str:
+        """The name that the class had in version 0.1.0."""
+        return "Row"
 
     @property
     def has_truth(self) -> bool:
@@ -95,7 +100,7 @@ class Row(Clip):
 class Table(NamedTuple):
     """The kept rows, the class names in the labels' order, and how many rows were left out."""
 
-    rows: list[Row]
+    rows: list[Prompt]
     class_names: list[str]
     left_out: int
 
@@ -154,7 +159,7 @@ def _row(
     sound: str,
     number: str,
     class_id: int | None,
-) -> Row:
+) -> Prompt:
     """Returns a row with its files' places, or with why it can't have them."""
     where = f"{folder / TABLE}, line {line}"
     image, recording = PurePosixPath(location), PurePosixPath(sound).name
@@ -167,8 +172,8 @@ def _row(
     elif class_id is None:
         refusal = "bad_class", f"{where}: the ade_class_id {number!r} is no class"
     if refusal is not None:
-        return Row(clip_id, where, refusal=refusal)
-    return Row(
+        return Prompt(clip_id, where, refusal=refusal)
+    return Prompt(
         clip_id,
         str(folder / "frames" / image),
         labels=(f"ade_{class_id}",),

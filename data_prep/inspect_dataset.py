@@ -27,7 +27,7 @@ from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.inspection import text
 from data_prep.inspection import verify as inspection_verify
-from data_prep.inspection.dataset import Dataset, Records, open_dataset
+from data_prep.inspection.dataset import Dataset, RawRecords, open_dataset
 from data_prep.inspection.text import Sample
 from data_prep.pipeline import stats
 
@@ -41,7 +41,7 @@ def measure(dataset: Dataset, split: str, most: int) -> Sample:
     Raises:
       UserError: a record is damaged.
     """
-    records = Records(dataset, split)
+    records = RawRecords(dataset, split)
     order = np.random.default_rng(_SEED).permutation(len(records))[:most].tolist()
     seconds, size, frames, fbank = 0.0, 0, 0, 0
     counts = [0] * len(dataset.class_names)
@@ -74,7 +74,7 @@ def verify(dataset: Dataset, workers: int | None) -> list[int]:
     return verdict.class_counts
 
 
-def draw(dataset: Dataset, split: str, arguments: argparse.Namespace) -> None:
+def draw_page(dataset: Dataset, split: str, arguments: argparse.Namespace) -> None:
     """Draws clips that are evenly chosen from a split to `arguments.page`.
 
     Raises:
@@ -83,7 +83,7 @@ def draw(dataset: Dataset, split: str, arguments: argparse.Namespace) -> None:
     """
     from data_prep.inspection import page  # only a page needs matplotlib
 
-    source = Records(dataset, split)
+    source = RawRecords(dataset, split)
     shown = min(arguments.clips, len(source))
     clips = []
     for index in np.linspace(0, len(source) - 1, shown).astype(int).tolist():
@@ -101,7 +101,7 @@ def draw(dataset: Dataset, split: str, arguments: argparse.Namespace) -> None:
         clips.append(record)
     info = dataset.builder.info
     title = f"{info.name} {info.version}, split {split}: {shown:,} of {len(source):,} clips"
-    framing = page.Framing(arguments.audio_rows, arguments.clip_rows)
+    framing = page.PageSettings(arguments.audio_rows, arguments.clip_rows)
     figure = page.compose(clips, dataset.class_names, framing, title)
     path = epath.Path(arguments.page)
     cli.make_folder(path.parent)
@@ -136,12 +136,12 @@ def run(arguments: argparse.Namespace) -> None:
     if counts is None and samples:
         counts = np.sum([sample.class_counts for sample in samples.values()], axis=0).tolist()
         where = f"the {sum(sample.clips for sample in samples.values()):,} clips read"
-    print(f"\n{text.table(dataset, samples)}\n")
+    print(f"\n{text.format_splits(dataset, samples)}\n")
     print(text.labels(dataset.class_names, counts, where))
     print(text.rejects(dataset))
     print(text.statistics(stored))
     if arguments.page:
-        draw(dataset, split, arguments)
+        draw_page(dataset, split, arguments)
 
 
 def _check(arguments: argparse.Namespace, dataset: Dataset) -> str:

@@ -36,7 +36,7 @@ from data_prep.pipeline import flags, tfds_writer
 from data_prep.pipeline.clips import Preparation, VideoClip
 from data_prep.synthetic import objects, photo_objects, render
 from data_prep.synthetic.objects import Background, ObjectSource
-from data_prep.synthetic.render import SPLITS, Studio
+from data_prep.synthetic.render import SPLITS, SceneRenderer
 
 SOURCE = "scenes"
 VIDEOS = "videos"
@@ -47,7 +47,7 @@ FIXED = {name: getattr(Preparation(), name) for name in ("num_frames", "clip_sec
 
 def film(
     folder: Path,
-    studio: Studio,
+    renderer: SceneRenderer,
     counts: Mapping[str, int],
     *,
     found: Mapping[str, str | None],
@@ -60,9 +60,9 @@ def film(
 
     Args:
       folder: where the videos go.
-      studio: what they show.
+      renderer: what they show.
       counts: clips of each split.
-      found: where the studio's photos and sounds come from.
+      found: where the renderer's photos and sounds come from.
       workers: processes.
       overwrite: whether other scenes in `folder` may be replaced.
 
@@ -72,28 +72,28 @@ def film(
     if folder.exists() and not (folder / SETTINGS).is_file():
         raise UserError(f"{folder} is in the way and has no scenes; give another --output")
     settings = {
-        "seed": studio.seed,
-        "size": studio.size,
+        "seed": renderer.seed,
+        "size": renderer.size,
         "splits": dict(counts),
-        "class_names": list(studio.objects.class_names),
+        "class_names": list(renderer.objects.class_names),
         **found,
     }
     takes = [(split, number) for split, count in counts.items() for number in range(count)]
     if overwrite or not folder.exists():
-        _film_all(folder, studio, takes, settings, workers)
+        _film_all(folder, renderer, takes, settings, workers)
     elif _settings(folder) != settings:
         raise UserError(f"{folder} has other scenes already; replace them with --overwrite")
     clips: dict[str, list[VideoClip]] = {split: [] for split in counts}
     for split, number in takes:
         path = _path(folder, split, number)
-        labels, truth = render.sounding(studio, path), str(path.with_suffix(".npz"))
+        labels, truth = render.sounding(renderer, path), str(path.with_suffix(".npz"))
         clips[split].append(VideoClip(path.stem, str(path), labels=labels, truth=truth))
     return clips
 
 
 def _film_all(
     folder: Path,
-    studio: Studio,
+    renderer: SceneRenderer,
     takes: Sequence[tuple[str, int]],
     settings: dict[str, Any],
     workers: int,
@@ -105,7 +105,7 @@ def _film_all(
     for split in settings["splits"]:
         _make_folder(new / split)
     (new / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    _shoot_all(studio, takes, new, workers)
+    _shoot_all(renderer, takes, new, workers)
     if folder.exists():
         os.replace(folder, work / "old")
     os.replace(new, folder)
@@ -132,14 +132,14 @@ def _path(folder: Path, split: str, number: int) -> Path:
 
 
 def _shoot_all(
-    studio: Studio, takes: Sequence[tuple[str, int]], folder: Path, workers: int
+    renderer: SceneRenderer, takes: Sequence[tuple[str, int]], folder: Path, workers: int
 ) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_prep.pipeline.clips", "data_prep.synthetic.render"])
-    pool = ProcessPoolExecutor(workers, context, render.start_worker, (studio,))
+    pool = ProcessPoolExecutor(workers, context, render.start_worker, (renderer,))
     paths = [_path(folder, split, number) for split, number in takes]
     try:
-        shots = pool.map(render.shoot_in_worker, *zip(*takes, strict=True), paths, chunksize=4)
+        shots = pool.map(render.render_in_worker, *zip(*takes, strict=True), paths, chunksize=4)
         collections.deque(tqdm(shots, total=len(takes), unit="clip", desc="filming scenes"), 0)
     except BrokenProcessPool as error:
         raise UserError(
@@ -161,7 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--size must be even and from 32 to 1024, not {arguments.size}")
     counts = {split: count for split, count in counts.items() if count}
     preparation = flags.preparation(arguments, **FIXED)
-    studio = Studio(
+    renderer = SceneRenderer(
         objects=find_objects(arguments),
         background=find_background(arguments),
         size=arguments.size,
@@ -173,13 +173,13 @@ def run(arguments: argparse.Namespace) -> None:
     tfds_writer.check_output(output, SOURCE, arguments.overwrite)  # before minutes of filming
     clips = film(
         output / VIDEOS,
-        studio,
+        renderer,
         counts,
         found={"assets": arguments.assets, "backgrounds": arguments.backgrounds},
         workers=engine.workers,
         overwrite=arguments.overwrite,
     )
-    names = studio.objects.class_names
+    names = renderer.objects.class_names
     print(f"{output / VIDEOS} has the videos, of {len(names)} classes, and beside each its truth.")
     summary = flags.write(arguments, clips, preparation, class_names=names, source=SOURCE)
     flags.finish(arguments, summary)

@@ -38,7 +38,7 @@ from data_prep.pipeline import flags, readers
 from data_prep.pipeline.clips import Preparation, VideoClip
 from data_prep.pipeline.executors import Failure, Workers
 from data_prep.sources import csv_files, segments, video_files
-from data_prep.sources.csv_files import EVAL, TRAIN, Classes, Row
+from data_prep.sources.csv_files import EVAL, TRAIN, Classes, LabelRow
 from data_prep.sources.video_files import Video
 
 SOURCE = "videos"
@@ -75,7 +75,7 @@ def split_clips(
 
 
 def assign_splits(
-    videos: Sequence[Video], rows: Mapping[Video, Row], eval_share: float
+    videos: Sequence[Video], rows: Mapping[Video, LabelRow], eval_share: float
 ) -> dict[str, list[Video]]:
     """Returns the videos of each split, by the labels CSV if it says so, else by hash.
 
@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def whole_clips(
     splits: Mapping[str, Sequence[Video]],
-    rows: Mapping[Video, Row],
+    rows: Mapping[Video, LabelRow],
     preparation: Preparation,
     workers: Workers,
 ) -> dict[str, list[VideoClip]]:

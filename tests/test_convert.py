@@ -62,7 +62,7 @@ def convert_by_command(*arguments):
 def refused(source, destination, overrides=HEADS):
     """The message of a refusal, after which nothing is left at the destination or beside it."""
     with pytest.raises(UserError) as error:
-        convert.bring_in(str(source), str(destination), overrides)
+        convert.import_weights(str(source), str(destination), overrides)
     assert not list(destination.parent.glob(f"*{destination.name}*"))
     return str(error.value)
 
@@ -78,9 +78,11 @@ def test_there_and_back_is_bit_exact(small, tmp_path, suffix):
     # Norms that nobody uses and positions are random or off by a bit, and come back so.
     state = dict(small) | {"pos_embed_a": small["pos_embed_a"] + np.float32(1e-6)}
     source = make(tmp_path / f"file{suffix}", {f"module.{k}": v for k, v in state.items()})
-    counts = convert.bring_in(source, str(tmp_path / "ours"), HEADS)
+    counts = convert.import_weights(source, str(tmp_path / "ours"), HEADS)
     assert counts["tensors"] == len(state)
-    assert convert.take_out(str(tmp_path / "ours"), str(tmp_path / f"back{suffix}")) == len(state)
+    assert convert.export_weights(str(tmp_path / "ours"), str(tmp_path / f"back{suffix}")) == len(
+        state
+    )
     back = torch_io.read(str(tmp_path / f"back{suffix}"))
     assert back.keys() == state.keys()
     for name, array in state.items():
@@ -93,7 +95,7 @@ def test_there_and_back_is_bit_exact(small, tmp_path, suffix):
 def test_a_trained_model_becomes_a_file_of_the_authors_names(dataset_dir, tmp_path, small):
     train.train_and_evaluate(tiny.config(dataset_dir, epochs=1.0), tmp_path / "run")
     destination = tmp_path / "new" / "file.pth"
-    convert.take_out(str(tmp_path / "run"), str(destination), module_prefix=True)
+    convert.export_weights(str(tmp_path / "run"), str(destination), module_prefix=True)
     import torch
 
     stored = torch.load(destination, weights_only=True)
@@ -104,7 +106,7 @@ def test_a_trained_model_becomes_a_file_of_the_authors_names(dataset_dir, tmp_pa
     assert (stored["module.blocks_a.1.norm2_v.weight"] == 1).all()
     grid, width = Grid(8, 6), stored["module.pos_embed_a"].shape[-1]
     np.testing.assert_array_equal(stored["module.pos_embed_a"][0], sincos_positions(grid, width))
-    convert.bring_in(str(destination), str(tmp_path / "again"), HEADS)
+    convert.import_weights(str(destination), str(tmp_path / "again"), HEADS)
     ours, again = (load(str(tmp_path / name)) for name in ("run", "again"))
     jax.tree.map(np.testing.assert_array_equal, ours.params, again.params)
     fbank = np.random.default_rng(0).normal(-5, 4, (2, 96, 128)).astype(np.float32)
@@ -169,10 +171,12 @@ def mae_file(tmp_path_factory):
 
 def test_mae_goes_where_the_paper_puts_it(mae_file, tmp_path):
     path, state = mae_file
-    counts = convert.bring_in(path, str(tmp_path / "mae"), [*HEADS, "--config.model.registers=3"])
+    counts = convert.import_weights(
+        path, str(tmp_path / "mae"), [*HEADS, "--config.model.registers=3"]
+    )
     assert counts["tensors"] == len(state)
     back = tmp_path / "back.pth"
-    convert.take_out(str(tmp_path / "mae"), str(back))
+    convert.export_weights(str(tmp_path / "mae"), str(back))
     ours = torch_io.read(str(back))
     for layer in range(2):
         for short in "av":
@@ -203,7 +207,7 @@ def test_mae_goes_where_the_paper_puts_it(mae_file, tmp_path):
 def test_the_seed_draws_what_mae_lacks(mae_file, tmp_path):
     path, _ = mae_file
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        convert.bring_in(path, str(tmp_path / name), HEADS, seed)
+        convert.import_weights(path, str(tmp_path / name), HEADS, seed)
     a, b, c = (load(str(tmp_path / name)).params["encoders_audio"] for name in "abc")
     np.testing.assert_array_equal(a["registers"], b["registers"])
     assert not np.allclose(a["registers"], c["registers"])
@@ -214,7 +218,7 @@ def test_cav_mae_gets_the_tokens_that_are_asked_for(tmp_path, capsys):
     state = sizes.random_state(**SMALL | {"registers": 0, "global_token": False})
     source = make(tmp_path / "before.pth", state)
     tokens = ["--config.model.global_token=True", "--config.model.registers=3"]
-    convert.bring_in(source, str(tmp_path / "ours"), [*HEADS, *tokens])
+    convert.import_weights(source, str(tmp_path / "ours"), [*HEADS, *tokens])
     encoder = load(str(tmp_path / "ours")).params["encoders_visual"]
     assert encoder["registers"].shape == (1, 3, 16) and encoder["global_token"].any()
     assert "drawn from seed 0: encoders_audio/global_token, enc" in capsys.readouterr().err
@@ -223,7 +227,9 @@ def test_cav_mae_gets_the_tokens_that_are_asked_for(tmp_path, capsys):
 def test_mae_without_decoder_gets_one(tmp_path, capsys):
     source = make(tmp_path / "encoder.safetensors", sizes.mae_state(decoder=False, **SMALL))
     overrides = ["--config.model.heads=2", "--config.model.decoder_width=8"]
-    convert.bring_in(source, str(tmp_path / "ours"), [*overrides, "--config.model.decoder_heads=2"])
+    convert.import_weights(
+        source, str(tmp_path / "ours"), [*overrides, "--config.model.decoder_heads=2"]
+    )
     params = load(str(tmp_path / "ours")).params
     assert params["decoder"]["stack"]["blocks"]["mlp"]["hidden"]["kernel"].shape == (8, 8, 32)
     told = capsys.readouterr().err
@@ -238,7 +244,7 @@ def init_from(dataset_dir, directory, **overrides):
 
 def test_training_begins_with_mae_and_learns(mae_file, dataset_dir, tmp_path, capsys):
     path, _ = mae_file
-    convert.bring_in(path, str(tmp_path / "mae"), [*HEADS, "--config.model.registers=2"])
+    convert.import_weights(path, str(tmp_path / "mae"), [*HEADS, "--config.model.registers=2"])
     config = init_from(dataset_dir, tmp_path / "mae", model__audio_rows=96)
     train.train_and_evaluate(config, tmp_path / "run")
     told = capsys.readouterr().err
@@ -260,7 +266,7 @@ def test_weights_that_do_not_fit_a_training_are_told_before_it_begins(
     mae_file, dataset_dir, tmp_path
 ):
     path, _ = mae_file
-    convert.bring_in(path, str(tmp_path / "mae"), [*HEADS, "--config.model.registers=2"])
+    convert.import_weights(path, str(tmp_path / "mae"), [*HEADS, "--config.model.registers=2"])
 
     def message(**overrides):
         with pytest.raises(UserError) as error:
@@ -283,16 +289,16 @@ def test_learned_positions_are_kept_and_interpolated(small, tmp_path, capsys):
     rng = np.random.default_rng(0)
     state["pos_embed_v"] = state["pos_embed_v"] + rng.normal(size=(1, 4, 16)).astype(np.float32)
     source = make(tmp_path / "learned.pth", state)
-    convert.bring_in(source, str(tmp_path / "same"), HEADS)
+    convert.import_weights(source, str(tmp_path / "same"), HEADS)
     ours = load(str(tmp_path / "same"))
     assert ours.config.model.learned_positions
     np.testing.assert_array_equal(ours.params["encoders_visual"]["positions"], state["pos_embed_v"])
-    convert.take_out(str(tmp_path / "same"), str(tmp_path / "back.pth"))
+    convert.export_weights(str(tmp_path / "same"), str(tmp_path / "back.pth"))
     back = torch_io.read(str(tmp_path / "back.pth"))
     assert all(np.array_equal(back[name], array) for name, array in state.items())
 
     larger = [*HEADS, "--config.model.image_size=64", "--config.model.audio_rows=192"]
-    convert.bring_in(source, str(tmp_path / "larger"), larger)
+    convert.import_weights(source, str(tmp_path / "larger"), larger)
     assert (
         "visual positions: interpolated for 4 x 4 patches (were 2 x 2)" in capsys.readouterr().err
     )
@@ -314,9 +320,11 @@ def test_resized_positions_by_hand():
 
 def test_fixed_positions_are_rebuilt_for_another_length(small, tmp_path, capsys):
     source = make(tmp_path / "fixed.pth", small)
-    convert.bring_in(source, str(tmp_path / "long"), [*HEADS, "--config.model.audio_rows=192"])
+    convert.import_weights(
+        source, str(tmp_path / "long"), [*HEADS, "--config.model.audio_rows=192"]
+    )
     assert "audio positions: rebuilt for 8 x 12 patches (were 8 x 6)" in capsys.readouterr().err
-    convert.take_out(str(tmp_path / "long"), str(tmp_path / "back.safetensors"))
+    convert.export_weights(str(tmp_path / "long"), str(tmp_path / "back.safetensors"))
     back = torch_io.read(str(tmp_path / "back.safetensors"))
     np.testing.assert_array_equal(back["pos_embed_a"][0], sincos_positions(Grid(8, 12), 16))
     np.testing.assert_array_equal(back["pos_embed_v"], small["pos_embed_v"])
@@ -360,13 +368,13 @@ def test_the_probe_head(tmp_path):
     state = {key[6:]: golden[key] for key in golden if key.startswith("state/")}
     source = make(tmp_path / "head.pth", {f"module.{key}": state[key] for key in state})
     assert "--config.head.heads=N" in refused(source, tmp_path / "ours", [])
-    convert.bring_in(source, str(tmp_path / "ours"), ["--config.head.heads=4"])
+    convert.import_weights(source, str(tmp_path / "ours"), ["--config.head.heads=4"])
     with manager.opened(tmp_path / "ours") as stored:
         params, config = stored.arrays("params")["params"], stored.config
     features = np.concatenate([golden["global_a"], golden["global_v"]], axis=-1)
     logits = ProbeHead(**config.head).apply({"params": params}, jnp.asarray(features))
     np.testing.assert_allclose(logits, golden["logits"], atol=1e-5)
-    convert.take_out(str(tmp_path / "ours"), str(tmp_path / "back.pth"))
+    convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "back.pth"))
     back = torch_io.read(str(tmp_path / "back.pth"))
     assert back.keys() == state.keys()
     assert all(np.array_equal(back[name], state[name]) for name in state)
@@ -382,23 +390,23 @@ def test_a_failed_write_leaves_nothing(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(manager.Checkpoints, "save", fail)
     with pytest.raises(UserError, match=r"ours can.t be written: .*No space left"):
-        convert.bring_in(source, str(tmp_path / "ours"), HEADS)
+        convert.import_weights(source, str(tmp_path / "ours"), HEADS)
     assert [path.name for path in tmp_path.iterdir()] == ["small.pth"]
     monkeypatch.undo()
-    convert.bring_in(source, str(tmp_path / "ours"), HEADS)
+    convert.import_weights(source, str(tmp_path / "ours"), HEADS)
     with pytest.raises(UserError, match="ours exists already"):
-        convert.bring_in(source, str(tmp_path / "ours"), HEADS)
+        convert.import_weights(source, str(tmp_path / "ours"), HEADS)
     with pytest.raises(UserError, match="can't be made"):
-        convert.take_out(str(tmp_path / "ours"), str(tmp_path / "small.pth" / "x.pth"))
+        convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "small.pth" / "x.pth"))
     (tmp_path / "file.pth").write_text("mine")
     with pytest.raises(UserError, match=r"file\.pth exists already"):
-        convert.take_out(str(tmp_path / "ours"), str(tmp_path / "file.pth"))
+        convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "file.pth"))
     assert (tmp_path / "file.pth").read_text() == "mine"
 
 
 def test_a_full_disk_is_one_sentence(small, tmp_path):
     source = make(tmp_path / "small.pth", small)
-    convert.bring_in(source, str(tmp_path / "ours"), HEADS)
+    convert.import_weights(source, str(tmp_path / "ours"), HEADS)
     limited = (
         "import resource, sys; from cavmae_sync_jax import convert;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); convert.main()"
@@ -437,13 +445,13 @@ def test_half_precision_positions_are_still_fixed_ones(small, tmp_path, dtype):
 
     half = {k: torch.from_numpy(np.array(v)).to(getattr(torch, dtype)) for k, v in small.items()}
     torch.save(half, tmp_path / "half.pth")
-    convert.bring_in(str(tmp_path / "half.pth"), str(tmp_path / "ours"), HEADS)
+    convert.import_weights(str(tmp_path / "half.pth"), str(tmp_path / "ours"), HEADS)
     assert not load(str(tmp_path / "ours")).config.model.learned_positions
 
 
 def test_another_number_of_mel_bands_is_told_by_the_positions(tmp_path):
     state = sizes.random_state(**SMALL | {"audio_bins": 64})
-    convert.bring_in(make(tmp_path / "bins.pth", state), str(tmp_path / "ours"), HEADS)
+    convert.import_weights(make(tmp_path / "bins.pth", state), str(tmp_path / "ours"), HEADS)
     model = load(str(tmp_path / "ours")).config.model
     assert (model.audio_bins, model.audio_rows, model.learned_positions) == (64, 96, False)
 
@@ -490,20 +498,22 @@ def test_settings_that_weights_can_not_follow_are_refused(small, tmp_path):
     none = [*HEADS, "--config.data.num_frames=0"]
     assert "config.data.num_frames=0 must be" in refused(source, tmp_path / "ours", none)
     with pytest.raises(UserError, match="would be a folder"):
-        convert.bring_in(source, str(tmp_path / "ours.pth"), HEADS)
+        convert.import_weights(source, str(tmp_path / "ours.pth"), HEADS)
 
 
 def test_learned_mae_positions_leave_the_audios_sin_cos(tmp_path):
     state = dict(sizes.mae_state(**SMALL))
     state["pos_embed"] = state["pos_embed"] + 1
     longer = [*HEADS, "--config.model.audio_rows=1024"]
-    convert.bring_in(make(tmp_path / "mae.pth", state), str(tmp_path / "ours"), longer)
+    convert.import_weights(make(tmp_path / "mae.pth", state), str(tmp_path / "ours"), longer)
     positions = load(str(tmp_path / "ours")).params["encoders_audio"]["positions"]
     np.testing.assert_array_equal(positions[0], sincos_positions(Grid(8, 64), 16))
 
 
 def test_older_checkpoints_and_odd_names_load(small, tmp_path):
-    convert.bring_in(make(tmp_path / "small.pth", small), str(tmp_path / "checkpoints"), HEADS)
+    convert.import_weights(
+        make(tmp_path / "small.pth", small), str(tmp_path / "checkpoints"), HEADS
+    )
     model = load(str(tmp_path / "checkpoints"))
     assert load(str(tmp_path / "checkpoints" / "checkpoints")).config == model.config
     older = model.config.copy_and_resolve_references()
@@ -515,7 +525,7 @@ def test_older_checkpoints_and_odd_names_load(small, tmp_path):
 def test_encode_takes_what_is_like_an_array(small, tmp_path):
     import torch
 
-    convert.bring_in(make(tmp_path / "small.pth", small), str(tmp_path / "ours"), HEADS)
+    convert.import_weights(make(tmp_path / "small.pth", small), str(tmp_path / "ours"), HEADS)
     model = load(str(tmp_path / "ours"))
     image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     expected = model.encode_image(image).global_token
@@ -527,7 +537,7 @@ def test_encode_takes_what_is_like_an_array(small, tmp_path):
 
 
 def test_any_batch_size_few_compilations(small, tmp_path, monkeypatch):
-    convert.bring_in(make(tmp_path / "small.pth", small), str(tmp_path / "ours"), HEADS)
+    convert.import_weights(make(tmp_path / "small.pth", small), str(tmp_path / "ours"), HEADS)
     model = load(str(tmp_path / "ours"))
     from cavmae_sync_jax.checkpoints import pretrained as checkpoints_pretrained
 

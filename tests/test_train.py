@@ -133,8 +133,8 @@ def test_nan_stops_with_step_and_clips(dataset_dir, tmp_path):
         train.train_and_evaluate(config, tmp_path)
     assert not any((tmp_path / "checkpoints").glob("[0-9]*"))
     records = loader.Records(dataset_dir, "train")
-    framing = loader.Framing.of(config)
-    batches = loader.train_batches(records, framing, 8, config.seed, 0, 0, 2)
+    pair_spec = loader.PairSpec.of(config)
+    batches = loader.train_batches(records, pair_spec, 8, config.seed, 0, 0, 2)
     second = [next(batches)["clip"] for _ in range(2)][1]
     named = (tmp_path / "clips_of_step_2.txt").read_text().split()
     assert named == records.ids(second.tolist())

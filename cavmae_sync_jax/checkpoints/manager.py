@@ -32,7 +32,7 @@ from cavmae_sync_jax.utils.errors import UserError
 FOLDER = "checkpoints"
 SET_ASIDE = "set_aside"  # beside it, with the step: what a resumed run was told to pass over
 # Settings that older checkpoints lack, with the value that was the only one then.
-SINCE = {
+DEFAULTS_OF_OLDER_CHECKPOINTS = {
     "init_from": "",
     "microbatches": 1,
     "evaluations": ("retrieval",),
@@ -58,7 +58,7 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The newest of them, as process 0 sees it; all processes must ask together."""
-        newest = multihost.first_says(max(self.finished, default=-1))
+        newest = multihost.broadcast_from_first(max(self.finished, default=-1))
         return None if newest < 0 else newest
 
     def save(self, step: int, state: Any, config: ConfigDict, position: dict[str, Any]) -> None:
@@ -86,13 +86,13 @@ class Checkpoints:
     def set_aside_after(self, step: int) -> None:
         """Moves the checkpoints after `step` to `WORKDIR/set_aside_STEP`."""
         newer = [each for each in self.finished if each > step]
-        multihost.wait("newer checkpoints are known")
+        multihost.barrier("newer checkpoints are known")
         for each in newer if jax.process_index() == 0 else ():
             place = self.directory.parent / f"{SET_ASIDE}_{each}"
             while place.exists():
                 place = place.with_name(f"{place.name}_again")
             (self.directory / str(each)).rename(place)
-        multihost.wait("newer checkpoints are set aside")
+        multihost.barrier("newer checkpoints are set aside")
         self._manager.reload()
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class Checkpoints:
         except UserError as error:
             if first is None:
                 raise
-            console.tell(str(error))
+            console.log(str(error))
         self._manager.close()
 
     @contextlib.contextmanager
@@ -331,7 +331,7 @@ def _reason(error: Exception) -> str:
 
 def _completed(config: ConfigDict) -> ConfigDict:
     """Adds settings that came after a checkpoint was written, as they were then."""
-    for key, value in SINCE.items():
+    for key, value in DEFAULTS_OF_OLDER_CHECKPOINTS.items():
         section, _, name = key.rpartition(".")
         if not section or section in config:
             place = config[section] if section else config

@@ -24,7 +24,7 @@ from cavmae_sync_jax.utils.modalities import MODALITIES
 LARGEST = 64  # samples that `encode_*` gives to the device at once
 # Settings of the model that no shape tells: those that must agree, those that may differ.
 HEADS = ("heads", "decoder_heads")
-TOLD = ("audio_mean", "audio_std", "registers_in_joint")
+SETTINGS_SHAPES_DO_NOT_TELL = ("audio_mean", "audio_std", "registers_in_joint")
 
 
 class Pretrained(NamedTuple):
@@ -115,7 +115,7 @@ def initial_params(directory: epath.PathLike, target: CavMaeSync, mesh: Mesh) ->
     """
     with manager.opened(directory) as stored:
         source = _module(stored.config, directory)
-        for key in (*HEADS, *TOLD):
+        for key in (*HEADS, *SETTINGS_SHAPES_DO_NOT_TELL):
             theirs, ours = getattr(source, key), getattr(target, key)
             if theirs != ours and key in HEADS:
                 raise UserError(
@@ -123,14 +123,14 @@ def initial_params(directory: epath.PathLike, target: CavMaeSync, mesh: Mesh) ->
                     "its weights mean nothing to other heads"
                 )
             if theirs != ours:
-                console.tell(f"config.model.{key} is {ours}; {directory} was trained with {theirs}")
+                console.log(f"config.model.{key} is {ours}; {directory} was trained with {theirs}")
         sized = target.clone(image_size=source.image_size, audio_rows=source.audio_rows)
         try:
             params = stored.restore({"params": _abstract(sized, mesh)})["params"]
         except UserError as error:
             mend = "train the model that they are of, or convert them for this one"
             raise UserError(f"{error}\n  {mend}, such as --config.model.registers=4") from error
-    console.tell(f"beginning with the weights of {directory}, step {stored.step}")
+    console.log(f"beginning with the weights of {directory}, step {stored.step}")
     fitted = fit_positions(params, source, target)
     return jax.device_put(fitted, sharding.state_shardings(fitted, mesh))
 
@@ -147,7 +147,7 @@ def fit_positions(params: Any, source: CavMaeSync, target: CavMaeSync) -> Any:
         if old == new:
             continue
         done = "interpolated" if target.learned_positions else "rebuilt"
-        console.tell(
+        console.log(
             f"{modality} positions: {done} for {new.rows} x {new.columns} patches "
             f"(were {old.rows} x {old.columns})"
         )

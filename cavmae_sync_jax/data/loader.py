@@ -72,11 +72,11 @@ class Records:
         except Exception as error:
             raise self._damaged(index, error) from error
 
-    def pairs(self, index: int, framing: "Framing", frames: Iterable[int]) -> list[Batch]:
-        """Some of a clip's frames with their windows, see `Framing.pair`."""
+    def pairs(self, index: int, pair_spec: "PairSpec", frames: Iterable[int]) -> list[Batch]:
+        """Some of a clip's frames with their windows, see `PairSpec.pair`."""
         record = self[index]
         try:
-            return [framing.pair(record, frame) for frame in frames]
+            return [pair_spec.pair(record, frame) for frame in frames]
         except OSError as error:
             raise self._damaged(index, error) from error
 
@@ -91,7 +91,7 @@ class Records:
         return [self[index]["clip_id"].decode() for index in indices]
 
 
-class Framing(NamedTuple):
+class PairSpec(NamedTuple):
     """How a clip becomes pairs of a frame and its audio window; all of it a config may change."""
 
     num_frames: int
@@ -101,8 +101,8 @@ class Framing(NamedTuple):
     image_size: int
 
     @classmethod
-    def of(cls, config: Any) -> "Framing":
-        """The framing that a training config asks for."""
+    def of(cls, config: Any) -> "PairSpec":
+        """What a training config asks for."""
         data, model = config.data, config.model
         sizes = model.audio_rows, model.audio_bins, model.image_size
         return cls(data.num_frames, data.clip_rows, *sizes)
@@ -146,8 +146,8 @@ class Framing(NamedTuple):
 class _RandomFrame(grain.transforms.RandomMap):
     """A clip and a random frame of it (method: a new choice for each clip and epoch)."""
 
-    def __init__(self, framing: Framing):
-        self._frames = framing.num_frames
+    def __init__(self, pair_spec: PairSpec):
+        self._frames = pair_spec.num_frames
 
     def random_map(self, element: int, rng: np.random.Generator) -> tuple[np.int32, np.int32]:
         """The index of the record and the number of the frame."""
@@ -160,15 +160,15 @@ class _Pairs(grain.transforms.Map):
     So the next one takes the same memory, and no new page has to be cleared for it.
     """
 
-    def __init__(self, records: Records, framing: Framing):
-        self._records, self._framing = records, framing
+    def __init__(self, records: Records, pair_spec: PairSpec):
+        self._records, self._pair_spec = records, pair_spec
 
     def map(self, element: tuple[Int[np.ndarray, " clips"], Int[np.ndarray, " clips"]]) -> Batch:
         """The batch's pairs, and the indices of its records."""
         clips, frames = element
         batch: Batch = {"clip": clips}
         for place, (clip, frame) in enumerate(zip(clips.tolist(), frames.tolist(), strict=True)):
-            (pair,) = self._records.pairs(clip, self._framing, [frame])
+            (pair,) = self._records.pairs(clip, self._pair_spec, [frame])
             for name, values in pair.items():
                 if place == 0:
                     batch[name] = np.empty((len(clips), *values.shape), values.dtype)
@@ -178,7 +178,7 @@ class _Pairs(grain.transforms.Map):
 
 def train_batches(
     records: Records,
-    framing: Framing,
+    pair_spec: PairSpec,
     batch_size: int,
     seed: int,
     start: int,
@@ -189,7 +189,7 @@ def train_batches(
 
     Args:
       records: the split to train on.
-      framing: how clips become pairs.
+      pair_spec: how clips become pairs.
       batch_size: clips in a global batch; a multiple of the number of processes.
       seed: of the epochs' order and the frames' choice.
       start: position of the first example, 0 for a new run.
@@ -201,8 +201,8 @@ def train_batches(
       `clip` `[share]` (indices of the records).
     """
     count, rank = jax.process_count(), jax.process_index()
-    chosen = _shuffled(len(records), seed).random_map(_RandomFrame(framing))[start:]
-    shares = chosen.batch(batch_size // count)[rank::count].map(_Pairs(records, framing))
+    chosen = _shuffled(len(records), seed).random_map(_RandomFrame(pair_spec))[start:]
+    shares = chosen.batch(batch_size // count)[rank::count].map(_Pairs(records, pair_spec))
     return iter(_prefetched(shares, workers, prefetch))
 
 
@@ -223,26 +223,26 @@ def _prefetched(batches: grain.MapDataset, workers: int, prefetch: int) -> grain
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which we do not use
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-    return dataset.mp_prefetch(options, worker_init_fn=preemption.look_after_worker)
+    return dataset.mp_prefetch(options, worker_init_fn=preemption.init_worker)
 
 
 class _WholeClip(grain.transforms.Map):
     """All frames of the clip at a place of `order`; places past its end are not valid."""
 
-    def __init__(self, records: Records, framing: Framing, order: Int[np.ndarray, " places"]):
-        self._records, self._framing, self._order = records, framing, order
+    def __init__(self, records: Records, pair_spec: PairSpec, order: Int[np.ndarray, " places"]):
+        self._records, self._pair_spec, self._order = records, pair_spec, order
 
     def map(self, element: int) -> Batch:
         """All pairs of the record at place `element`, its index and whether it counts."""
         index = int(self._order[min(element, len(self._order) - 1)])
-        pairs = self._records.pairs(index, self._framing, range(self._framing.num_frames))
+        pairs = self._records.pairs(index, self._pair_spec, range(self._pair_spec.num_frames))
         stacked = {name: np.stack([pair[name] for pair in pairs]) for name in (AUDIO, VISUAL)}
         return {**stacked, "clip": np.int32(index), "valid": element < len(self._order)}
 
 
 def clip_batches(
     records: Records,
-    framing: Framing,
+    pair_spec: PairSpec,
     batch_size: int,
     workers: int,
     prefetch: int,
@@ -255,7 +255,7 @@ def clip_batches(
 
     Args:
       records: the split.
-      framing: how clips become pairs.
+      pair_spec: how clips become pairs.
       batch_size: clips in a global batch; a multiple of the number of processes.
       workers: processes that read and decode; 0 does it in this process.
       prefetch: batches each worker holds ready.
@@ -270,7 +270,7 @@ def clip_batches(
     order = np.arange(len(records)) if order is None else order
     padded = -(-len(order) // batch_size) * batch_size
     clips = grain.MapDataset.range(start * batch_size, padded)
-    clips = clips.map(_WholeClip(records, framing, order))
+    clips = clips.map(_WholeClip(records, pair_spec, order))
     shares = clips.batch(batch_size // count)[rank::count]
     return iter(_prefetched(shares, workers, prefetch))
 

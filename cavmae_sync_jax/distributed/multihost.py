@@ -26,7 +26,7 @@ HEARTBEAT_SECONDS = 60
 SHUTDOWN_SECONDS = 60
 
 
-def join() -> None:
+def initialize() -> None:
     """Joins the run's other processes, if the environment tells of any; call it before computing.
 
     Raises:
@@ -72,9 +72,9 @@ def _described() -> tuple[str, int, int] | tuple[()]:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def connected() -> Iterator[None]:
     """Joins the run's other processes; if one of them is lost, ends this one with a sentence."""
-    join()
+    initialize()
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -93,21 +93,21 @@ def joined() -> Iterator[None]:
         os._exit(1)  # because a normal end would wait for the lost process
 
 
-def first_says(value: int) -> int:
+def broadcast_from_first(value: int) -> int:
     """Process 0's `value`, on every process, where each might see another state of the files."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
-def all_say(flag: bool) -> bool:
+def all_agree(flag: bool) -> bool:
     """Whether `flag` holds on every process."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).all())
 
 
-def wait(name: str) -> None:
+def barrier(name: str) -> None:
     """Waits until every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

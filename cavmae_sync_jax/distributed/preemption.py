@@ -12,10 +12,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 # About how often a training's processes ask each other whether one was told to stop.
-ASKING_SECONDS = 5.0
+POLL_SECONDS = 5.0
 
 
-class Termination:
+class PreemptionGuard:
     """Whether the processes of a training are to save and stop, the same answer on all of them.
 
     SIGTERM, which clusters send before they take a machine away, says so to any of them.
@@ -26,13 +26,13 @@ class Termination:
         self._asked, self._next, self._since = 0, 0, time.monotonic()
 
     def __call__(self, step: int) -> bool:
-        """Call it after every step; processes ask each other every `ASKING_SECONDS` or so."""
+        """Call it after every step; processes ask each other every `POLL_SECONDS` or so."""
         if jax.process_count() == 1:
             return self.signalled.is_set()
         if step < self._next:
             return False
         pace = (time.monotonic() - self._since) / max(1, step - self._asked)
-        mine = np.array([float(self.signalled.is_set()), ASKING_SECONDS / max(pace, 1e-3)])
+        mine = np.array([float(self.signalled.is_set()), POLL_SECONDS / max(pace, 1e-3)])
         answers = multihost_utils.process_allgather(mine)
         self._asked, self._since = step, time.monotonic()
         self._next = step + max(1, int(answers[:, 1].min()))  # as all have the same answers
@@ -40,9 +40,9 @@ class Termination:
 
 
 @contextlib.contextmanager
-def termination() -> Iterator[Termination]:
+def preemption_guard() -> Iterator[PreemptionGuard]:
     """Listens to SIGTERM, instead of ending at once, until the context ends."""
-    told = Termination()
+    told = PreemptionGuard()
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
         yield told
         return
@@ -53,7 +53,7 @@ def termination() -> Iterator[Termination]:
         signal.signal(signal.SIGTERM, before)
 
 
-def look_after_worker(index: int, workers: int) -> None:
+def init_worker(index: int, workers: int) -> None:
     """Begins a worker of the input pipeline: it outlives signals, but not its parent.
 
     A signal to the whole process group is the parent's to answer, who still needs data until then;

@@ -20,18 +20,18 @@ def chance(clips: int) -> dict[str, dict[str, float]]:
 
 
 def linear(
-    train: loader.Records, held_out: loader.Records, framing: loader.Framing
+    train: loader.Records, held_out: loader.Records, pair_spec: loader.PairSpec
 ) -> dict[str, dict[str, float]]:
     """Canonical correlations between colour statistics and mean log-mel, fitted on `train`.
 
     At most `FITTED_CLIPS` clips are fitted, evenly chosen.
     If this scores well, colours and timbres alone give the answer away.
     """
-    fitted = _statistics(train, framing, sample=True)
+    fitted = _statistics(train, pair_spec, sample=True)
     means = [values.mean(axis=(0, 1)) for values in fitted]
     flat = [(x - mean).reshape(-1, x.shape[-1]) for x, mean in zip(fitted, means, strict=True)]
     directions = canonical_directions(*flat)
-    statistics = _statistics(held_out, framing, sample=False)
+    statistics = _statistics(held_out, pair_spec, sample=False)
     projected = [
         (x - mean) @ weights for x, mean, weights in zip(statistics, means, directions, strict=True)
     ]
@@ -55,7 +55,7 @@ def _whitening(x: Float[np.ndarray, "samples dim"]) -> Float[np.ndarray, "dim di
     return vectors / np.sqrt(values + RIDGE) @ vectors.T / scale[:, None]
 
 
-def oracle(held_out: loader.Records, framing: loader.Framing) -> dict[str, dict[str, float]]:
+def oracle(held_out: loader.Records, pair_spec: loader.PairSpec) -> dict[str, dict[str, float]]:
     """Knows the true class that sounds in every frame (silence is a class), and nothing else.
 
     Raises:
@@ -63,7 +63,7 @@ def oracle(held_out: loader.Records, framing: loader.Framing) -> dict[str, dict[
     """
     records = loader.Records(held_out.directory, held_out.split, ("frame_class",))
     classes = np.stack([records[i]["frame_class"] for i in range(len(records))])
-    chosen = np.arange(framing.num_frames) * classes.shape[1] // framing.num_frames
+    chosen = np.arange(pair_spec.num_frames) * classes.shape[1] // pair_spec.num_frames
     known = _one_hot(classes[:, chosen])
     return ranking.retrieval(known, known)
 
@@ -73,7 +73,7 @@ def _one_hot(classes: Int[np.ndarray, "clips frames"]) -> Float[np.ndarray, "cli
 
 
 def _statistics(
-    records: loader.Records, framing: loader.Framing, sample: bool
+    records: loader.Records, pair_spec: loader.PairSpec, sample: bool
 ) -> list[Float[np.ndarray, "clips frames dim"]]:
     """Per frame: mean and spread of each log-mel bin; mean and spread of each colour in cells."""
     audio, visual = [], []
@@ -81,7 +81,7 @@ def _statistics(
     indices = chosen if sample else range(len(records))
     with console.progress("statistics", len(indices), "clip") as bar:
         for index in indices:
-            pairs = records.pairs(int(index), framing, range(framing.num_frames))
+            pairs = records.pairs(int(index), pair_spec, range(pair_spec.num_frames))
             windows = np.stack([pair[AUDIO] for pair in pairs]).astype(np.float32)
             audio.append(_moments(windows, axis=1))
             image = np.stack([pair[VISUAL] for pair in pairs]).astype(np.float32)

@@ -84,10 +84,10 @@ class Selected(loader.Records):
         return self._records[self._indices[index]]
 
     def pairs(
-        self, index: int, framing: loader.Framing, frames: Iterable[int]
+        self, index: int, pair_spec: loader.PairSpec, frames: Iterable[int]
     ) -> list[loader.Batch]:
-        """Some of a clip's frames with their windows, see `dataset.Framing.pair`."""
-        return self._records.pairs(self._indices[index], framing, frames)
+        """Some of a clip's frames with their windows, see `dataset.PairSpec.pair`."""
+        return self._records.pairs(self._indices[index], pair_spec, frames)
 
 
 def select(records: loader.Records, wanted: Sequence[str], name: str) -> tuple[Selected, list[str]]:
@@ -116,7 +116,7 @@ def select(records: loader.Records, wanted: Sequence[str], name: str) -> tuple[S
     missing = [clip for clip in wanted if clip not in have]
     if missing:
         first = ", ".join(missing[:NAMED]) + (", …" if len(missing) > NAMED else "")
-        console.tell(
+        console.log(
             f"{len(missing)} of the {len(wanted)} clips of {name} are not in {where} ({first}); "
             f"the scores are of the other {len(indices)}"
         )

@@ -54,7 +54,7 @@ def describe(model: Pretrained, records: loader.Records) -> dict[str, Any]:
     return {
         "checkpoint": {"directory": model.directory, "step": model.step},
         "data": {"identity": records.identity, "directory": str(records.directory)},
-        "framing": loader.Framing.of(model.config)._asdict(),
+        "framing": loader.PairSpec.of(model.config)._asdict(),
         "version": cli.version(),
     }
 

@@ -94,7 +94,7 @@ def run(
     }
     result |= {"config": config.to_dict(), **common.describe(model, records)}
     if output is not None:
-        common.write(output, name, result, table(result))
+        common.write(output, name, result, format_table(result))
         if jax.process_index() == 0:
             figure.draw(truth, logits, classes, epath.Path(output) / f"{name}.png")
     return result
@@ -203,7 +203,7 @@ def _frequencies(truth: Truth, train: tuple[Truth, Any] | None) -> dict[str, flo
     return scores_of(truth, np.broadcast_to(known.mean(axis=0), truth.shape))
 
 
-def table(result: dict[str, Any]) -> str:
+def format_table(result: dict[str, Any]) -> str:
     """The scores of `run` as a text table, in percent."""
     rows = [("model", result["scores"]), *result["baselines"].items()]
     names = list(result["scores"])
@@ -232,7 +232,7 @@ def main() -> None:
             cache=args.cache,
         )
 
-    cli.main(arguments, start, config=True, within=multihost.joined)
+    cli.main(arguments, start, config=True, within=multihost.connected)
 
 
 if __name__ == "__main__":

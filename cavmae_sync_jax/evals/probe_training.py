@@ -33,7 +33,7 @@ from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
 STREAMS = {"both": (AUDIO, VISUAL), "audio": (AUDIO,), "visual": (VISUAL,)}
 LOSSES = ("bce", "ce")
 MIXUP_CONCENTRATION = 10.0  # of the Beta distribution that λ comes from
-FREE = {"log_every"}
+CHANGEABLE_ON_RESUME = {"log_every"}
 
 
 class Labelled(NamedTuple):
@@ -312,9 +312,9 @@ def _batches(
             yield put({"features": clips.source[chosen], "truth": clips.truth[chosen]})
         return
     data = model.config.data
-    framing = loader.Framing.of(model.config)
+    pair_spec = loader.PairSpec.of(model.config)
     stream = loader.clip_batches(
-        clips.source, framing, size, data.workers, data.prefetch, places, start
+        clips.source, pair_spec, size, data.workers, data.prefetch, places, start
     )
     with contextlib.closing(stream):
         for host in stream:
@@ -339,7 +339,7 @@ def _resume(
         f"{section}.{key} was {stored[section].get(key)!r} and is now {value!r}"
         for section in ("head", "probe")
         for key, value in now[section].items()
-        if key not in FREE and stored[section].get(key) != value
+        if key not in CHANGEABLE_ON_RESUME and stored[section].get(key) != value
     ]
     if changed:
         raise UserError(

@@ -184,13 +184,13 @@ def run(
         }
     result |= common.describe(model, records)
     if output is not None:
-        common.write(output, "reconstruction", result, table(result))
+        common.write(output, "reconstruction", result, format_table(result))
         if jax.process_index() == 0:
-            draw(model, records, masks, epath.Path(output) / "reconstruction.png")
+            draw_figure(model, records, masks, epath.Path(output) / "reconstruction.png")
     return result
 
 
-def table(result: dict[str, Any]) -> str:
+def format_table(result: dict[str, Any]) -> str:
     """The errors of `run` as a text table."""
     masked = f"{100 * result['mask']['ratio']:g} % masked"
     title = f"reconstruction error, {result['clips']} clips, {masked}"
@@ -229,7 +229,7 @@ def picture(
     return pictures * np.array(IMAGE_STD, np.float32) + np.array(IMAGE_MEAN, np.float32)
 
 
-def draw(
+def draw_figure(
     model: Pretrained,
     records: loader.Records,
     masks: Masks,
@@ -237,16 +237,16 @@ def draw(
     clips: int = 4,
 ) -> None:
     """Draws a frame of each of some evenly chosen clips: masked, predicted and as it is."""
-    module, framing = model.module, loader.Framing.of(model.config)
+    module, pair_spec = model.module, loader.PairSpec.of(model.config)
     chosen = np.linspace(0, len(records) - 1, min(clips, len(records))).astype(int)
     # Frames from early to late, because equal frames would have equal masks.
-    frames = (2 * np.arange(len(chosen)) + 1) * framing.num_frames // (2 * len(chosen))
+    frames = (2 * np.arange(len(chosen)) + 1) * pair_spec.num_frames // (2 * len(chosen))
     pairs = [
-        records.pairs(int(clip), framing, [int(frame)])[0]
+        records.pairs(int(clip), pair_spec, [int(frame)])[0]
         for clip, frame in zip(chosen, frames, strict=True)
     ]
     raw = {m: jnp.asarray(np.stack([pair[m] for pair in pairs])) for m in MODALITIES}
-    keep = {m: kept[frames] for m, kept in masks.draw(module, framing.num_frames).items()}
+    keep = {m: kept[frames] for m, kept in masks.draw(module, pair_spec.num_frames).items()}
     predictions, true = jax.jit(functools.partial(_predict, module))(model.params, raw, keep)
     columns: dict[str, list[np.ndarray]] = {}
     for modality in (VISUAL, AUDIO):
@@ -277,7 +277,7 @@ def main() -> None:
         model, records = common.opened(args)
         run(model, records, args.output, mask_ratio=args.mask_ratio, cache=args.cache)
 
-    cli.main(arguments, start, within=multihost.joined)
+    cli.main(arguments, start, within=multihost.connected)
 
 
 if __name__ == "__main__":

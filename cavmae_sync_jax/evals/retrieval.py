@@ -92,10 +92,10 @@ def run(
         result["baselines"] = _baselines(model, fitted, records, mesh)
     result |= common.describe(model, records)
     if output is not None:
-        common.write(output, "retrieval", result, table(result))
+        common.write(output, "retrieval", result, format_table(result))
         if jax.process_index() == 0:
-            framing = loader.Framing.of(model.config)
-            figure.draw(records, framing, embedded, epath.Path(output) / "retrieval.png")
+            pair_spec = loader.PairSpec.of(model.config)
+            figure.draw(records, pair_spec, embedded, epath.Path(output) / "retrieval.png")
     return result
 
 
@@ -125,7 +125,7 @@ def run_embeddings(
         "version": cli.version(),
     }
     if output is not None:
-        common.write(output, "retrieval", result, table(result))
+        common.write(output, "retrieval", result, format_table(result))
     return result
 
 
@@ -146,16 +146,16 @@ def _one_frame(frames: dict[str, int]) -> bool:
 def _baselines(
     model: Pretrained, train: loader.Records, records: loader.Records, mesh: Mesh
 ) -> dict[str, Scores]:
-    framing = loader.Framing.of(model.config)
+    pair_spec = loader.PairSpec.of(model.config)
     embedded = features.extract(features.embeddings, common.untrained(model), records, mesh)
     result = {
         "chance": baselines.chance(len(records)),
         "untrained model": ranking.retrieval(**embedded),
-        "linear (CCA of colours and mean log-mel)": baselines.linear(train, records, framing),
+        "linear (CCA of colours and mean log-mel)": baselines.linear(train, records, pair_spec),
     }
     # The oracle knows whole splits only.
     if "frame_class" in records.features and not isinstance(records, clip_lists.Selected):
-        result["oracle (true class of each frame)"] = baselines.oracle(records, framing)
+        result["oracle (true class of each frame)"] = baselines.oracle(records, pair_spec)
     return result
 
 
@@ -211,7 +211,7 @@ def _native(array: np.ndarray) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def table(result: dict[str, Any]) -> str:
+def format_table(result: dict[str, Any]) -> str:
     """The scores of `run` as a text table, in percent."""
     title = f"retrieval, {result['clips']} clips, %"
     header = f"{title:42}" + "".join(f"  {d.replace('_to_', ' → '):^26}" for d in DIRECTIONS)
@@ -276,7 +276,7 @@ def main() -> None:
             cache=args.cache,
         )
 
-    cli.main(arguments, start, within=multihost.joined)
+    cli.main(arguments, start, within=multihost.connected)
 
 
 def _strategies(text: str) -> list[str]:

@@ -199,11 +199,11 @@ def run(
         }
     result |= common.describe(model, records)
     if output is not None:
-        common.write(output, NAME, result, text(result))
+        common.write(output, NAME, result, format_table(result))
         if jax.process_index() == 0:
             figure.draw(
                 records,
-                loader.Framing.of(model.config),
+                loader.PairSpec.of(model.config),
                 items,
                 maps,
                 names,
@@ -252,7 +252,7 @@ def _score(maps: segmentation_metrics.Maps, items: Items) -> dict[str, float]:
     )
 
 
-def text(result: dict[str, Any]) -> str:
+def format_table(result: dict[str, Any]) -> str:
     """The scores of `run` as a text table, in percent."""
     title = f"segmentation, {result['items']} images of {len(result['classes'])} classes, %"
     lines = [f"{title:52}   mAP  mIoU"]
@@ -282,7 +282,7 @@ def main() -> None:
         model, records = common.opened(args)
         run(model, records, args.output, query=args.query, tokens=args.tokens, cache=args.cache)
 
-    cli.main(arguments, start, within=multihost.joined)
+    cli.main(arguments, start, within=multihost.connected)
 
 
 if __name__ == "__main__":

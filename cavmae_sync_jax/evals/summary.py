@@ -68,7 +68,7 @@ def run(
     cli.make_folder(output.parent)
     output.write_text(json.dumps(results, indent=2) + "\n")
     if rows:
-        print(table(rows))
+        print(format_table(rows))
     print(f"scores: {output}")
     for picture in sorted(folder.glob("*.png")):
         print(f"picture: {picture}")
@@ -84,7 +84,7 @@ def _place(name: str) -> int:
     return order.index(name) if name in order else len(order)
 
 
-def table(rows: Sequence[results_table.Row]) -> str:
+def format_table(rows: Sequence[results_table.ScoreRow]) -> str:
     """The one table as text: shares in percent; ranks and errors are better when lower."""
     lines = [("all evaluations, %, ranks and errors", *COLUMNS)]
     for row in rows:

@@ -105,15 +105,15 @@ def run(
             result["baselines"] = _scores(others, truth, scored, tolerance)
     result |= common.describe(model, records)
     if output is not None:
-        common.write(output, "temporal", result, table(result))
+        common.write(output, "temporal", result, format_table(result))
         if jax.process_index() == 0:
             folder = epath.Path(output)
             ids = np.array(records.ids(list(range(len(records)))))
             with (folder / "temporal.npz").open("wb") as file:
                 np.savez(file, clip_id=ids, **labels)
-            framing = loader.Framing.of(model.config)
+            pair_spec = loader.PairSpec.of(model.config)
             shown = scored if len(scored) else np.arange(len(records))
-            figure.draw(records, framing, labels, truth, shown, folder / "temporal.png")
+            figure.draw(records, pair_spec, labels, truth, shown, folder / "temporal.png")
     return result
 
 
@@ -159,7 +159,7 @@ def _scores(
     return {name: mean(rows) for name, rows in labels.items()}
 
 
-def table(result: dict[str, Any]) -> str:
+def format_table(result: dict[str, Any]) -> str:
     """The scores of `run` as a text table, in percent."""
     if "scores" not in result:
         return f"temporal segmentation, {result['clips']} clips: no truth to score against"
@@ -192,7 +192,7 @@ def main() -> None:
         settings = {"segments": args.segments, "tolerance": args.tolerance}
         run(model, records, args.output, **settings, cache=args.cache)
 
-    cli.main(arguments, start, within=multihost.joined)
+    cli.main(arguments, start, within=multihost.connected)
 
 
 if __name__ == "__main__":

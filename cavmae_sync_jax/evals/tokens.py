@@ -74,7 +74,7 @@ def run(
         result["untrained"] = _scores(plain, fitted, records, truths, config, mesh, cache)
     result |= {"config": config.to_dict(), **common.describe(model, records)}
     if output is not None:
-        common.write(output, "tokens", result, table(result))
+        common.write(output, "tokens", result, format_table(result))
         if jax.process_index() == 0:
             figure.draw(result, epath.Path(output) / "tokens.png")
     return result
@@ -110,7 +110,7 @@ def _scores(
     return scores
 
 
-def table(result: dict[str, Any]) -> str:
+def format_table(result: dict[str, Any]) -> str:
     """The mean average precisions of `run` as a text table, in percent."""
     title = f"tokens, {result['stream']}, {result['clips']} clips, mAP in %"
     lines = [f"{title:42}" + "".join(f"{kind:>11}" for kind in KINDS)]
@@ -135,7 +135,7 @@ def main() -> None:
         baselines, cache = args.baselines, args.cache
         run(model, records, config, args.output, with_baselines=baselines, cache=cache)
 
-    cli.main(arguments, start, config=True, within=multihost.joined)
+    cli.main(arguments, start, config=True, within=multihost.connected)
 
 
 if __name__ == "__main__":

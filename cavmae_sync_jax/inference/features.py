@@ -88,7 +88,7 @@ def extract(
       records: the split.
       mesh: the devices.
       cache: a folder where the result is kept and looked up, by the function's name, the
-        parameters' contents, the dataset's identity and the framing.
+        parameters' contents, the dataset's identity and the pair_spec.
 
     Returns:
       Arrays by name, in the split's order.
@@ -96,14 +96,14 @@ def extract(
     Raises:
       UserError: if a value is not finite, as those of a diverged model.
     """
-    framing = loader.Framing.of(model.config)
+    pair_spec = loader.PairSpec.of(model.config)
     place = None
     if cache is not None:
-        place = epath.Path(cache) / f"{_key(function, model, records, framing)}.npz"
-        if multihost.all_say(place.exists()):
+        place = epath.Path(cache) / f"{_key(function, model, records, pair_spec)}.npz"
+        if multihost.all_agree(place.exists()):
             with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return dict(stored)
-    whole = _stream(function, model, records, framing, mesh)
+    whole = _stream(function, model, records, pair_spec, mesh)
     for name, rows in whole.items():
         bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
         if bad.size:
@@ -124,7 +124,7 @@ def _stream(
     function: Function,
     model: Pretrained,
     records: loader.Records,
-    framing: loader.Framing,
+    pair_spec: loader.PairSpec,
     mesh: Mesh,
 ) -> Arrays:
     data, whole = model.config.data, {}
@@ -135,7 +135,7 @@ def _stream(
     params = jax.device_put(params, sharding.replicated(mesh))
     most = _ON_A_CPU if jax.default_backend() == "cpu" else CLIPS_PER_DEVICE
     batch_size = min(most, CLIPS_PER_DEVICE) * mesh.size
-    batches = loader.clip_batches(records, framing, batch_size, data.workers, data.prefetch)
+    batches = loader.clip_batches(records, pair_spec, batch_size, data.workers, data.prefetch)
     with jax.set_mesh(mesh), console.progress(function.__name__, len(records), "clip") as bar:
         for arrays, _ in loader.to_device(batches, mesh):
             # Rows of a global array follow the mesh, not the processes: each brings its index.
@@ -161,10 +161,10 @@ def _compute(function: Function, module: CavMaeSync, params: Any, batch: Any) ->
 
 
 def _key(
-    function: Function, model: Pretrained, records: loader.Records, framing: loader.Framing
+    function: Function, model: Pretrained, records: loader.Records, pair_spec: loader.PairSpec
 ) -> str:
     digest = hashlib.sha256()
-    about = (function.__name__, records.identity, framing, model.config.model.to_json())
+    about = (function.__name__, records.identity, pair_spec, model.config.model.to_json())
     digest.update(repr(about).encode())
     for leaf in jax.tree.leaves(model.params):
         digest.update(np.ascontiguousarray(jax.device_get(leaf)))

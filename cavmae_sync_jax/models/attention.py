@@ -15,38 +15,41 @@ def _logits(query: Heads, key: Heads) -> Float[Array, "batch heads tokens tokens
 
 
 @jax.custom_vjp
-def attend(query: Heads, key: Heads, value: Heads) -> Heads:
+def dot_product_attention(query: Heads, key: Heads, value: Heads) -> Heads:
     """Softmax attention of every token to every token, logits divided by the root of `dim`."""
-    return _attend_forward(query, key, value)[0]
+    return _attention_forward(query, key, value)[0]
 
 
-def _attend_forward(query: Heads, key: Heads, value: Heads) -> tuple[Heads, Residuals]:
+def _attention_forward(query: Heads, key: Heads, value: Heads) -> tuple[Heads, Residuals]:
     scale = query.shape[-1] ** -0.5
     logits = _logits(query, key)
     highest = logits.max(-1, keepdims=True)
     weights = jnp.exp((logits - highest) * scale)
     total = weights.sum(-1, keepdims=True)
-    mixed = jnp.einsum(
+    output = jnp.einsum(
         "bhqk,bkhd->bqhd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
     )
-    mixed = (mixed / total.transpose(0, 2, 1, 3)).astype(value.dtype)
-    return mixed, (query, key, value, mixed, highest * scale + jnp.log(total))
+    output = (output / total.transpose(0, 2, 1, 3)).astype(value.dtype)
+    return output, (query, key, value, output, highest * scale + jnp.log(total))
 
 
-def _attend_backward(residuals: Residuals, pull: Heads) -> tuple[Heads, Heads, Heads]:
-    query, key, value, mixed, log_total = residuals
+def _attention_backward(residuals: Residuals, cotangent: Heads) -> tuple[Heads, Heads, Heads]:
+    query, key, value, output, log_total = residuals
     scale = query.shape[-1] ** -0.5
     weights = jnp.exp(_logits(query, key) * scale - log_total)
-    # Softmax's gradient needs the sum over keys of weight × its pull, which is mixed · pull.
-    along = (pull.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1)
+    # Softmax's gradient needs the sum over keys of weight × weight's cotangent, which equals
+    # output · cotangent.
+    along = (cotangent.astype(jnp.float32) * output.astype(jnp.float32)).sum(-1)
     along = along.transpose(0, 2, 1)[..., None]
-    pulled = jnp.einsum("bqhd,bkhd->bhqk", pull, value, preferred_element_type=jnp.float32)
-    slope = (weights * (pulled - along) * scale).astype(query.dtype)
+    weight_cotangent = jnp.einsum(
+        "bqhd,bkhd->bhqk", cotangent, value, preferred_element_type=jnp.float32
+    )
+    slope = (weights * (weight_cotangent - along) * scale).astype(query.dtype)
     return (
         jnp.einsum("bhqk,bkhd->bqhd", slope, key),
         jnp.einsum("bhqk,bqhd->bkhd", slope, query),
-        jnp.einsum("bhqk,bqhd->bkhd", weights.astype(pull.dtype), pull),
+        jnp.einsum("bhqk,bqhd->bkhd", weights.astype(cotangent.dtype), cotangent),
     )
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+dot_product_attention.defvjp(_attention_forward, _attention_backward)

@@ -53,7 +53,7 @@ class Attention(nn.Module):
         batch, tokens, dim = x.shape
         qkv = jnp.split(dense(3 * dim, self.dtype, "qkv")(x), 3, axis=-1)
         heads = (part.reshape(batch, tokens, self.heads, dim // self.heads) for part in qkv)
-        mixed = models_attention.attend(*heads)
+        mixed = models_attention.dot_product_attention(*heads)
         return dense(dim, self.dtype, "projection")(mixed.reshape(batch, tokens, dim))
 
 

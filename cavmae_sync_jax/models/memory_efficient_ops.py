@@ -26,11 +26,11 @@ def _gelu_forward(x: Rows) -> tuple[Rows, Rows]:
     return gelu(x), x
 
 
-def _gelu_backward(x: Rows, pull: Rows) -> tuple[Rows]:
+def _gelu_backward(x: Rows, cotangent: Rows) -> tuple[Rows]:
     wide = x.astype(jnp.float32)
     below = 0.5 * (1 + jax.lax.erf(wide * 0.5**0.5))
     density = jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
-    return (((below + wide * density) * pull).astype(x.dtype),)
+    return (((below + wide * density) * cotangent).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
@@ -56,16 +56,16 @@ def _layer_norm_forward(
 
 
 def _layer_norm_backward(
-    epsilon: float, residuals: Residuals, pull: Rows
+    epsilon: float, residuals: Residuals, cotangent: Rows
 ) -> tuple[Rows, Float[Array, " dim"], Float[Array, " dim"]]:
     x, mean, inverse, scale = residuals
-    pull = pull.astype(jnp.float32)
+    cotangent = cotangent.astype(jnp.float32)
     normal = (x.astype(jnp.float32) - mean) * inverse
-    scaled = pull * _row(scale, x)
+    scaled = cotangent * _row(scale, x)
     along = (scaled * normal).mean(-1, keepdims=True)
     slope = inverse * (scaled - scaled.mean(-1, keepdims=True) - normal * along)
     rows = tuple(range(x.ndim - 1))
-    return slope.astype(x.dtype), (pull * normal).sum(rows), pull.sum(rows)
+    return slope.astype(x.dtype), (cotangent * normal).sum(rows), cotangent.sum(rows)
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

@@ -12,7 +12,7 @@ from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
 # What may change when a run is resumed; a longer run keeps its past and gets a new schedule.
-FREE = {
+CHANGEABLE_ON_RESUME = {
     *(
         "epochs",
         "log_every",
@@ -90,11 +90,12 @@ def with_statistics(config: ConfigDict) -> ConfigDict:
 
 
 def changed(stored: ConfigDict, config: ConfigDict) -> list[str]:
-    """The settings, other than `FREE` ones, in which a run differs from the one it resumes."""
+    """Lists how a run differs from the one it resumes, but for `CHANGEABLE_ON_RESUME`."""
     return [
         f"config.{key} was {cli.value(stored, key)!r} and is now {cli.value(config, key)!r}"
         for key in cli.keys(config)
-        if key not in FREE and _plain(cli.value(stored, key)) != _plain(cli.value(config, key))
+        if key not in CHANGEABLE_ON_RESUME
+        and _plain(cli.value(stored, key)) != _plain(cli.value(config, key))
     ]
 
 

@@ -163,24 +163,24 @@ def _chunked(
         pair = losses.contrast(config.loss, whole)
         return config.loss.contrast_weight * pair[0], pair
 
-    pulls, pair = jax.grad(contrasted, has_aux=True)(whole)
-    pulls = {m: sharding.split_batch(pulls[m], count) for m in MODALITIES}
+    embedding_grads, pair = jax.grad(contrasted, has_aux=True)(whole)
+    embedding_grads = {m: sharding.split_batch(embedding_grads[m], count) for m in MODALITIES}
 
     def accumulate(grads: Any, inputs: tuple[Samples, dict[str, Array]]) -> tuple[Any, Metrics]:
-        chunk, pull = inputs
+        chunk, embedding_grad = inputs
 
         def objective(params: Any) -> tuple[Float[Array, ""], Metrics]:
             embeddings, parts = _forward(module, params, chunk)
             value = config.loss.reconstruction_weight / count * sum(parts.values())
             for m in MODALITIES:
-                value += jnp.sum(embeddings[m].astype(jnp.float32) * pull[m])
+                value += jnp.sum(embeddings[m].astype(jnp.float32) * embedding_grad[m])
             return value, parts
 
         more, parts = jax.grad(objective, has_aux=True)(params)
         return jax.tree.map(jnp.add, grads, more), parts
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    grads, parts = jax.lax.scan(accumulate, zeros, (chunks, pulls))
+    grads, parts = jax.lax.scan(accumulate, zeros, (chunks, embedding_grads))
     means = jax.tree.map(lambda x: x.mean(axis=0), parts)
     return losses.total(config.loss, pair, means)[1], grads
 

@@ -14,7 +14,7 @@ def _is_first_process() -> bool:
     return jax is None or jax.process_index() == 0
 
 
-def tell(message: str) -> None:
+def log(message: str) -> None:
     """Says something to the user beside the progress bars, from process 0."""
     if _is_first_process():
         tqdm.write(message, file=sys.stderr)

@@ -54,7 +54,7 @@ class Dataset(NamedTuple):
         return [path for path in paths if not path.exists()]
 
 
-class Records:
+class RawRecords:
     """Random access to a split's records."""
 
     def __init__(self, dataset: Dataset, split: str):

@@ -38,14 +38,14 @@ _STRIP = 8  # frames at most; their side is this part of the width
 _SIDE = _WIDTH / _STRIP
 
 
-class Framing(NamedTuple):
+class PageSettings(NamedTuple):
     """How training cuts the windows: `audio_rows` of a clip of nominally `clip_rows` rows."""
 
     audio_rows: int
     clip_rows: int
 
 
-class Span(NamedTuple):
+class TimeSpan(NamedTuple):
     """A bar: from `start` to `end` in seconds, in a lane (0 is the lowest)."""
 
     start: float
@@ -57,7 +57,7 @@ class Span(NamedTuple):
 def compose(
     records: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
-    framing: Framing,
+    settings: PageSettings,
     title: str,
 ) -> Figure:
     """Returns the page, in two columns for more than one clip.
@@ -65,7 +65,7 @@ def compose(
     Args:
       records: parsed records of one dataset.
       class_names: of the dataset.
-      framing: see `Framing`; no clip has more rows than `clip_rows`, except for a ragged end.
+      settings: see `PageSettings`; no clip has more rows than `clip_rows`, except for a ragged end.
       title: the page's first line.
     """
     columns = min(2, len(records))
@@ -76,18 +76,18 @@ def compose(
     width = 2 * _MARGIN + columns * (_WIDTH + _GUTTER) - _GUTTER
     height = _HEADER + -(-len(records) // columns) * line
     figure = Figure(figsize=(width, height), dpi=DPI)
-    _draw_header(figure, title, framing, "frame_class" in records[0])
+    _draw_header(figure, title, settings, "frame_class" in records[0])
     fbanks = [_log_mel(record) for record in records]
     limits = float(min(map(np.min, fbanks))), float(max(map(np.max, fbanks)))
     for number, (record, spans) in enumerate(zip(records, events, strict=True)):
         left = _MARGIN + number % columns * (_WIDTH + _GUTTER)
         top = height - _HEADER - number // columns * line
-        seconds = _timeline(record, framing) / audio.ROWS_PER_SECOND
+        seconds = _timeline(record, settings) / audio.ROWS_PER_SECOND
         _draw_title(figure, left, top - _TITLE + 0.07, record, class_names)
         top -= _TITLE
-        _draw_frames(_axes(figure, left, top, _SIDE, seconds), record, framing)
+        _draw_frames(_axes(figure, left, top, _SIDE, seconds), record, settings)
         top -= _SIDE + _GAP
-        _draw_windows(_axes(figure, left, top, bars * _LANE, seconds), record, framing)
+        _draw_windows(_axes(figure, left, top, bars * _LANE, seconds), record, settings)
         top -= bars * _LANE + _GAP
         if lanes:
             _draw_events(_axes(figure, left, top, lanes * _LANE, seconds), spans, lanes)
@@ -112,16 +112,16 @@ def save(figure: Figure, path: epath.PathLike) -> None:
         figure.savefig(file, dpi=DPI, format="png")
 
 
-def windows(record: Mapping[str, Any], framing: Framing) -> dict[int, Span]:
+def windows(record: Mapping[str, Any], settings: PageSettings) -> dict[int, TimeSpan]:
     """Returns the audio windows, in seconds, of a few of the frames shown, by frame."""
-    shown, rows = _shown(record), _timeline(record, framing)
+    shown, rows = _shown(record), _timeline(record, settings)
     count = min(len(WINDOW_COLOURS), len(shown))
     spans = {}
     for number in range(count):
         frame = shown[(2 * number + 1) * len(shown) // (2 * count)]
-        start = audio.window_start(frame, len(record["frames"]), rows, framing.audio_rows)
-        edges = [row / audio.ROWS_PER_SECOND for row in (start, start + framing.audio_rows)]
-        spans[frame] = Span(*edges, lane=count - 1 - number, name=f"frame {frame}")
+        start = audio.window_start(frame, len(record["frames"]), rows, settings.audio_rows)
+        edges = [row / audio.ROWS_PER_SECOND for row in (start, start + settings.audio_rows)]
+        spans[frame] = TimeSpan(*edges, lane=count - 1 - number, name=f"frame {frame}")
     return spans
 
 
@@ -131,12 +131,12 @@ def _shown(record: Mapping[str, Any]) -> list[int]:
     return list(range(0, frames, -(-frames // _STRIP)))
 
 
-def _timeline(record: Mapping[str, Any], framing: Framing) -> int:
-    return audio.timeline_rows(len(record["fbank"]), framing.clip_rows)
+def _timeline(record: Mapping[str, Any], settings: PageSettings) -> int:
+    return audio.timeline_rows(len(record["fbank"]), settings.clip_rows)
 
 
-def _instant(record: Mapping[str, Any], framing: Framing, frame: int) -> float:
-    rows = frame * _timeline(record, framing) / len(record["frames"])
+def _instant(record: Mapping[str, Any], settings: PageSettings, frame: int) -> float:
+    rows = frame * _timeline(record, settings) / len(record["frames"])
     return rows / audio.ROWS_PER_SECOND
 
 
@@ -144,24 +144,24 @@ def _log_mel(record: Mapping[str, Any]) -> Float[np.ndarray, "rows bins"]:
     return audio.dequantize(record["fbank"]).astype(np.float32)
 
 
-def _events(record: Mapping[str, Any], class_names: Sequence[str]) -> list[Span]:
+def _events(record: Mapping[str, Any], class_names: Sequence[str]) -> list[TimeSpan]:
     """The events, in as few lanes as keep those apart that overlap."""
     if "events" not in record:
         return []
     events = record["events"]
     rows = zip(events["start"], events["end"], events["class"], strict=True)
-    spans: list[Span] = []
+    spans: list[TimeSpan] = []
     ends: list[float] = []
     for start, end, index in sorted((float(s), float(e), int(c)) for s, e, c in rows):
         lane = next((lane for lane, last in enumerate(ends) if last <= start), len(ends))
         ends[lane : lane + 1] = [end]
-        spans.append(Span(start, end, lane, class_names[index]))
+        spans.append(TimeSpan(start, end, lane, class_names[index]))
     return spans
 
 
-def _draw_header(figure: Figure, title: str, framing: Framing, has_truth: bool) -> None:
+def _draw_header(figure: Figure, title: str, settings: PageSettings, has_truth: bool) -> None:
     width, height = figure.get_size_inches()
-    legend = f"bars: {framing.audio_rows} rows of audio, the window of the frame so bordered"
+    legend = f"bars: {settings.audio_rows} rows of audio, the window of the frame so bordered"
     if has_truth:
         legend += "; turquoise: what sounds"
     room = width - 2 * _MARGIN
@@ -183,11 +183,11 @@ def _draw_title(
     _fit(labels, ", ".join(names[index] for index in record["labels"]), 0.48 * _WIDTH)
 
 
-def _draw_frames(axes: Axes, record: Mapping[str, Any], framing: Framing) -> None:
+def _draw_frames(axes: Axes, record: Mapping[str, Any], settings: PageSettings) -> None:
     side = _SIDE / _WIDTH * axes.get_xlim()[1]
-    colours = dict(zip(windows(record, framing), WINDOW_COLOURS, strict=False))
+    colours = dict(zip(windows(record, settings), WINDOW_COLOURS, strict=False))
     for frame in _shown(record):
-        left = _instant(record, framing, frame)
+        left = _instant(record, settings, frame)
         extent = (left, left + (1 - _HAIR) * side, 0.0, 1.0)
         place = {"extent": extent, "aspect": "auto"}
         axes.imshow(_decode(record["frames"][frame], "JPEG"), **place)
@@ -210,17 +210,17 @@ def _draw_mask(axes: Axes, mask: Bool[np.ndarray, "height width"], place: dict[s
         axes.contour(mask, [0.5], extent=place["extent"], **outline)
 
 
-def _draw_windows(axes: Axes, record: Mapping[str, Any], framing: Framing) -> None:
-    spans = windows(record, framing)
+def _draw_windows(axes: Axes, record: Mapping[str, Any], settings: PageSettings) -> None:
+    spans = windows(record, settings)
     axes.set(ylim=(0, len(spans)))
     for colour, (frame, span) in zip(WINDOW_COLOURS, spans.items(), strict=False):
         corner, length = (span.start, span.lane + 0.25), span.end - span.start
         axes.add_patch(Rectangle(corner, length, 0.5, facecolor=colour, edgecolor="none"))
-        instant = _instant(record, framing, frame)
+        instant = _instant(record, settings, frame)
         axes.plot(instant, span.lane + 0.5, "o", color="white", markersize=2.5)
 
 
-def _draw_events(axes: Axes, spans: Sequence[Span], lanes: int) -> None:
+def _draw_events(axes: Axes, spans: Sequence[TimeSpan], lanes: int) -> None:
     seconds = axes.get_xlim()[1]
     axes.set(ylim=(0, lanes))
     for span in spans:
@@ -235,7 +235,7 @@ def _draw_events(axes: Axes, spans: Sequence[Span], lanes: int) -> None:
 
 
 def _draw_log_mel(
-    axes: Axes, record: Mapping[str, Any], spans: Sequence[Span], limits: tuple[float, float]
+    axes: Axes, record: Mapping[str, Any], spans: Sequence[TimeSpan], limits: tuple[float, float]
 ) -> None:
     fbank, (_, seconds) = _log_mel(record), axes.get_xlim()
     extent = (0, len(fbank) / audio.ROWS_PER_SECOND, 0, 1)

@@ -58,7 +58,7 @@ def identity(dataset: Dataset) -> str:
     return "\n".join(lines)
 
 
-def table(dataset: Dataset, samples: Mapping[str, Sample]) -> str:
+def format_splits(dataset: Dataset, samples: Mapping[str, Sample]) -> str:
     """Returns the splits as a table; shares of bytes and speed are those of the samples."""
     rows = [_HEAD]
     for name, info in dataset.splits.items():

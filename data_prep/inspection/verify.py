@@ -24,7 +24,7 @@ _SPAN = 64  # records that a process reads before it reports
 _TIME_LIMIT = 600.0  # seconds a span may take
 
 
-class Span(NamedTuple):
+class RecordRange(NamedTuple):
     """Consecutive records of one file.
 
     Attributes:
@@ -101,7 +101,7 @@ def verify(dataset: Dataset, workers: int | None) -> Verdict:
     total = sum(file.count for file in files)
     damages: list[Damage] = []
     counts = [0] * len(dataset.class_names)
-    seen: dict[bytes, Span] = {}
+    seen: dict[bytes, RecordRange] = {}
     with (
         Workers(workers, _TIME_LIMIT) as pool,
         tqdm(total=total, unit="clip", desc="verifying") as bar,
@@ -192,25 +192,25 @@ def _flaw_of_truth(record: Mapping[str, Any], dataset: Dataset) -> str | None:
     return _flaw_of_images(record["frame_mask"], "mask", "PNG", dataset.preparation)
 
 
-def _files(dataset: Dataset, split: str) -> Iterator[Span]:
+def _files(dataset: Dataset, split: str) -> Iterator[RecordRange]:
     info, offset = dataset.splits[split], 0
     for path, count in zip(info.filepaths, info.shard_lengths, strict=True):
-        yield Span(split, str(path), offset, 0, count)
+        yield RecordRange(split, str(path), offset, 0, count)
         offset += count
 
 
-def _damage(span: Span, why: str) -> Damage:
+def _damage(span: RecordRange, why: str) -> Damage:
     return Damage(span.split, span.first, span.count, epath.Path(span.path).name, why)
 
 
-def _count(file: Span) -> int | None:
+def _count(file: RecordRange) -> int | None:
     """Returns how many records a file holds, None if it isn't there."""
     if not epath.Path(file.path).exists():
         return None
     return ArrayRecordReader(file.path).num_records()
 
 
-def _wrong_number(file: Span, result: int | Failure | None) -> str | None:
+def _wrong_number(file: RecordRange, result: int | Failure | None) -> str | None:
     if result is None:
         return "the file is missing"
     if isinstance(result, Failure):
@@ -221,14 +221,16 @@ def _wrong_number(file: Span, result: int | Failure | None) -> str | None:
     return None
 
 
-def _checked(pool: Workers, files: list[Span], directory: str) -> Iterator[tuple[Span, _Checked]]:
+def _checked(
+    pool: Workers, files: list[RecordRange], directory: str
+) -> Iterator[tuple[RecordRange, _Checked]]:
     """Yields every record of the files, as a span of one, with what `_check` says of it."""
     spans = (
         file._replace(start=start, count=min(_SPAN, file.count - start))
         for file in files
         for start in range(0, file.count, _SPAN)
     )
-    alone: list[Span] = []
+    alone: list[RecordRange] = []
     for span, result in pool.results(_check, spans, directory):
         if isinstance(result, Failure):  # one of its records took the process down
             alone += _singly(span)
@@ -241,12 +243,12 @@ def _checked(pool: Workers, files: list[Span], directory: str) -> Iterator[tuple
             yield span, result[0]
 
 
-def _singly(span: Span) -> list[Span]:
+def _singly(span: RecordRange) -> list[RecordRange]:
     starts = range(span.start, span.start + span.count)
     return [span._replace(start=start, count=1) for start in starts]
 
 
-def _check(span: Span, directory: str) -> list[_Checked]:
+def _check(span: RecordRange, directory: str) -> list[_Checked]:
     reader, dataset = _reader(span.path), _dataset(directory)
     found = []
     for position in range(span.start, span.start + span.count):

@@ -100,6 +100,11 @@ class Clip(abc.ABC):
     labels: tuple[str, ...] = field(default=(), kw_only=True)
     refusal: tuple[str, str] | None = field(default=None, kw_only=True)
 
+    @classmethod
+    def stored_name(cls) -> str:
+        """The class's name in a shard's fingerprint, which outlives a change of the class's own."""
+        return cls.__name__
+
     @property
     def has_truth(self) -> bool:
         """Whether `read` brings truth."""

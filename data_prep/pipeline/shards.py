@@ -119,7 +119,7 @@ def fingerprint(shards: Sequence[Shard], job: Job) -> str:
     for shard in shards:
         digest.update(shard.name.encode())
         for clip in shard.clips:
-            digest.update(json.dumps([type(clip).__name__, dataclasses.asdict(clip)]).encode())
+            digest.update(json.dumps([type(clip).stored_name(), dataclasses.asdict(clip)]).encode())
     return digest.hexdigest()
 
 

@@ -21,7 +21,7 @@ TRAIN, EVAL = "train", "eval"
 _CLASS_COLUMNS = ("index", "mid", "display_name")
 
 
-class Row(NamedTuple):
+class LabelRow(NamedTuple):
     """What a CSV of labels says about one video; `split` is None without such a column."""
 
     labels: tuple[str, ...]
@@ -62,7 +62,7 @@ class Lines:
         return f"{self._path}, line {self._reader.line_num}"
 
 
-def read_labels(path: str | Path, names: Mapping[str, Sequence[Any]]) -> dict[Any, Row]:
+def read_labels(path: str | Path, names: Mapping[str, Sequence[Any]]) -> dict[Any, LabelRow]:
     """Reads a CSV with the header video,label or video,label,split, a row for each label.
 
     Args:
@@ -75,7 +75,7 @@ def read_labels(path: str | Path, names: Mapping[str, Sequence[Any]]) -> dict[An
     Raises:
       UserError: the file or a row of it is malformed, or names no video, or more than one.
     """
-    rows: dict[Any, Row] = {}
+    rows: dict[Any, LabelRow] = {}
     with lines_of(path) as lines:
         header = next(iter(lines), [])
         if header not in (["video", "label"], ["video", "label", "split"]):
@@ -93,11 +93,11 @@ def read_labels(path: str | Path, names: Mapping[str, Sequence[Any]]) -> dict[An
             split = cells[2] if len(cells) > 2 else None
             if split not in (None, TRAIN, EVAL):
                 raise UserError(f"{lines.where}: split must be {TRAIN} or {EVAL}, not {split!r}")
-            before = rows.get(video, Row((), split))
+            before = rows.get(video, LabelRow((), split))
             if before.split != split:
                 raise UserError(f"{lines.where}: {cells[0]!r} is in {before.split} already")
             labels = dict.fromkeys([*before.labels, cells[1]])
-            rows[video] = Row(tuple(labels), split)
+            rows[video] = LabelRow(tuple(labels), split)
     return rows
 
 

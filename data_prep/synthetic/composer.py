@@ -76,7 +76,7 @@ class Truth(NamedTuple):
     frame_mask: Bool[np.ndarray, "frames height width"]
 
 
-class Segment(NamedTuple):
+class SceneSegment(NamedTuple):
     """What is on screen from `start` to `end` (seconds): classes, and whether each sounds."""
 
     start: float
@@ -92,7 +92,7 @@ def compose(
     rng: np.random.Generator,
 ) -> Scene:
     """Draws a scene of size × size pixels; the same generator state gives the same scene."""
-    segments: list[Segment] = []
+    segments: list[SceneSegment] = []
     heard = -1
     for start, end, sounds in _timeline(seconds, rng):
         casts = []
@@ -101,7 +101,7 @@ def compose(
             casts.append((heard, True))
         if rng.random() < SILENT_OBJECT_CHANCE:
             casts.append((_other_class(objects, heard if sounds else -1, rng), False))
-        segments.append(Segment(start, end, tuple(casts)))
+        segments.append(SceneSegment(start, end, tuple(casts)))
     return stage(objects, background, size, segments, rng)
 
 
@@ -109,7 +109,7 @@ def stage(
     objects: ObjectSource,
     background: Background,
     size: int,
-    segments: list[Segment],
+    segments: list[SceneSegment],
     rng: np.random.Generator,
 ) -> Scene:
     """Draws a scene with given classes at given times; the segments follow each other from 0 s."""

@@ -19,7 +19,7 @@ _AAC_SAMPLES = 1024
 
 
 @dataclass(frozen=True)
-class Studio:
+class SceneRenderer:
     """All that the scenes of a dataset have in common."""
 
     objects: ObjectSource
@@ -35,15 +35,17 @@ def generator(seed: int, split: str, number: int) -> np.random.Generator:
     return np.random.default_rng([seed, SPLITS.index(split), number])
 
 
-def shoot(studio: Studio, split: str, number: int, path: Path) -> tuple[str, ...]:
+def render_clip(renderer: SceneRenderer, split: str, number: int, path: Path) -> tuple[str, ...]:
     """Writes a clip's video to `path`, its truth beside it, and returns the classes that sound.
 
     The truth file is described in `clips.VideoClip.read`. The same arguments give the same bytes.
     """
-    rng = generator(studio.seed, split, number)
-    scene = composer.compose(studio.objects, studio.background, studio.size, studio.seconds, rng)
+    rng = generator(renderer.seed, split, number)
+    scene = composer.compose(
+        renderer.objects, renderer.background, renderer.size, renderer.seconds, rng
+    )
     write_video(path, composer.render(scene), scene.waveform)
-    truth = composer.truth(scene, studio.num_frames)
+    truth = composer.truth(scene, renderer.num_frames)
     unfinished = path.with_suffix(".partial.npz")
     np.savez_compressed(
         unfinished,
@@ -54,33 +56,33 @@ def shoot(studio: Studio, split: str, number: int, path: Path) -> tuple[str, ...
         event_end=np.array([event.end for event in scene.events], np.float32),
     )
     unfinished.replace(path.with_suffix(".npz"))  # says that the video is complete, too
-    return sounding(studio, path)
+    return sounding(renderer, path)
 
 
-def sounding(studio: Studio, path: Path) -> tuple[str, ...]:
+def sounding(renderer: SceneRenderer, path: Path) -> tuple[str, ...]:
     """Returns the classes that sound in a take, in order, from its truth."""
     with np.load(path.with_suffix(".npz")) as truth:
         classes = truth["event_class"].tolist()
-    return tuple(dict.fromkeys(studio.objects.class_names[index] for index in classes))
+    return tuple(dict.fromkeys(renderer.objects.class_names[index] for index in classes))
 
 
-_studio: Studio | None = None  # of this process, if it is a worker
+_studio: SceneRenderer | None = None  # of this process, if it is a worker
 
 
-def start_worker(studio: Studio) -> None:
-    """Gives a worker process its studio once, because that may hold many photos and sounds."""
+def start_worker(renderer: SceneRenderer) -> None:
+    """Gives a worker process its renderer once, because that may hold many photos and sounds."""
     global _studio
-    _studio = studio
+    _studio = renderer
     # Ctrl-C is the parent's to handle, and the other cores are the other workers'.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threadpoolctl.threadpool_limits(1)
 
 
-def shoot_in_worker(split: str, number: int, path: Path) -> None:
-    """Calls `shoot` with the studio of `start_worker`, unless that was done before."""
+def render_in_worker(split: str, number: int, path: Path) -> None:
+    """Calls `render_clip` with the renderer of `start_worker`, unless that was done before."""
     assert _studio is not None
     if not path.with_suffix(".npz").exists():
-        shoot(_studio, split, number, path)
+        render_clip(_studio, split, number, path)
 
 
 def write_video(

@@ -12,7 +12,7 @@ import tiny
 
 import benchmarks
 from benchmarks import features, input_pipeline, startup
-from cavmae_sync_jax.data.loader import Framing
+from cavmae_sync_jax.data.loader import PairSpec
 from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.media import images as media_images
 from cavmae_sync_jax.models.cavmae_sync import IMAGE_MEAN, IMAGE_STD
@@ -58,16 +58,16 @@ def numbers(cells):
 
 def test_both_sides_give_the_same_pairs(config, generated, tmp_path):
     baseline = pytest.importorskip("benchmarks.dataloader_baseline")
-    records, framing = input_pipeline.Records(generated, "train"), Framing.of(config)
+    records, pair_spec = input_pipeline.Records(generated, "train"), PairSpec.of(config)
     assert records.clips == CLIPS and len(records) == input_pipeline.CLIPS_AT_LEAST
     files, model = baseline.Files(tmp_path), config.model
     ids = input_pipeline.write_files(files, records, clip_seconds=10)
-    peer = baseline.Clips(files, ids, framing, model.audio_mean, model.audio_std)
+    peer = baseline.Clips(files, ids, pair_spec, model.audio_mean, model.audio_std)
     for place, clip_id in enumerate(ids):
         record = records[place + 3 * CLIPS]
         assert record["clip_id"].decode() == clip_id
-        for frame in range(framing.num_frames):
-            ours = framing.pair(record, frame)
+        for frame in range(pair_spec.num_frames):
+            ours = pair_spec.pair(record, frame)
             window, image = (tensor.numpy() for tensor in peer.pair(clip_id, frame))
             # Stored log-mel is rounded to float16, by half of 2^-7 at most for values under 16.
             fbank = (ours[AUDIO].astype(np.float32) - model.audio_mean) / model.audio_std

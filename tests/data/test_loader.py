@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from cavmae_sync_jax.data import loader
-from cavmae_sync_jax.data.loader import Framing
+from cavmae_sync_jax.data.loader import PairSpec
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.media import audio, images
 from cavmae_sync_jax.utils.errors import UserError
 
-FRAMING = Framing(4, clip_rows=1024, audio_rows=96, audio_bins=128, image_size=32)
+FRAMING = PairSpec(4, clip_rows=1024, audio_rows=96, audio_bins=128, image_size=32)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from etils import epath
-from hostile_files import film, jpeg, matroska, picture_track, sound_track, special_files
+from hostile_files import jpeg, matroska, mkv_of, picture_track, sound_track, special_files
 from hostile_table import EITHER, TABLE
 from media_files import tone
 from test_videos import program, splits_of
@@ -90,7 +90,7 @@ def test_every_file_comes_to_what_the_table_says(folder, name):
 
 def test_the_program_loses_none_of_them(folder, tmp_path):
     special_files(folder)
-    (folder / "folder.mp4" / "inside.mkv").write_bytes(film())
+    (folder / "folder.mp4" / "inside.mkv").write_bytes(mkv_of())
     expected = {name: row.reason for name, row in TABLE.items()}
     expected |= {"folder.mp4/inside.mkv": None, **dict.fromkeys(LISTED, "unreadable")}
     output = tmp_path / "out"
@@ -125,7 +125,7 @@ def test_the_program_loses_none_of_them(folder, tmp_path):
 
 
 def test_what_only_looks_like_a_file_is_not_waited_for(tmp_path):
-    (tmp_path / "a.mp4").write_bytes(film())
+    (tmp_path / "a.mp4").write_bytes(mkv_of())
     names = [*special_files(tmp_path), *ENDLESS]
     found = video_files.find_videos([str(tmp_path)])
     assert [video.name.name for video in found] == ["a.mp4", *sorted(LISTED)]
@@ -191,7 +191,7 @@ def test_what_may_not_be_read_is_told():
         folder.chmod(0o755)
         (folder / "locked").mkdir()
         for path in (folder / "a.mp4", folder / "b.mp4"):
-            path.write_bytes(film())
+            path.write_bytes(mkv_of())
         (folder / "a.mp4").chmod(0)
         (folder / "locked").chmod(0)
         said = script(AS_NOBODY, folder / "a.mp4", folder)

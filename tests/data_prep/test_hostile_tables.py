@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from etils import epath
-from hostile_files import cut, film, jpeg, png
+from hostile_files import cut, jpeg, mkv_of, png
 from media_files import tone
 from PIL import Image
 from test_cavmae_json import CLASSES, Extracted
@@ -67,7 +67,7 @@ PICTURES = {
     "line": (lambda: png(0, (1, 60_000)), "too_large"),
     "no pixel": (lambda: png(0, (0, 0)), "unreadable"),
     "16 bits": (grey_16_bits, "unreadable"),
-    "video": (film, "unreadable"),
+    "video": (mkv_of, "unreadable"),
     "png": (lambda: png(90, (16, 12)), None),
 }
 NOT_A_NUMBER = np.where(np.arange(32_000) == 9000, np.nan, tone(440, 2, 16_000))
@@ -221,7 +221,7 @@ TRUTHS = {
 @pytest.mark.parametrize("kind", TRUTHS)
 def test_a_truth_file_that_is_none_is_told(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.mkv").write_bytes(film())
+    (tmp_path / "a.mkv").write_bytes(mkv_of())
     (tmp_path / "a.npz").write_bytes(TRUTHS[kind]())
     clip = VideoClip("a", str(tmp_path / "a.mkv"), truth=str(tmp_path / "a.npz"))
     with pytest.raises(UserError, match=r"a\.npz isn't a readable truth file"):

@@ -19,7 +19,7 @@ from data_prep import inspect_dataset
 from data_prep.inspection import page as inspection_page
 from data_prep.inspection import text as inspection_text
 from data_prep.inspection import verify
-from data_prep.inspection.dataset import Records, find, open_dataset
+from data_prep.inspection.dataset import RawRecords, find, open_dataset
 from data_prep.pipeline import shards
 from data_prep.pipeline.clips import Preparation, VideoClip
 from data_prep.pipeline.executors import Engine, Failure, Workers
@@ -124,7 +124,7 @@ def test_a_sample_adds_up(output):
     assert sample.frames + sample.fbank < sample.size < sample.frames + sample.fbank + 4 * 200
     assert inspect_dataset.measure(dataset, "train", 3).clips == 3
     size = sum(path.stat().st_size for path in folder_of(output).glob("*train*"))
-    row = inspection_text.table(dataset, {"train": sample}).splitlines()[1].split("  ")
+    row = inspection_text.format_splits(dataset, {"train": sample}).splitlines()[1].split("  ")
     cells = [cell.strip() for cell in row if cell.strip()]
     assert cells[3:5] == [inspection_text.size_text(size), inspection_text.size_text(size / 4)]
     assert cells[5:7] == [f"{sample.frames / sample.size:.0%}", f"{sample.fbank / sample.size:.0%}"]
@@ -229,7 +229,7 @@ def test_a_record_that_kills_a_process_is_named(output):
 
 
 def test_flaws_that_a_checksum_does_not_see(truth):
-    _, record = Records(truth, "train")[0]
+    _, record = RawRecords(truth, "train")[0]
     assert verify.flaw(record, truth) is None
     jpegs, masks, fbank = record["frames"], record["frame_mask"], record["fbank"]
     events = record["events"]
@@ -257,7 +257,7 @@ def test_flaws_that_a_checksum_does_not_see(truth):
 
 def test_numbers_that_are_not_finite(output):
     dataset = open_dataset(output)
-    _, record = Records(dataset, "eval")[0]
+    _, record = RawRecords(dataset, "eval")[0]
     record["fbank"] = np.where(np.eye(198, 128) > 0, np.nan, record["fbank"]).astype(np.float16)
     assert "finite" in verify.flaw(record, dataset)
 
@@ -299,9 +299,9 @@ def bars(axes, colour):
 
 
 def test_what_a_page_marks(truth):
-    _, record = Records(truth, "train")[0]
-    framing = inspection_page.Framing(audio_rows=60, clip_rows=1024)
-    figure = inspection_page.compose([record], truth.class_names, framing, "a title")
+    _, record = RawRecords(truth, "train")[0]
+    pair_spec = inspection_page.PageSettings(audio_rows=60, clip_rows=1024)
+    figure = inspection_page.compose([record], truth.class_names, pair_spec, "a title")
     frames, windows, events, log_mel = figure.axes
     assert np.allclose(frames.get_xlim(), (0, 1.98)) and log_mel.get_xlim() == (0, 1.98)
 
@@ -340,11 +340,11 @@ def test_what_a_page_marks(truth):
 
 
 def test_no_text_overlaps(truth):
-    _, record = Records(truth, "train")[0]
+    _, record = RawRecords(truth, "train")[0]
     names = ["a very long name of a class " * 5, "another one " * 9, "owl"]
     record["labels"] = [0, 1, 2]
     figure = inspection_page.compose(
-        [record] * 3, names, inspection_page.Framing(416, 1024), "title " * 99
+        [record] * 3, names, inspection_page.PageSettings(416, 1024), "title " * 99
     )
     figure.draw_without_rendering()
     texts = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
@@ -356,11 +356,11 @@ def test_no_text_overlaps(truth):
 
 
 def test_a_still_has_a_page(truth):
-    _, record = Records(truth, "train")[0]
+    _, record = RawRecords(truth, "train")[0]
     still = record | {name: record[name][:1] for name in ("frames", "frame_mask")}
     empty = still | {"events": {"class": [], "start": [], "end": []}}
-    framing = inspection_page.Framing(416, 1024)
-    figure = inspection_page.compose([empty], truth.class_names, framing, "")
+    pair_spec = inspection_page.PageSettings(416, 1024)
+    figure = inspection_page.compose([empty], truth.class_names, pair_spec, "")
     frames, windows, _ = figure.axes  # no lanes without events
     assert len(frames.images) == 2 and len(windows.patches) == 1
     assert bars(windows, inspection_page.WINDOW_COLOURS[0])[0][:2] == (0, 4.16)

@@ -16,14 +16,14 @@ from cavmae_sync_jax.utils.errors import UserError
 from data_prep import scenes
 from data_prep.synthetic import composer, render
 from data_prep.synthetic import objects as scene_objects
-from data_prep.synthetic.composer import FRAME_RATE, Segment
+from data_prep.synthetic.composer import FRAME_RATE, SceneSegment
 
 OBJECTS = scene_objects.BuiltInObjects()
 CLASSES = len(OBJECTS.class_names)
 
 
-def studio(size=48, seed=0, objects=OBJECTS):
-    return render.Studio(objects, scene_objects.drawn_background, size, 10.0, 16, seed)
+def renderer(size=48, seed=0, objects=OBJECTS):
+    return render.SceneRenderer(objects, scene_objects.drawn_background, size, 10.0, 16, seed)
 
 
 @functools.cache
@@ -33,7 +33,7 @@ def scene(number, size=32):
 
 
 def solo(class_id, rng, seconds=3.0, size=64):
-    alone = [Segment(0.0, seconds, ((class_id, True),))]
+    alone = [SceneSegment(0.0, seconds, ((class_id, True),))]
     return composer.stage(OBJECTS, scene_objects.drawn_background, size, alone, rng)
 
 
@@ -48,7 +48,7 @@ def rms(wave):
 def test_a_seed_gives_the_same_bytes_again_and_another_one_others(tmp_path):
     files = [tmp_path / f"{name}.mp4" for name in "abcd"]
     names = [
-        render.shoot(studio(seed=seed), "train", number, file)
+        render.render_clip(renderer(seed=seed), "train", number, file)
         for file, seed, number in zip(files, [3, 3, 4, 3], [1, 1, 1, 2], strict=True)
     ]
     assert names[0] == names[1]
@@ -62,8 +62,8 @@ def test_what_was_encoded_before_does_not_matter(tmp_path):
     path, other = tmp_path / "clip.mp4", tmp_path / "other.mp4"
     digests = set()
     for number in range(10):
-        render.shoot(studio(size=40 + 4 * number), "val", number, other)
-        render.shoot(studio(), "train", 0, path)
+        render.render_clip(renderer(size=40 + 4 * number), "val", number, other)
+        render.render_clip(renderer(), "train", 0, path)
         digests.add(digest(path))
     assert len(digests) == 1
 
@@ -126,7 +126,7 @@ def test_the_mask_is_where_the_sounding_object_changes_the_picture():
 def test_the_encoded_video_shows_the_frames_and_sounds_that_the_truth_is_about(tmp_path):
     path = tmp_path / "clip.mp4"
     for number in range(2):
-        render.shoot(studio(size=64), "eval", number, path)
+        render.render_clip(renderer(size=64), "eval", number, path)
         rng = render.generator(0, "eval", number)
         whole = composer.compose(OBJECTS, scene_objects.drawn_background, 64, 10.0, rng)
         frames, waveform, seconds = decoding.read_clip(path, num_frames=16)
@@ -141,7 +141,7 @@ def test_the_encoded_video_shows_the_frames_and_sounds_that_the_truth_is_about(t
 
 def test_the_truth_file_tells_the_same_as_the_scene(tmp_path):
     path = tmp_path / "clip.mp4"
-    names = render.shoot(studio(), "train", 7, path)
+    names = render.render_clip(renderer(), "train", 7, path)
     rng = render.generator(0, "train", 7)
     whole = composer.compose(OBJECTS, scene_objects.drawn_background, 48, 10.0, rng)
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as truth:

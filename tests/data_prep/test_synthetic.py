@@ -4,14 +4,14 @@ from PIL import Image
 
 from cavmae_sync_jax.media.audio import SAMPLE_RATE
 from data_prep.synthetic import composer, objects, sounds, sprites
-from data_prep.synthetic.composer import Segment
+from data_prep.synthetic.composer import SceneSegment
 
 OBJECTS = objects.BuiltInObjects()
 CLASSES = len(OBJECTS.class_names)
 
 
 def solo(class_id, rng, seconds=3.0, size=64):
-    alone = [Segment(0.0, seconds, ((class_id, True),))]
+    alone = [SceneSegment(0.0, seconds, ((class_id, True),))]
     return composer.stage(OBJECTS, objects.drawn_background, size, alone, rng)
 
 

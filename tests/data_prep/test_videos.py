@@ -14,7 +14,7 @@ from media_files import make_video
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import videos
 from data_prep.sources import csv_files, video_files
-from data_prep.sources.csv_files import Row
+from data_prep.sources.csv_files import LabelRow
 from data_prep.sources.video_files import Video
 
 ROOT = Path(__file__).parents[2]
@@ -134,8 +134,8 @@ def test_labels_by_name_or_path(tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text("\ufeffvideo,label\na.mp4,dog\na.mp4,cat\na.mp4,dog\nx/b.mp4,cat\n")
     assert csv_files.read_labels(table, video_files.by_name(files)) == {
-        files[0]: Row(("dog", "cat"), None),
-        files[1]: Row(("cat",), None),
+        files[0]: LabelRow(("dog", "cat"), None),
+        files[1]: LabelRow(("cat",), None),
     }
 
 
@@ -180,7 +180,7 @@ def test_the_hash_gives_about_the_share_and_stays():
 
 def test_splits_by_column_and_without_eval():
     files = named("a.mp4", "b.mp4")
-    rows = {files[0]: Row(("x",), "eval"), files[1]: Row(("x",), "train")}
+    rows = {files[0]: LabelRow(("x",), "eval"), files[1]: LabelRow(("x",), "train")}
     assert videos.assign_splits(files, rows, 0.1) == {"train": [files[1]], "eval": [files[0]]}
     assert videos.assign_splits(files, {}, 0.0) == {"train": files}
     with pytest.raises(UserError, match=r"b\.mp4 has no row"):

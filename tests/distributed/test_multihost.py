@@ -166,13 +166,13 @@ def test_an_environment_that_makes_no_sense(variables, message, monkeypatch):
     for name, value in pairs:
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
-        multihost.join()
+        multihost.initialize()
 
 
 def test_a_worker_outlives_signals_but_not_its_parent(tmp_path):
     worker = (
         "import os, time; from cavmae_sync_jax import processes; "
-        "processes.look_after_worker(0, 1); print(os.getpid(), flush=True); time.sleep(60)"
+        "processes.init_worker(0, 1); print(os.getpid(), flush=True); time.sleep(60)"
     )
     parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
     with subprocess.Popen(

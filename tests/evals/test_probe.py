@@ -194,8 +194,10 @@ def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "untrained model" in printed and "accuracy" in printed
     # The head it left scores the same, without training, also by way of a PyTorch file.
-    convert.take_out(str(tmp_path / "probe"), str(tmp_path / "head.pth"))
-    convert.bring_in(str(tmp_path / "head.pth"), str(tmp_path / "back"), ["--config.head.heads=2"])
+    convert.export_weights(str(tmp_path / "probe"), str(tmp_path / "head.pth"))
+    convert.import_weights(
+        str(tmp_path / "head.pth"), str(tmp_path / "back"), ["--config.head.heads=2"]
+    )
     for head in ("probe", "back"):
         again = probe.run(trained, records, config, head=tmp_path / head)
         assert again["scores"] == result["scores"]

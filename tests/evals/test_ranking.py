@@ -198,9 +198,9 @@ def test_only_the_listed_clips_are_embedded(model, dataset_dir, tmp_path, monkey
     path = write_json(tmp_path / "list.json", [{"video_id": clip} for clip in wanted])
     whole = retrieval.run(model, records, cache=tmp_path / "cache")
     read = []
-    pair = loader.Framing.pair
+    pair = loader.PairSpec.pair
     monkeypatch.setattr(
-        loader.Framing, "pair", lambda *a: read.append(a[1]["clip_id"].decode()) or pair(*a)
+        loader.PairSpec, "pair", lambda *a: read.append(a[1]["clip_id"].decode()) or pair(*a)
     )
     result = retrieval.run(model, records, tmp_path, clips=path, cache=tmp_path / "cache")
     assert set(read) == {ids[2], ids[7], ids[11]}
@@ -228,8 +228,8 @@ def test_selections_are_told_apart_and_keep_their_records(dataset_dir):
     second, _ = clip_lists.select(records, [ids[4], ids[2]], "list")
     assert not missing and len(first) == 2 and first.ids([0, 1]) == [ids[1], ids[4]]
     assert len({records.identity, first.identity, second.identity}) == 3
-    framing = loader.Framing(4, 1024, 96, 128, 32)
-    (mine,), (theirs,) = first.pairs(1, framing, [2]), records.pairs(4, framing, [2])
+    pair_spec = loader.PairSpec(4, 1024, 96, 128, 32)
+    (mine,), (theirs,) = first.pairs(1, pair_spec, [2]), records.pairs(4, pair_spec, [2])
     np.testing.assert_array_equal(mine["visual"], theirs["visual"])
     with pytest.raises(UserError, match=r"none of the 1 clips of list: .* 'nothing', the data"):
         clip_lists.select(records, ["nothing"], "list")

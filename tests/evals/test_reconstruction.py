@@ -102,8 +102,8 @@ def test_run_writes_what_it_promises(trained, dataset_dir, tmp_path, capsys):
     assert "50 % masked" in printed and "untrained model" in printed
 
     # The same by hand: the loss of all frames at once, each under its own masks.
-    framing = loader.Framing.of(trained.config)
-    pairs = [pair for index in range(5) for pair in records.pairs(index, framing, range(4))]
+    pair_spec = loader.PairSpec.of(trained.config)
+    pairs = [pair for index in range(5) for pair in records.pairs(index, pair_spec, range(4))]
     given = {m: np.stack([pair[m] for pair in pairs]) for m in MODALITIES}
 
     @jax.jit

@@ -51,7 +51,7 @@ def test_encoder_tokens_are_those_before_the_joint_block(trained, dataset_dir):
     assert set(tokens) == {
         f"{m}_{kind}" for m in ("audio", "visual") for kind in ("global", "patches", "registers")
     }
-    image = loader.Framing.of(model.config).pair(records[3], 2)["visual"][None]
+    image = loader.PairSpec.of(model.config).pair(records[3], 2)["visual"][None]
 
     def encode(module):
         return module.encode("visual", module.patchify("visual", jax.numpy.asarray(image)))
@@ -110,8 +110,8 @@ def test_load_gives_the_embeddings_of_the_features_stage(trained, dataset_dir):
     records = loader.Records(dataset_dir, "eval")
     pretrained = cavmae_sync_jax.load(str(trained))
     whole = embed(pretrained, records, 1)
-    framing = loader.Framing.of(pretrained.config)
-    pair = framing.pair(records[2], 1)
+    pair_spec = loader.PairSpec.of(pretrained.config)
+    pair = pair_spec.pair(records[2], 1)
     audio = pretrained.encode_audio(pair["audio"][None])
     image = pretrained.encode_image(pair["visual"][None])
     np.testing.assert_allclose(audio.global_token[0], whole["audio"][2, 1], atol=1e-5)
@@ -211,5 +211,5 @@ def test_canonical_directions_find_what_is_shared():
 def test_linear_baseline_solves_a_linear_task(dataset_dir):
     # The tiny videos' grey level and tone rise together from clip to clip.
     records = [loader.Records(dataset_dir, split) for split in ("train", "train")]
-    score = baselines.linear(*records, loader.Framing(4, 1024, 96, 128, 32))
+    score = baselines.linear(*records, loader.PairSpec(4, 1024, 96, 128, 32))
     assert score["audio_to_visual"]["R5"] > 0.5

@@ -287,8 +287,8 @@ def test_maps_are_cosines_of_the_sound_and_the_patches(clips):
         for query in ("frame", "clip")
         for tokens in ("joint", "encoder")
     }
-    framing = loader.Framing.of(tiny_model.config)
-    pairs = records.pairs(1, framing, range(4))
+    pair_spec = loader.PairSpec.of(tiny_model.config)
+    pairs = records.pairs(1, pair_spec, range(4))
     audio = tiny_model.encode_audio(np.stack([pair["audio"] for pair in pairs])).global_token
     audio = np.asarray(audio) / np.linalg.norm(audio, axis=1, keepdims=True)
     image = jnp.asarray(pairs[2]["visual"][None])
@@ -320,7 +320,7 @@ def test_a_single_image_is_prompted_by_all_windows_of_its_sound(stills, tmp_path
     }
     assert result["scores"] != result["baselines"]["untrained model"]
     repeated = segmentation.Stills(records, 4)
-    pairs = repeated.pairs(0, loader.Framing.of(tiny_model.config), range(4))
+    pairs = repeated.pairs(0, loader.PairSpec.of(tiny_model.config), range(4))
     windows = np.stack([pair["audio"] for pair in pairs])
     assert all((one != other).any() for one, other in itertools.pairwise(windows))
     audio = np.asarray(tiny_model.encode_audio(windows).global_token)

@@ -217,7 +217,7 @@ def test_the_picture_survives_names_with_markup(model, scenes_dir, tmp_path, mon
         lambda self, index: {**whole(self, index), "clip_id": rb"a$\b_{$"},
     )
     labels = {kind: np.zeros((6, 4), int) for kind in temporal.KINDS}
-    framing = loader.Framing.of(model.config)
+    pair_spec = loader.PairSpec.of(model.config)
     path = epath.Path(tmp_path) / "t.png"
-    figure.draw(records, framing, labels, None, np.arange(6), path, clips=1)
+    figure.draw(records, pair_spec, labels, None, np.arange(6), path, clips=1)
     assert path.exists()

@@ -86,7 +86,7 @@ def png(grey, size, claimed=None):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + ends
 
 
-def film(
+def mkv_of(
     *,
     pictures=None,
     times=(0, 500, 1000, 1500),
@@ -114,7 +114,7 @@ def film(
 
 def floats(waves, **settings):
     tracks = [picture_track(), sound_track(codec="A_PCM/FLOAT/IEEE", bits=32)]
-    return film(waves=waves, kind="<f4", tracks=tracks, **settings)
+    return mkv_of(waves=waves, kind="<f4", tracks=tracks, **settings)
 
 
 def with_sample(value):
@@ -130,7 +130,7 @@ def bitmap_track(size=(16, 12)):
 
 
 def pngs(*pictures, size=(16, 12)):
-    return film(pictures=pictures, tracks=[bitmap_track(size), sound_track()])
+    return mkv_of(pictures=pictures, tracks=[bitmap_track(size), sound_track()])
 
 
 @functools.cache

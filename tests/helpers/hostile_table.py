@@ -11,13 +11,13 @@ from hostile_files import (
     TEXT_TRACK,
     cover_picture,
     cut,
-    film,
     flipped,
     floats,
     frame_a_lifetime,
     jpeg,
     lying_sample_table,
     matroska,
+    mkv_of,
     movie,
     picture_track,
     png,
@@ -91,7 +91,7 @@ def numbered(first, second):
 
 
 def plain():
-    return film()
+    return mkv_of()
 
 
 def shown(check, span=(0.0, None), samples=48_000, **settings):
@@ -122,7 +122,7 @@ TABLE = {
     "song.mp4": Row(
         lambda: movie("a.mp4", codecs=("mjpeg", "aac"), times=(0,), cover=True), "no_video"
     ),
-    "film with a cover.mkv": Row(lambda: film(more=[cover_picture()])),
+    "mkv_of with a cover.mkv": Row(lambda: mkv_of(more=[cover_picture()])),
     "subtitles.mkv": Row(lambda: matroska([TEXT_TRACK] * 2, [(1, 0, b"Hello")]), "no_video"),
     "mp4 by another name.webm": shown(numbered(0, 15)),
     "mp4 by a third name.avi": shown(numbered(0, 15)),
@@ -154,53 +154,55 @@ TABLE = {
     f"{'long' * 62}.mp4": Row(plain),
     "plain_000010.mkv": Row(plain, clip_id="plain_000010.mkv"),
     # Times and lengths.
-    "no length.mkv": Row(lambda: film(length=None)),
-    "length zero.mkv": Row(lambda: film(length=0)),
-    "length below zero.mkv": Row(lambda: film(length=-5000)),
-    "length no number.mkv": Row(lambda: film(length=float("nan"))),
-    "30 thousand years.mkv": Row(lambda: film(length=1e15), "unreadable"),
+    "no length.mkv": Row(lambda: mkv_of(length=None)),
+    "length zero.mkv": Row(lambda: mkv_of(length=0)),
+    "length below zero.mkv": Row(lambda: mkv_of(length=-5000)),
+    "length no number.mkv": Row(lambda: mkv_of(length=float("nan"))),
+    "30 thousand years.mkv": Row(lambda: mkv_of(length=1e15), "unreadable"),
     "a frame in 68 years.avi": Row(
         lambda: frame_a_lifetime(movie("a.avi", codecs=("mpeg4", "mp3"))), "unreadable"
     ),
-    "more than it holds.mkv": Row(lambda: film(length=9000), "unreadable"),
+    "more than it holds.mkv": Row(lambda: mkv_of(length=9000), "unreadable"),
     "no packets.mkv": Row(
         lambda: matroska([picture_track(), sound_track()], [], length=None), "unreadable"
     ),
     "half a second.mkv": Row(
-        lambda: film(times=(0,), waves=tone(440, 0.5, 16_000), length=500), "too_short"
+        lambda: mkv_of(times=(0,), waves=tone(440, 0.5, 16_000), length=500), "too_short"
     ),
     "begins after hours.mkv": Row(
-        lambda: film(times=(*range(HOURS, HOURS + 2000, 500),), begin=HOURS, length=HOURS + 2000)
+        lambda: mkv_of(times=(*range(HOURS, HOURS + 2000, 500),), begin=HOURS, length=HOURS + 2000)
     ),
     "begins before 0.mkv": Row(
         # Its reader takes no time below 0 for a picture, so that the first is none.
-        lambda: film(times=(-300, 200, 700, 1200), begin=-300),
+        lambda: mkv_of(times=(-300, 200, 700, 1200), begin=-300),
         greys=(60, 100),
     ),
     "out of order.mkv": Row(
-        lambda: film(times=(0, 1000, 500, 1500), pictures=[jpeg(GREYS[k]) for k in (0, 2, 1, 3)])
+        lambda: mkv_of(times=(0, 1000, 500, 1500), pictures=[jpeg(GREYS[k]) for k in (0, 2, 1, 3)])
     ),
-    "a jump of months.mkv": Row(lambda: film(times=(0, 500, 1000, 10**10)), greys=(20, 60)),
+    "a jump of months.mkv": Row(lambda: mkv_of(times=(0, 500, 1000, 10**10)), greys=(20, 60)),
     "a jump of months, no length.mkv": Row(
-        lambda: film(times=(0, 500, 1000, 10**10), length=None), "unreadable"
+        lambda: mkv_of(times=(0, 500, 1000, 10**10), length=None), "unreadable"
     ),
-    "variable rate.mkv": Row(lambda: film(times=(0, 100, 300, 900)), greys=(20, 140)),
-    "one picture.mkv": Row(lambda: film(times=(0,)), greys=(20, 20)),
+    "variable rate.mkv": Row(lambda: mkv_of(times=(0, 100, 300, 900)), greys=(20, 140)),
+    "one picture.mkv": Row(lambda: mkv_of(times=(0,)), greys=(20, 20)),
     "late sound.mkv": Row(
-        lambda: film(begin=500, waves=tone(440, 1.5, 16_000)), level=None, check=quiet_from(0, 0.5)
+        lambda: mkv_of(begin=500, waves=tone(440, 1.5, 16_000)),
+        level=None,
+        check=quiet_from(0, 0.5),
     ),
     "short sound.mkv": Row(
-        lambda: film(waves=tone(440, 1, 16_000)), level=None, check=quiet_from(1, 2)
+        lambda: mkv_of(waves=tone(440, 1, 16_000)), level=None, check=quiet_from(1, 2)
     ),
     # Pictures.
     "1 x 1.mkv": Row(
-        lambda: film(
+        lambda: mkv_of(
             pictures=[jpeg(grey, (1, 1)) for grey in GREYS],
             tracks=[picture_track((1, 1)), sound_track()],
         )
     ),
     "1 x 8000.mkv": Row(
-        lambda: film(
+        lambda: mkv_of(
             pictures=[jpeg(90, (1, 8000))], tracks=[picture_track((1, 8000)), sound_track()]
         ),
         "too_large",
@@ -218,7 +220,9 @@ TABLE = {
     "60000 x 60000 claimed.mkv": Row(
         lambda: pngs(*[png(0, (1, 1), (60_000, 60_000))] * 4, size=(60_000, 60_000)), "unreadable"
     ),
-    "size changes.mkv": Row(lambda: film(pictures=[jpeg(grey, (16 + grey, 12)) for grey in GREYS])),
+    "size changes.mkv": Row(
+        lambda: mkv_of(pictures=[jpeg(grey, (16 + grey, 12)) for grey in GREYS])
+    ),
     "turned right.mov": shown(red_corner(0, 1), name="a.mov", matrix=tuple(ON_ITS_SIDE)),
     "turned left.mov": shown(red_corner(1, 0), name="a.mov", matrix=tuple(ON_ITS_OTHER_SIDE)),
     "upside down.mov": shown(red_corner(1, 1), name="a.mov", matrix=tuple(UPSIDE_DOWN)),
@@ -231,44 +235,44 @@ TABLE = {
     ),
     # Sound.
     **{
-        f"{rate} hz.mkv": Row(lambda rate=rate: film(waves=tone(440, 2, rate), rate=rate))
+        f"{rate} hz.mkv": Row(lambda rate=rate: mkv_of(waves=tone(440, 2, rate), rate=rate))
         for rate in (8000, 11_025, 44_100, 96_000, 192_000)
     },
     **{
         f"{count} channels.mkv": Row(
-            lambda count=count: film(waves=[tone(440 + 333 * k, 2, 16_000) for k in range(count)])
+            lambda count=count: mkv_of(waves=[tone(440 + 333 * k, 2, 16_000) for k in range(count)])
         )
         for count in (2, 3, 4, 5, 6, 7, 8, 9, 64)
     },
-    "1 hz.mkv": Row(lambda: film(tracks=[picture_track(), sound_track(1)]), "unreadable"),
-    "1 ghz.mkv": Row(lambda: film(tracks=[picture_track(), sound_track(10**9)]), "unreadable"),
+    "1 hz.mkv": Row(lambda: mkv_of(tracks=[picture_track(), sound_track(1)]), "unreadable"),
+    "1 ghz.mkv": Row(lambda: mkv_of(tracks=[picture_track(), sound_track(10**9)]), "unreadable"),
     "0 channels.mkv": Row(
-        lambda: film(tracks=[picture_track(), sound_track(channels=0)]), "no_audio"
+        lambda: mkv_of(tracks=[picture_track(), sound_track(channels=0)]), "no_audio"
     ),
     "floats.mkv": Row(lambda: floats(tone(440, 2, 16_000))),
     "no number.mkv": Row(lambda: with_sample(np.nan), "unreadable"),
     "infinite.mkv": Row(lambda: with_sample(np.inf), "unreadable"),
     "beyond integers.mkv": Row(lambda: with_sample(-1e30), "unreadable"),
     "too loud.mkv": Row(lambda: floats(tone(440, 2, 16_000, 3.0)), level=None, check=loudest),
-    "silence.mkv": Row(lambda: film(waves=np.zeros(32_000)), "silent"),
-    "direct current.mkv": Row(lambda: film(waves=np.full(32_000, 0.2)), "silent"),
+    "silence.mkv": Row(lambda: mkv_of(waves=np.zeros(32_000)), "silent"),
+    "direct current.mkv": Row(lambda: mkv_of(waves=np.full(32_000, 0.2)), "silent"),
     "direct current, resampled.mkv": Row(
-        lambda: film(waves=np.full(88_200, 0.2), rate=44_100), "silent"
+        lambda: mkv_of(waves=np.full(88_200, 0.2), rate=44_100), "silent"
     ),
     # Streams and damage.
     "two of each.mkv": Row(two_of_each),
-    "hundred subtitles.mkv": Row(lambda: film(other_tracks=[TEXT_TRACK] * 100)),
+    "hundred subtitles.mkv": Row(lambda: mkv_of(other_tracks=[TEXT_TRACK] * 100)),
     "unknown video.mkv": Row(
-        lambda: film(tracks=[picture_track(codec="V_NOBODY"), sound_track()]), "unreadable"
+        lambda: mkv_of(tracks=[picture_track(codec="V_NOBODY"), sound_track()]), "unreadable"
     ),
     "unknown audio.mkv": Row(
-        lambda: film(tracks=[picture_track(), sound_track(codec="A_NOBODY")]), "unreadable"
+        lambda: mkv_of(tracks=[picture_track(), sound_track(codec="A_NOBODY")]), "unreadable"
     ),
     "half a picture.mkv": Row(
-        lambda: film(pictures=[cut(jpeg(20), 0.3), *map(jpeg, GREYS[1:])]), "unreadable"
+        lambda: mkv_of(pictures=[cut(jpeg(20), 0.3), *map(jpeg, GREYS[1:])]), "unreadable"
     ),
     "damaged.mp4": Row(lambda: flipped(movie("a.mp4", **FRONT), 0.4, 0.9, 40), EITHER),
-    "damaged film.mkv": Row(lambda: flipped(plain(), 0.1, 0.9, 200), EITHER),
+    "damaged mkv_of.mkv": Row(lambda: flipped(plain(), 0.1, 0.9, 200), EITHER),
     "damaged stream.ts": Row(lambda: flipped(movie("a.ts", **H264), 0.1, 0.9, 150), EITHER),
     "more frames than there are.mp4": Row(
         lambda: lying_sample_table(movie("a.mp4", **FRONT)), EITHER

@@ -26,7 +26,12 @@ def plain_gelu(x):
 
 TOKENS, HEADS, DIM = 13, 3, 8
 CASES = {
-    "attention": (attention.attend, jax.nn.dot_product_attention, [(2, TOKENS, HEADS, DIM)] * 3, 3),
+    "attention": (
+        attention.dot_product_attention,
+        jax.nn.dot_product_attention,
+        [(2, TOKENS, HEADS, DIM)] * 3,
+        3,
+    ),
     "gelu": (memory_efficient_ops.gelu, plain_gelu, [(2, TOKENS, DIM)], 3),
     "layer norm": (lean_norm, plain_norm, [(2, TOKENS, DIM), (DIM,), (DIM,)], 1),
     "layer norm of pooled": (lean_norm, plain_norm, [(5, DIM), (DIM,), (DIM,)], 1),
@@ -60,7 +65,7 @@ def test_values_and_gradients_are_those_of_the_plain_function(name, dtype, toler
 
 def test_large_logits_stay_finite():
     huge = jnp.full((1, 4, 1, 8), 1e3).at[0, 0].mul(-1)
-    value, back = jax.vjp(attention.attend, huge, huge, huge)
+    value, back = jax.vjp(attention.dot_product_attention, huge, huge, huge)
     assert np.isfinite(value).all()
     assert all(np.isfinite(slope).all() for slope in back(jnp.ones_like(value)))
 
@@ -72,5 +77,5 @@ def test_attention_keeps_nothing_that_grows_with_the_square_of_the_tokens():
         _, back = jax.eval_shape(lambda *x: jax.vjp(function, *x), shape, shape, shape)
         return sum(leaf.size for leaf in jax.tree.leaves(back))
 
-    assert kept(attention.attend) == 4 * np.prod(shape.shape) + 2 * 64 * 2
+    assert kept(attention.dot_product_attention) == 4 * np.prod(shape.shape) + 2 * 64 * 2
     assert kept(jax.nn.dot_product_attention) > 2 * 2 * 64 * 64

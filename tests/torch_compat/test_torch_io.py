@@ -143,7 +143,7 @@ def test_what_is_no_checkpoint_gets_one_sentence(tmp_path, name):
     make, message = HOSTILE[name]
     make(tmp_path / name)
     with pytest.raises(UserError, match=message) as error:
-        convert.bring_in(str(tmp_path / name), str(tmp_path / "ours"))
+        convert.import_weights(str(tmp_path / name), str(tmp_path / "ours"))
     assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
     assert len(str(error.value)) < 300 + len(str(tmp_path))
     assert not (tmp_path / "ours").exists()

@@ -17,7 +17,7 @@ SEARCHED = 1024  # clips whose similarity to the drawn queries is computed at a 
 
 def draw(
     records: loader.Records,
-    framing: loader.Framing,
+    pair_spec: loader.PairSpec,
     embedded: Arrays,
     path: epath.Path,
     queries: int = 6,
@@ -42,11 +42,11 @@ def draw(
         fbank = media_audio.dequantize(records[int(query)]["fbank"]).astype(np.float32)
         row[0].imshow(fbank.T, origin="lower", aspect="auto", cmap="magma")
         row[0].set_title(f"query: sound of clip {query}", fontsize=8)
-        row[1].imshow(_mosaic(records, framing, int(query)))
+        row[1].imshow(_mosaic(records, pair_spec, int(query)))
         row[1].set_title(f"its frames (rank {own_rank:g})", fontsize=8)
         for place, target in enumerate(np.argsort(-scored)[: columns - 2], 1):
             axis = row[place + 1]
-            axis.imshow(_mosaic(records, framing, int(target)))
+            axis.imshow(_mosaic(records, pair_spec, int(target)))
             axis.set_title(f"{place}. clip {target}: {scored[target]:.2f}", fontsize=8)
             if target == query:
                 for spine in axis.spines.values():
@@ -58,8 +58,8 @@ def draw(
 
 
 def _mosaic(
-    records: loader.Records, framing: loader.Framing, clip: int
+    records: loader.Records, pair_spec: loader.PairSpec, clip: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    quarters = [i * framing.num_frames // 4 for i in range(4)]
-    frames = [pair[VISUAL] for pair in records.pairs(clip, framing, quarters)]
+    quarters = [i * pair_spec.num_frames // 4 for i in range(4)]
+    frames = [pair[VISUAL] for pair in records.pairs(clip, pair_spec, quarters)]
     return np.concatenate([np.concatenate(frames[i : i + 2], axis=1) for i in (0, 2)])

@@ -13,7 +13,7 @@ from cavmae_sync_jax.utils.modalities import VISUAL
 
 def draw(
     records: loader.Records,
-    framing: loader.Framing,
+    pair_spec: loader.PairSpec,
     items: segmentation_metrics.Items,
     maps: segmentation_metrics.Maps,
     names: list[str],
@@ -29,7 +29,7 @@ def draw(
         3, len(chosen), figsize=(1.9 * len(chosen) + 1, 6.3), squeeze=False, layout="constrained"
     )
     for column, item in zip(axes.T, chosen, strict=True):
-        (pair,) = records.pairs(int(items.records[item]), framing, [int(items.frames[item])])
+        (pair,) = records.pairs(int(items.records[item]), pair_spec, [int(items.frames[item])])
         mask = items.masks[item]
         heat = segmentation_metrics.upsample(maps[item], *mask.shape)
         grey = np.dot(pair[VISUAL], (0.299, 0.587, 0.114))

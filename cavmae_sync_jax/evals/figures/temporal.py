@@ -33,7 +33,7 @@ Labels = Int[np.ndarray, "clips frames"]
 
 def draw(
     records: loader.Records,
-    framing: loader.Framing,
+    pair_spec: loader.PairSpec,
     labels: dict[str, Labels],
     truth: Labels | None,
     candidates: Int[np.ndarray, " candidates"],
@@ -50,14 +50,14 @@ def draw(
     ]
     names = records.features["labels"].feature.names if truth is not None else []
     # As wide as makes the frames square.
-    size = max(6.0, 0.8 * framing.num_frames), 2.9 * len(chosen) + 0.4
+    size = max(6.0, 0.8 * pair_spec.num_frames), 2.9 * len(chosen) + 0.4
     figure = plt.figure(figsize=size, layout="constrained")
     colours = "true classes" if truth is not None else "clusters by both modalities"
     figure.suptitle(f"colours: each bar's clusters matched one to one with the {colours}", size=9)
     for part, clip in zip(figure.subfigures(len(chosen), squeeze=False).flat, chosen, strict=True):
         record = records[int(clip)]
         axes = part.subplots(3, sharex=True, height_ratios=(1, 0.75, 1))
-        _draw_clip(axes, records, framing, int(clip), audio.dequantize(record["fbank"]))
+        _draw_clip(axes, records, pair_spec, int(clip), audio.dequantize(record["fbank"]))
         bars = {kind: rows[clip] for kind, rows in labels.items()}
         _draw_bars(axes[2], bars, None if truth is None else truth[clip], names)
         title = f"clip {record['clip_id'].decode()}"
@@ -66,11 +66,11 @@ def draw(
 
 
 def _draw_clip(
-    axes: Any, records: loader.Records, framing: loader.Framing, clip: int, fbank: np.ndarray
+    axes: Any, records: loader.Records, pair_spec: loader.PairSpec, clip: int, fbank: np.ndarray
 ) -> None:
     """Frame i lies around its own instant, i; the log-mel spans the clip from 0 to `num_frames`."""
-    frames = framing.num_frames
-    for frame, pair in enumerate(records.pairs(clip, framing, range(frames))):
+    frames = pair_spec.num_frames
+    for frame, pair in enumerate(records.pairs(clip, pair_spec, range(frames))):
         axes[0].imshow(pair[VISUAL], extent=(frame - 0.48, frame + 0.48, 0, 1), aspect="auto")
     axes[0].set(yticks=[], ylim=(0, 1), ylabel="frames")
     axes[1].imshow(

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from etils import epath
 
 from cavmae_sync_jax.evals.report import curves, results_table
-from cavmae_sync_jax.evals.report.results_table import Evaluation, Row
+from cavmae_sync_jax.evals.report.results_table import Evaluation, ScoreRow
 from cavmae_sync_jax.evals.report.texts import CSS, MEANINGS
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -144,7 +144,7 @@ def _date(path: epath.Path) -> str:
     return f"{datetime.datetime.fromtimestamp(path.stat().mtime, datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _scores(rows: Sequence[Row], evaluations: dict[str, Evaluation]) -> list[Node]:
+def _scores(rows: Sequence[ScoreRow], evaluations: dict[str, Evaluation]) -> list[Node]:
     columns = ("model", results_table.UNTRAINED, "best trivial baseline", "verdict")
     head = _node("tr", *(_node("th", name, scope="col") for name in ("score", *columns)))
     table = _node("table", _node("thead", head), class_="scores")
@@ -175,7 +175,7 @@ def _scores(rows: Sequence[Row], evaluations: dict[str, Evaluation]) -> list[Nod
     return [_node("p", note), _node("div", table, class_="wide", tabindex="0")]
 
 
-def _class(row: Row) -> str:
+def _class(row: ScoreRow) -> str:
     """The colour of a verdict, which its words say, too."""
     kinds = set(row.comparisons.values())
     if not kinds:
@@ -228,7 +228,7 @@ def _evaluation(
         cells = [
             (
                 label,
-                [results_table.text(c, row[c]) if c in row else "–" for c in columns],
+                [results_table.format_value(c, row[c]) if c in row else "–" for c in columns],
                 label in ours,
             )
             for label, row in rows.items()

@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
     minor: tuple[str, ...] = ()
 
 
-class Row(NamedTuple):
+class ScoreRow(NamedTuple):
     """A score of the one table; None where an evaluation has nothing to compare it with."""
 
     evaluation: str
@@ -50,10 +50,10 @@ class Row(NamedTuple):
         """The model, the untrained one, the best trivial baseline and the verdict, as text."""
         plain, baseline = "–", "–"
         if self.untrained is not None:
-            plain = text(self.column, self.untrained)
+            plain = format_value(self.column, self.untrained)
         if self.baseline is not None:
-            baseline = f"{text(self.column, self.baseline[1])}, {self.baseline[0]}"
-        return text(self.column, self.model), plain, baseline, self.verdict
+            baseline = f"{format_value(self.column, self.baseline[1])}, {self.baseline[0]}"
+        return format_value(self.column, self.model), plain, baseline, self.verdict
 
     @property
     def comparisons(self) -> dict[str, str]:
@@ -94,26 +94,26 @@ def lower_is_better(column: str) -> bool:
     return column.endswith(LOWER_IS_BETTER)
 
 
-def text(column: str, value: float) -> str:
+def format_value(column: str, value: float) -> str:
     """A value as it is printed: shares in percent, ranks and errors as they are."""
     if column.endswith(ERROR):
         return f"{value:.3f}"
     return f"{value if column.endswith(RANK) else 100 * value:.1f}"
 
 
-def rows(evaluations: dict[str, Evaluation]) -> list[Row]:
+def rows(evaluations: dict[str, Evaluation]) -> list[ScoreRow]:
     """The rows of the one table."""
     return [row for name, found in evaluations.items() for row in _rows(name, found)]
 
 
-def _rows(name: str, found: Evaluation) -> Iterator[Row]:
+def _rows(name: str, found: Evaluation) -> Iterator[ScoreRow]:
     for label, scores in found.model.items():
         for column, value in scores.items():
             if label in found.minor or column in found.minor:
                 continue
             known = {n: row[column] for n, row in found.baselines.items() if column in row}
             best = min if lower_is_better(column) else max
-            yield Row(
+            yield ScoreRow(
                 name,
                 ": ".join(filter(None, (label, column))),
                 column,
