@@ -265,7 +265,7 @@ def row(topology: str, config: ConfigDict, found: Estimate) -> str:
 
 
 def table(config: ConfigDict, chips: int) -> Iterator[ConfigDict]:
-    """The settings of the rows in results/tpu_pods.md: two batches, with and without fsdp and remat.
+    """The settings of results/tpu_pods.md: two batches, with and without fsdp and remat.
 
     A batch of 4096 comes in as many parts as few chips need, and then always rematerialised.
     """
