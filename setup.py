@@ -1,7 +1,7 @@
 """Package and extras.
 
 A range begins with the release that the suite runs with and ends before the next one that may break
-an interface; README.md says which releases of Python and JAX have passed it.
+an interface; results/README.md says which releases of Python and JAX have passed it.
 """
 
 from setuptools import find_packages, setup

@@ -265,7 +265,7 @@ def row(topology: str, config: ConfigDict, found: Estimate) -> str:
 
 
 def table(config: ConfigDict, chips: int) -> Iterator[ConfigDict]:
-    """The settings of the README's rows: two batches, with and without fsdp and remat.
+    """The settings of results/tpu_pods.md: two batches, with and without fsdp and remat.
 
     A batch of 4096 comes in as many parts as few chips need, and then always rematerialised.
     """
@@ -292,7 +292,7 @@ def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
     arguments.add_argument("--topology", nargs="+", default=TOPOLOGIES, help="such as v5e:16x16")
-    arguments.add_argument("--table", action="store_true", help="all rows of the README")
+    arguments.add_argument("--table", action="store_true", help="all rows of results/tpu_pods.md")
 
     def start(args: argparse.Namespace, config: ConfigDict) -> None:
         titles = COLUMNS.split(",")

@@ -242,9 +242,9 @@ def test_beam_writes_the_same_dataset(tmp_path, folder):
 BEAM = "direct_num_workers=2,direct_running_mode=multi_processing"
 
 
-def test_beam_takes_the_readmes_options():
+def test_beam_takes_the_documented_options():
     beam_engine = pytest.importorskip("data_prep.pipeline.beam", reason="needs apache-beam")
-    text = (ROOT / "README.md").read_text().replace(",\\\n", ",")
+    text = (ROOT / "docs/data.md").read_text().replace(",\\\n", ",")
     found = re.findall(r"--runner=(\w+)[\s\\]+--beam_pipeline_options=(\S+)", text)
     assert {runner for runner, _ in found} == {
         *("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")

@@ -1,8 +1,6 @@
 """Features, baselines and the retrieval evaluation on a tiny trained model."""
 
 import json
-import pathlib
-import re
 
 import jax
 import numpy as np
@@ -119,21 +117,6 @@ def test_load_gives_the_embeddings_of_the_features_stage(trained, dataset_dir):
     assert image.patch_tokens.shape == (1, 4, 16) and audio.patch_tokens.shape == (1, 48, 16)
     as_float = pretrained.encode_image(pair["visual"][None].astype(np.float32))
     np.testing.assert_array_equal(as_float.global_token, image.global_token)
-
-
-def test_the_readme_example_runs(trained, tmp_path, monkeypatch):
-    readme = pathlib.Path(__file__).parents[2] / "README.md"
-    example, video = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
-    assert len([line for line in example.splitlines() if line]) == 5
-    tiny.write_video(tmp_path / "video.mp4", 50, 440)
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(example.replace('"runs/mine"', repr(str(trained))), names)
-    assert names["sound"].global_token.shape == (3, 16)
-    assert names["picture"].patch_tokens.shape == (1, 4, 16)
-    exec(video, names)
-    assert names["sound"].global_token.shape == (16, 16)
-    assert names["picture"].patch_tokens.shape == (16, 4, 16)
 
 
 def test_load_refuses_what_is_not_there(trained, tmp_path):

@@ -1,0 +1,299 @@
+"""The documents are true: links resolve, commands parse and are run by tests, examples run.
+
+A program's command is parsed as the program itself would, with its own parser and config; nothing
+is trained. `TESTED` says which test runs it, `NOT_RUN` why none does.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import pathlib
+import re
+import shlex
+import tarfile
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import pytest
+import tiny
+
+from cavmae_sync_jax.utils import cli
+from configs import pretrain, probe
+
+ROOT = pathlib.Path(__file__).parents[1]
+LONGEST_README = 150
+DOCUMENTS = [
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"),
+    *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/*.md"))),
+    *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("results/*.md"))),
+]
+# The changelog also names what is no more.
+CURRENT = [name for name in DOCUMENTS if name != "CHANGELOG.md"]
+
+# Commands that no test runs, with the reason. A pattern is searched in the command's line.
+NOT_RUN = {
+    r"gs://|Dataflow|Flink|Spark": "needs a cloud or a cluster; test_executors parses the options",
+    r"make (test|lint|format)": "runs the tests themselves",
+    r"make demo": "takes ten minutes; tests run each of its programs at small sizes",
+}
+# Which test runs the program: the whole command at small sizes, or the `run` that its `main` calls.
+TESTED = {
+    r"data_prep\.videos .*--segments": "data_prep/test_segments.py::"
+    "test_the_program_prepares_published_lists",
+    r"data_prep\.videos": "data_prep/test_videos.py::test_the_program_from_files_to_dataset",
+    r"data_prep\.cavmae_json": "data_prep/test_cavmae_json.py::"
+    "test_lists_become_a_dataset_and_nothing_is_lost",
+    r"data_prep\.ade20k_sound": "data_prep/test_ade20k_sound.py::"
+    "test_rows_become_examples_or_rejects_and_nothing_is_lost",
+    r"data_prep\.scenes": "data_prep/test_scenes.py::test_the_program_makes_a_dataset_with_truth",
+    r"data_prep\.inspect_dataset": "data_prep/test_inspect_dataset.py::test_a_page_is_drawn",
+    r"\.train .*--config\.init_from": "test_convert.py::test_training_begins_with_mae_and_learns",
+    r"cavmae_sync_jax\.train": "test_programs.py::test_train_shows_progress_and_leaves_a_workdir",
+    r"\.convert mae": "test_convert.py::test_mae_goes_where_the_paper_puts_it",
+    r"cavmae_sync_jax\.convert": "test_programs.py::test_convert_and_evaluate_what_came_of_it",
+    r"\.retrieval --embeddings": "evals/test_ranking.py::"
+    "test_embeddings_are_scored_without_a_model",
+    r"evals\.retrieval": "test_programs.py::test_retrieval_prints_and_writes",
+    r"evals\.probe": "evals/test_probe.py::test_run_trains_scores_and_draws",
+    r"evals\.summary": "test_programs.py::test_retrieval_prints_and_writes",
+    r"benchmarks\.train_step": "benchmarks/test_train_step_benchmark.py::test_the_program",
+    r"benchmarks\.input_pipeline": "benchmarks/test_speed_benchmarks.py::"
+    "test_the_pipeline_is_timed_in_parts",
+    r"benchmarks\.startup": "benchmarks/test_speed_benchmarks.py::test_starts_make_a_table",
+    r"benchmarks\.features": "benchmarks/test_speed_benchmarks.py::"
+    "test_features_stage_and_loop_embed_the_same",
+    r"benchmarks\.retrieval": "benchmarks/test_benchmarks.py::"
+    "test_retrieval_times_every_aggregation",
+    r"benchmarks\.growth": "benchmarks/test_growth_benchmarks.py::"
+    "test_growth_counts_what_it_should",
+    r"benchmarks\.preparation": "benchmarks/test_growth_benchmarks.py::"
+    "test_preparation_times_its_own_videos",
+    r"benchmarks\.demo_seeds": "benchmarks/test_benchmarks.py::test_demo_seeds_by_hand",
+    r"benchmarks\.segmentation_study": "benchmarks/test_benchmarks.py::"
+    "test_the_segmentation_study_scores_what_it_trains",
+    r"benchmarks\.faults": "distributed/test_multihost.py::"
+    "test_the_benchmark_of_faults_damages_and_tells",
+    r"benchmarks\.tpu_aot": "benchmarks/test_tpu_aot.py::test_a_small_model_compiles_for_a_pod",
+    r"benchmarks\.convert": "benchmarks/test_benchmarks.py::"
+    "test_convert_measures_every_kind_both_ways",
+}
+# Flags of others' programs that the text mentions.
+FOREIGN = {"--version"}
+
+
+class Command(NamedTuple):
+    document: str
+    program: str  # a module, or "make"
+    arguments: tuple[str, ...]
+
+    @property
+    def line(self):
+        return " ".join((self.program, *self.arguments))
+
+
+class Program(NamedTuple):
+    parser: object
+    config: bool
+    overrides: bool
+
+
+def text_of(name):
+    return (ROOT / name).read_text()
+
+
+def code_of(name):
+    """Lines of code: those of fenced blocks, continued ones joined, and what is in backticks."""
+    text = text_of(name)
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    rest = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for block in fenced:
+        joined = re.sub(r",\\\n", ",", block)
+        yield from re.sub(r"\s*\\\n\s*", " ", joined).splitlines()
+    yield from re.findall(r"`([^`\n]+)`", rest)
+
+
+def commands(names=CURRENT):
+    found = []
+    for name in names:
+        for line in code_of(name):
+            plain = re.sub(r"[\[\]]", "", line)
+            for match in re.finditer(
+                r"(?:python -m ([\w.]+)|(?:^|\s)(make)(?= [a-z]))([^\"|&;>#]*)", plain
+            ):
+                module, make, rest = match.groups()
+                found.append(Command(name, module or make, tuple(shlex.split(rest))))
+    return found
+
+
+@functools.cache
+def program_of(module):
+    """What a program would parse with; None if it takes nothing from the command line."""
+    captured = []
+
+    def capture(parser, run, *, config=False, overrides=False, within=None):
+        captured.append(Program(parser, config, overrides))
+
+    with (
+        mock.patch.object(cli, "main", capture),
+        mock.patch("sys.argv", [module]),
+        mock.patch.dict(os.environ),  # benchmarks set what JAX reads
+    ):
+        imported = importlib.import_module(module)
+        if "cli.main(" in pathlib.Path(imported.__file__).read_text():
+            imported.main()
+    return captured[0] if captured else None
+
+
+def parse(command):
+    """Parses as the program does; a mistake raises SystemExit or UserError."""
+    program = program_of(command.program)
+    if program is None:
+        assert not command.arguments
+        return
+    _, rest = program.parser.parse_known_args(command.arguments)
+    if program.config:
+        cli._parse_config(program.parser, rest)
+    elif program.overrides:
+        cli.override(pretrain.get_config(), cli._only(program.parser, rest, "--config."))
+    else:
+        cli._only(program.parser, rest)
+
+
+def headings(path):
+    """The anchors of a document's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_readme_is_one_page():
+    assert len(text_of("README.md").splitlines()) <= LONGEST_README
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name):
+    for link in re.findall(r"\]\(([^)\s]+)\)", text_of(name)):
+        if re.match(r"https?://", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / file if file else ROOT / name
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
+
+
+def test_every_document_is_linked():
+    linked = {
+        ((ROOT / name).parent / link.partition("#")[0]).resolve()
+        for name in DOCUMENTS
+        for link in re.findall(r"\]\(([^)\s]+)\)", text_of(name))
+    }
+    assert {name for name in DOCUMENTS if (ROOT / name).resolve() not in linked} == {"README.md"}
+
+
+@pytest.mark.parametrize("name", CURRENT)
+def test_files_that_are_named_exist(name):
+    for code in re.findall(r"`([^`\n]+)`", text_of(name)):
+        if re.fullmatch(r"(tests|configs|docs|results|benchmarks)/[\w/.]+", code):
+            assert (ROOT / code).exists(), code
+
+
+@pytest.mark.parametrize("name", CURRENT)
+def test_commands_are_ones_that_the_programs_take(name):
+    makefile = text_of("Makefile")
+    for command in commands([name]):
+        if command.program == "make":
+            target, *variables = command.arguments
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), command.line
+            for variable in variables:
+                setting = variable.partition("=")[0]
+                assert re.search(rf"^{setting} \?=", makefile, re.MULTILINE), command.line
+        elif command.program.split(".")[-1] != "NAME":
+            if not command.arguments:
+                assert importlib.util.find_spec(command.program), command.line
+                continue
+            try:
+                parse(command)
+            except (SystemExit, cli.UserError) as error:
+                pytest.fail(f"{name}: {command.line}: {error}")
+
+
+def test_mistakes_would_be_found():
+    for line in (
+        "data_prep.videos VIDEOS --output=x --evalshare=1",
+        "data_prep.videos VIDEOS",
+        "cavmae_sync_jax.train --config=configs/pretrain.py --config.bach_size=1 --workdir=x",
+        "cavmae_sync_jax.train --config=configs/pretrain.py:register_4 --workdir=x",
+        "cavmae_sync_jax.convert a b --config.model.with=1",
+        "benchmarks.retrieval --strategies=best",
+    ):
+        program, *arguments = line.split()
+        with pytest.raises((SystemExit, cli.UserError)), contextlib.redirect_stderr(None):
+            parse(Command("here", program, tuple(arguments)))
+
+
+def test_flags_in_the_text_exist():
+    modules = {c.program for c in commands() if c.program != "make" and c.arguments}
+    programs = [program_of(module) for module in modules]
+    known = {flag for p in programs if p for flag in p.parser._option_string_actions}
+    keys = {*cli.keys(pretrain.get_config()), *cli.keys(probe.get_config())}
+    sections = {key.split(".")[0] for key in keys}
+    unknown = []
+    for name in CURRENT:
+        for code in code_of(name):
+            for flag in re.findall(r"^--[\w.]+", code):
+                key = flag.removeprefix("--config.")
+                fine = key in keys | sections | {"KEY"} if key != flag else flag in known | FOREIGN
+                unknown += [] if fine else [(name, flag)]
+    assert not unknown
+
+
+def test_every_command_is_run_or_says_why_not():
+    lines = {c.line for c in commands() if not c.program.endswith("NAME")}
+    patterns = [*NOT_RUN, *TESTED]
+    unmatched = {line for line in lines if not any(re.search(p, line) for p in patterns)}
+    assert not unmatched
+    stale = {p for p in patterns if not any(re.search(p, line) for line in lines)}
+    assert not stale
+    for test in TESTED.values():
+        file, function = test.split("::")
+        assert f"\ndef {function}(" in (ROOT / "tests" / file).read_text(), test
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with what the examples name: a trained model in runs/mine, and a video."""
+    with tarfile.open(ROOT / "tests/golden/version_0_1_0.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "workdir").rename(tmp_path / "runs" / "mine")
+    tiny.write_video(tmp_path / "video.mp4", 50, 440)
+    monkeypatch.chdir(tmp_path)
+
+
+def python_blocks(name):
+    return re.findall(r"^```python\n(.*?)^```", text_of(name), re.DOTALL | re.MULTILINE)
+
+
+def test_python_is_where_it_is_run():
+    assert {name for name in DOCUMENTS if python_blocks(name)} == {"README.md", "docs/inference.md"}
+
+
+def test_the_readmes_example_runs(here):
+    (example,) = python_blocks("README.md")
+    assert len([line for line in example.splitlines() if line]) == 5
+    names = {}
+    exec(example, names)
+    width = names["model"].config.model.width
+    assert names["sound"].global_token.shape == (3, width)
+    assert names["picture"].patch_tokens.shape[::2] == (1, width)
+
+
+def test_the_way_from_a_video_runs(here):
+    names = {}
+    for block in python_blocks("docs/inference.md"):
+        exec(block, names)
+    width = names["model"].config.model.width
+    assert names["sound"].global_token.shape == (16, width)
+    assert names["picture"].patch_tokens.shape[::2] == (16, width)
+    assert np.ptp(names["sound"].global_token, axis=0).any()
