@@ -123,8 +123,8 @@ def observe() -> None:
 
     train.jax.monitoring.register_event_duration_secs_listener(listen)
     mark(train, "train_and_evaluate")
-    mark(train.dataset, "train_batches")
-    mark(train.metrics.Writer, "write", tell=True)
+    mark(train.loader, "train_batches")
+    mark(train.metric_writer.Writer, "write", tell=True)
     train.main()
 
 

@@ -7,9 +7,9 @@ import fsspec
 import numpy as np
 import pytest
 from etils import epath
+from faulty_clips import faulty
 from fsspec.implementations.memory import MemoryFileSystem
 from media_files import make_video
-from test_engines import faulty
 
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.evals import retrieval, summary

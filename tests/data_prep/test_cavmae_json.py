@@ -462,7 +462,7 @@ def test_reading_a_list_touches_no_clip(tmp_path, monkeypatch):
     looked = []
     monkeypatch.setattr(cavmae_json, "_count_frames", lambda root: looked.append(root) or 4)
     monkeypatch.setattr(cavmae_json.os.path, "exists", None)
-    monkeypatch.setattr(cavmae_json.files, "read_sound", None)
+    monkeypatch.setattr(cavmae_json.readers, "read_sound", None)
     listed = cavmae_json.read_list(path, CLASSES, Places())
     assert len(listed) == 3000 and len(looked) == 2
     assert len({id(entry.frames) for entry in listed}) == 2

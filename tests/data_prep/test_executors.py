@@ -1,7 +1,6 @@
 """Engines: what a killed, hanging or failing clip costs, kills and resumption, Apache Beam."""
 
 import csv
-import dataclasses
 import os
 import re
 import signal
@@ -10,44 +9,19 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from faulty_clips import faulty
 from media_files import make_video
 
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import shards, tfds_writer
-from data_prep.pipeline.clips import Preparation, Recording, VideoClip
+from data_prep.pipeline.clips import Preparation
 from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.tfds_writer import write_dataset
 
 ROOT = Path(__file__).parents[2]
 SMALL = Preparation(num_frames=2, image_size=16, clip_seconds=2)
-
-
-@dataclasses.dataclass(frozen=True)
-class FaultyClip(VideoClip):
-    """Does to its process what its id says; any other id is noise."""
-
-    def read(self, preparation):
-        if self.clip_id.startswith("crash"):
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if self.clip_id.startswith("killed"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.clip_id.startswith("hang"):
-            time.sleep(600)
-        if self.clip_id.startswith("bug"):
-            raise ZeroDivisionError("by design")
-        if self.clip_id.startswith("mistake"):
-            raise UserError("mend the truth file")
-        rng = np.random.default_rng(list(self.clip_id.encode()))
-        size = preparation.image_size
-        frames = rng.integers(0, 255, (preparation.num_frames, size, size, 3), np.uint8)
-        return Recording(frames, rng.integers(-9000, 9000, 8000, np.int16), 1.0, {})
-
-
-def faulty(*ids):
-    return [FaultyClip(clip_id, f"{clip_id}.mp4") for clip_id in ids]
 
 
 def write(output, splits, **settings):

@@ -157,9 +157,9 @@ def test_days_are_believed_where_both_streams_go_on(tmp_path):
 
 AS_NOBODY = """
 import os, sys
-from cavmae_sync_jax.cli import UserError
-from data_prep import video_files
-from data_prep.clips import Preparation, VideoClip, prepare_clip
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.sources import video_files
+from data_prep.pipeline.clips import Preparation, VideoClip, prepare_clip
 file, folder = sys.argv[1:]
 if os.getuid() == 0:
     os.setuid(65534)
@@ -234,8 +234,8 @@ import resource, sys
 from pathlib import Path
 from etils import epath
 from data_prep import videos
-from data_prep.clips import Preparation, VideoClip, prepare_clip
-from data_prep.video_files import Video
+from data_prep.pipeline.clips import Preparation, VideoClip, prepare_clip
+from data_prep.sources.video_files import Video
 long, one_keyframe, large = sys.argv[1:]
 small = Preparation(num_frames=2, image_size=32)
 

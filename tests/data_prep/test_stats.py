@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import tiny
-from test_engines import faulty
+from faulty_clips import faulty
 
 from cavmae_sync_jax import train
 from cavmae_sync_jax.data import dataset_dir as data_dataset_dir

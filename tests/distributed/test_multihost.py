@@ -171,8 +171,8 @@ def test_an_environment_that_makes_no_sense(variables, message, monkeypatch):
 
 def test_a_worker_outlives_signals_but_not_its_parent(tmp_path):
     worker = (
-        "import os, time; from cavmae_sync_jax import processes; "
-        "processes.init_worker(0, 1); print(os.getpid(), flush=True); time.sleep(60)"
+        "import os, time; from cavmae_sync_jax.distributed import preemption; "
+        "preemption.init_worker(0, 1); print(os.getpid(), flush=True); time.sleep(60)"
     )
     parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
     with subprocess.Popen(
