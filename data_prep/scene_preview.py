@@ -49,7 +49,7 @@ def contact_sheet(
 def _instance(
     objects: ObjectSource, background: Background, class_id: int, rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "bins rows"]]:
-    alone = composer.Segment(0.0, _SECONDS, ((class_id, True),))
+    alone = composer.SceneSegment(0.0, _SECONDS, ((class_id, True),))
     scene = composer.stage(objects, background, _SIZE, [alone], rng)
     loudest = int(scene.layers[0].loudness.argmax())
     frame = Image.fromarray(composer.render(scene)[loudest])
