@@ -5,7 +5,8 @@ Example:
       --config.data.dir=DATASET --config.batch_size=256 --workdir=runs/registers_4
 
 The workdir gets config.json, metrics.jsonl, TensorBoard files and checkpoints/. On several hosts
-every process runs this command. SIGTERM makes it save and stop with status 143.
+every process runs this command. SIGTERM makes it save and stop with status 143, and Ctrl-C with
+status 130; a second Ctrl-C ends it at once. `--help_config` lists the keys of a config.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.distributed import multihost, preemption, sharding
 from cavmae_sync_jax.evals import in_training
 from cavmae_sync_jax.models import cavmae_sync
-from cavmae_sync_jax.training import config_checks, metric_writer, train_step
+from cavmae_sync_jax.training import config_checks, device_clock, metric_writer, train_step
 from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import Terminated, UserError
 from cavmae_sync_jax.utils.modalities import MODALITIES
@@ -75,6 +76,8 @@ class Run:
         """
         given = None
         resumable = multihost.broadcast_from_first(manager.exists(self.workdir))
+        if not resumable:
+            self._check_batch_size()
         if self.config.init_from and not resumable:
             given = initial_params(self.config.init_from, self.module, self.mesh)
         cli.make_folder(self.workdir)
@@ -95,6 +98,15 @@ class Run:
         if jax.process_index() == 0:
             text = self.config.to_json_best_effort(indent=2) + "\n"
             (self.workdir / "config.json").write_text(text)
+
+    def _check_batch_size(self) -> None:
+        batch_size, clips = self.config.batch_size, len(self.records)
+        if batch_size > clips:
+            raise UserError(
+                f"config.batch_size={batch_size} is more than the {clips} clips of split "
+                f"{self.config.data.train_split!r}: copies of a clip would be each other's "
+                f"negatives; set --config.batch_size={clips} or less"
+            )
 
     def _resume(self, step: int) -> None:
         stored = self.checkpoints.stored(step)
@@ -218,6 +230,7 @@ def train_and_evaluate(
         preemption.preemption_guard() as should_stop,
         contextlib.closing(run.checkpoints),  # whatever happens, a save that has begun is finished
         contextlib.closing(run.writer),
+        contextlib.closing(device_clock.DeviceClock()) as clock,
         contextlib.closing(batches),
         jax.set_mesh(run.mesh),
         console.progress("train", run.steps, "step", initial=run.first) as bar,
@@ -230,10 +243,12 @@ def train_and_evaluate(
             began = time.perf_counter()
             with jax.transfer_guard("disallow"):
                 arrays = next(batches)[0]
-                run.history.waited(time.perf_counter() - began)
+                run.history.waited(clock.idle(began, time.perf_counter()))
+                clock.wait_for_slot()
                 batch = {modality: arrays[modality] for modality in MODALITIES}
                 ratio = train_step.batch_ratio(tuple(config.mask.ratios), config.seed, step)
                 run.state, scalars = step_function(run.state, batch, ratio)
+            clock.dispatched(scalars)
             run.history.add(step, scalars)
             if step == run.first + 1:
                 jax.block_until_ready(scalars)
@@ -249,10 +264,26 @@ def train_and_evaluate(
             if saving:
                 run.save(step)
             if stopping:
-                raise Terminated(f"step {step} is saved; start again on {run.workdir} to go on")
+                raise Terminated(
+                    f"step {step} is saved (loss {means['loss']:.3f}); "
+                    f"start again on {run.workdir} to go on",
+                    should_stop.status,
+                )
             if scoring:
                 scores = run.evaluate(step)
-        return scores or run.evaluate(run.steps)
+        scores = scores or run.evaluate(run.steps)
+    console.log(_what_next(run))
+    return scores
+
+
+def _what_next(run: Run) -> str:
+    example = "python -m cavmae_sync_jax.evals.retrieval"
+    data, split = run.config.data.dir, run.config.data.eval_split or run.config.data.train_split
+    return (
+        f"trained to step {run.steps}: {run.workdir}\n"
+        f"evaluate it: {example} --checkpoint={run.workdir} --data={data} --split={split} "
+        f"--output={run.workdir / 'evals'}"
+    )
 
 
 @contextlib.contextmanager

@@ -4,12 +4,38 @@
         --config.data.dir=runs/demo/data --workdir=runs/demo/train
 """
 
+import difflib
+
 from ml_collections import ConfigDict
 
+VARIANTS = {
+    "demo": {},
+    # A handful of videos, prepared with --image_size=64 --eval_share=0: it shows that all works.
+    "few_videos": {
+        "batch_size": 4,
+        "epochs": 100.0,
+        "log_every": 10,
+        "checkpoint_every": 50,
+        "data.eval_split": "",
+    },
+    # The paper's ablations at this size (Tables 6, 7 and 8, Figure 4).
+    **{f"registers_{n}": {"model.registers": n} for n in (0, 4, 8, 16)},
+    "no_global": {"model.global_token": False},
+    **{f"mask_{ratio}": {"mask.ratios": (ratio,)} for ratio in (0.5, 0.6, 0.75, 0.9)},
+    "mask_multi": {"mask.ratios": (0.6, 0.75, 0.9)},
+    **{f"audio_{s}s": {"model.audio_rows": rows} for s, rows in ((1, 96), (2, 192), (4, 416))},
+    "contrast_one_way": {"loss.contrast_direction": "visual_to_audio"},
+    "contrast_groups_4": {"loss.contrast_groups": 4},
+}
 
-def get_config() -> ConfigDict:
-    """Returns the demo's recipe; `configs/pretrain.py` explains each key."""
-    return ConfigDict(
+
+def get_config(variant: str = "demo") -> ConfigDict:
+    """Returns the demo's recipe with rows of `VARIANTS`; `configs/pretrain.py` explains each key.
+
+    Raises:
+      ValueError: for an unknown row, with the nearest one.
+    """
+    config = ConfigDict(
         {
             "seed": 0,
             "init_from": "",
@@ -75,4 +101,10 @@ def get_config() -> ConfigDict:
                 "contrast_groups": 1,
             },
         }
-    ).lock()
+    )
+    for name in variant.split(","):
+        if name not in VARIANTS:
+            near = difflib.get_close_matches(name, VARIANTS, 1) or ["demo"]
+            raise ValueError(f"unknown variant {name!r}; did you mean {near[0]!r}?")
+        config.update_from_flattened_dict(VARIANTS[name])
+    return config.lock()

@@ -15,6 +15,7 @@ VARIANTS = {
     "as20k": {},
     "vggsound": {
         "learning_rate": 1e-4,
+        "epochs": 10,
         "loss": "ce",
         "balanced": True,
         "average_from": 3,

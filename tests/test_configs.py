@@ -76,9 +76,12 @@ def shape_of_step():
     return trace
 
 
-@pytest.mark.parametrize("variant", pretrain.VARIANTS)
-def test_every_variant_has_a_train_step(variant, shape_of_step):
-    config = pretrain.get_config(variant)
+@pytest.mark.parametrize(
+    ("recipe", "variant"),
+    [(recipe, variant) for recipe in (pretrain, demo) for variant in recipe.VARIANTS],
+)
+def test_every_variant_has_a_train_step(recipe, variant, shape_of_step):
+    config = recipe.get_config(variant)
     config.loss.contrast_groups = min(config.loss.contrast_groups, 4)
     module, state, results = shape_of_step(config)
     for new_state, scalars in results:
@@ -87,7 +90,7 @@ def test_every_variant_has_a_train_step(variant, shape_of_step):
     flat = {
         k: v for section in config.values() if hasattr(section, "items") for k, v in section.items()
     }
-    for key, value in pretrain.VARIANTS[variant].items():
+    for key, value in recipe.VARIANTS[variant].items():
         name = key.split(".")[-1]
         assert flat.get(name, config.get(name)) == value
     assert all(

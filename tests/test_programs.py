@@ -6,8 +6,10 @@ import io
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import pytest
@@ -100,6 +102,27 @@ def test_help_says_what_it_does_with_an_example(program):
     assert f"python -m {program}" in said
 
 
+def test_a_config_file_without_variants(tmp_path):
+    plain = tmp_path / "plain.py"
+    plain.write_text(
+        "import ml_collections\ndef get_config():\n  return ml_collections.ConfigDict()\n"
+    )
+    sentence = error_of(TRAIN, f"--config={plain}:large", f"--workdir={tmp_path / 'x'}")
+    assert "this config has no variants" in sentence
+
+
+def test_a_config_lists_its_keys_with_their_meaning():
+    status, said, _ = call_here(
+        TRAIN, "--config=configs/demo.py:few_videos", "--config.seed=3", "--help_config"
+    )
+    lines = {line.split("=")[0].strip(): line for line in said.splitlines()}
+    assert status == 0 and len(lines) > 40
+    assert "--config.batch_size=4 " in lines["--config.batch_size"]
+    assert "clips in a global batch" in lines["--config.batch_size"]
+    assert "--config.seed=3" in said
+    assert "10 ms each" in lines["--config.model.audio_rows"]
+
+
 @pytest.mark.parametrize("program", [TRAIN, "data_prep.videos"])
 def test_a_mistake_is_one_sentence_in_a_process_of_its_own(program):
     done = call(program, "--workdir=x", "--output=x")
@@ -121,6 +144,24 @@ def test_train_shows_progress_and_leaves_a_workdir(trained):
     assert "train: 100%" in done.stderr and "step/s" in done.stderr
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 16
     assert (workdir / "checkpoints" / "2").is_dir()
+
+
+def test_ctrl_c_saves_and_says_so(dataset_dir, tmp_path):
+    flags = [*SMALL, "--config.epochs=10000", "--config.log_every=1", "--config.data.eval_split="]
+    command = [TRAIN, *flags, f"--config.data.dir={dataset_dir}", f"--workdir={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    for _ in range(1200):
+        if metrics.exists() and metrics.read_text().count("\n") > 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    step = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert f"step {step} is saved (loss " in said and "Traceback" not in said
 
 
 def test_retrieval_prints_and_writes(trained, dataset_dir, tmp_path):
@@ -150,7 +191,7 @@ def test_a_checkpoint_of_another_shape(trained, dataset_dir):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--config=configs/demo.py:large"], "this config has no variants"),
+        (["--config=configs/demo.py:register_4"], "did you mean 'registers_4'"),
         (["--config=configs/nothing.py"], "no config file 'configs/nothing.py'"),
         (["--config=configs/pretrain.py:register_4"], "did you mean 'registers_4'"),
         (["--config=configs/pretrain.py", "--config.batchsize=4"], "did you mean 'batch_size'"),

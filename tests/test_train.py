@@ -127,6 +127,44 @@ def test_resuming_with_other_settings_is_refused(finished, overrides, message):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+def test_a_batch_larger_than_the_dataset_is_refused(dataset_dir, tmp_path):
+    message = "config.batch_size=24 is more than the 20 clips of split 'train'.*batch_size=20"
+    with pytest.raises(UserError, match=message):
+        train.train_and_evaluate(tiny.config(dataset_dir, batch_size=24), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_end_says_where_the_run_is_and_what_comes_next(finished, tmp_path, capsys):
+    config, workdir, _ = finished
+    train.train_and_evaluate(config, workdir)
+    said = capsys.readouterr().err
+    assert f"trained to step 15: {workdir}" in said
+    assert f"evals.retrieval --checkpoint={workdir} --data={config.data.dir} --split=eval" in said
+
+
+def test_a_diverged_run_goes_on_with_the_advice_it_gave(finished, tmp_path, monkeypatch):
+    config, workdir, _ = finished
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    longer = config.copy_and_resolve_references()
+    longer.epochs = 8.0
+    real = metric_writer.History.flush
+
+    def diverge(self, batch_size):
+        if self._pending[-1][0] >= 18:
+            raise metric_writer.NotFiniteError(18, "loss", float("nan"))
+        return real(self, batch_size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metric_writer.History, "flush", diverge)
+        with pytest.raises(UserError, match="checkpoint is of step 15: look") as error:
+            train.train_and_evaluate(longer, copy)
+    assert str(error.value).endswith(f"--config.learning_rate={config.learning_rate / 2:g}")
+    longer.learning_rate = config.learning_rate / 2
+    train.train_and_evaluate(longer, copy)
+    assert losses(copy)[-1][0] == 20
+    assert lines(copy)[-2]["learning_rate"] < lines(workdir)[-2]["learning_rate"]
+
+
 def test_nan_stops_with_step_and_clips(dataset_dir, tmp_path):
     config = tiny.config(dataset_dir, learning_rate=1e15)
     with pytest.raises(UserError, match=r"of step 2 is nan; .* the clips clip\d+, clip"):

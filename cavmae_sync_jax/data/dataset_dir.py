@@ -27,8 +27,16 @@ def find(directory: epath.PathLike) -> epath.Path:
     directory = epath.Path(directory)
     found = [p.parent for depth in ("", "*/", "*/*/") for p in directory.glob(depth + _MARKER)]
     if len(found) != 1:
-        names = ", ".join(sorted(map(str, found))) or "none"
-        raise UserError(f"{directory} must hold one prepared dataset, but it holds {names}")
+        names = ", ".join(sorted(map(str, found)))
+        raise UserError(
+            f"{directory} must hold one prepared dataset, but it holds "
+            + (
+                f"{len(found)}: give one of {names}"
+                if found
+                else f"none: python -m data_prep.videos {directory} --output=DATASET makes one of "
+                "the videos in a folder"
+            )
+        )
     return found[0]
 
 

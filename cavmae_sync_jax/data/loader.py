@@ -49,7 +49,11 @@ class Records:
         self.features = builder.info.features
         if split not in builder.info.splits:
             have = ", ".join(builder.info.splits)
-            raise UserError(f"{self.directory} has no split {split!r}; it has {have}")
+            raise UserError(
+                f"{self.directory} has no split {split!r}; it has {have}: name one by --split, "
+                "a training's by --config.data.train_split and --config.data.eval_split (which may "
+                "be empty)"
+            )
         info = builder.info.splits[split]
         self.identity = (
             f"{builder.info.full_name}, split {split}: "

@@ -6,10 +6,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from cavmae_sync_jax.utils import console
 
 # About how often a training's processes ask each other whether one was told to stop.
 POLL_SECONDS = 5.0
@@ -18,39 +21,64 @@ POLL_SECONDS = 5.0
 class PreemptionGuard:
     """Whether the processes of a training are to save and stop, the same answer on all of them.
 
-    SIGTERM, which clusters send before they take a machine away, says so to any of them.
+    SIGTERM, which clusters send before they take a machine away, says so to any of them, and so
+    does Ctrl-C.
     """
 
     def __init__(self) -> None:
         self.signalled = threading.Event()
-        self._asked, self._next, self._since = 0, 0, time.monotonic()
+        self.status = 143
+        self._polled: int | None = None  # the step of the last poll
+        self._next, self._stride, self._since = 0, 1, time.monotonic()
 
     def __call__(self, step: int) -> bool:
-        """Call it after every step; processes ask each other every `POLL_SECONDS` or so."""
+        """Call it after every step.
+
+        Processes ask each other at the same steps, about every `POLL_SECONDS`. A poll waits for
+        the devices, so that the time between two polls is that of the steps between them. The
+        first poll comes at once, at whatever step a run begins, and strides at most double.
+        """
         if jax.process_count() == 1:
             return self.signalled.is_set()
         if step < self._next:
             return False
-        pace = (time.monotonic() - self._since) / max(1, step - self._asked)
-        mine = np.array([float(self.signalled.is_set()), POLL_SECONDS / max(pace, 1e-3)])
+        now = time.monotonic()
+        wanted = 1.0
+        if self._polled is not None:
+            seconds_per_step = (now - self._since) / (step - self._polled)
+            wanted = min(POLL_SECONDS / max(seconds_per_step, 1e-3), 2.0 * self._stride)
+        mine = np.array([float(self.signalled.is_set()), wanted])
         answers = multihost_utils.process_allgather(mine)
-        self._asked, self._since = step, time.monotonic()
-        self._next = step + max(1, int(answers[:, 1].min()))  # as all have the same answers
+        self._polled, self._since = step, time.monotonic()
+        self._stride = max(1, int(answers[:, 1].min()))  # as all have the same answers
+        self._next = step + self._stride
         return bool(answers[:, 0].any())
+
+    def signal(self, number: int, frame: Any = None) -> None:
+        """Takes a signal; a second Ctrl-C ends at once."""
+        del frame
+        if number == signal.SIGINT:
+            if self.signalled.is_set():
+                raise KeyboardInterrupt
+            self.status = 130
+            console.log("Ctrl-C: saving after this step; press it again to end at once")
+        self.signalled.set()
 
 
 @contextlib.contextmanager
 def preemption_guard() -> Iterator[PreemptionGuard]:
-    """Listens to SIGTERM, instead of ending at once, until the context ends."""
-    told = PreemptionGuard()
+    """Listens to SIGTERM and Ctrl-C, instead of ending at once, until the context ends."""
+    guard = PreemptionGuard()
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
-        yield told
+        yield guard
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.signalled.set())
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, guard.signal) for number in numbers]
     try:
-        yield told
+        yield guard
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def init_worker(index: int, workers: int) -> None:

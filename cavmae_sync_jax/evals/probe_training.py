@@ -69,6 +69,11 @@ def check(config: ConfigDict, devices: int) -> None:
     for key in ("batch_size", "epochs", "heads", "log_every"):
         if config[key] < 1:
             raise UserError(f"config.{key}={config[key]} must be at least 1")
+    if config.average_to < config.epochs:
+        raise UserError(
+            f"config.epochs={config.epochs} goes on after config.average_to={config.average_to}, "
+            "whose average is what is scored: set both to the same epoch"
+        )
     if config.batch_size % devices:
         raise UserError(f"config.batch_size={config.batch_size} must be a multiple of {devices}")
     if config.cached and config.time_shift:

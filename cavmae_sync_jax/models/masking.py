@@ -52,10 +52,11 @@ def draw(
     row_share, column_share = STRUCTURES[structure]
     noise_key, row_key, column_key = jax.random.split(key, 3)
     noise = jax.random.uniform(noise_key, (batch, grid.rows, grid.columns))
-    rows = _lifted(row_key, batch, grid.rows, row_share * ratio)
-    columns = _lifted(column_key, batch, grid.columns, column_share * ratio)
-    # Lifted patches stay ordered by their own noise: those needed to fill up are drawn fairly.
-    noise = noise + (rows[:, :, None] | columns[:, None, :])
+    if row_share or column_share:
+        rows = _lifted(row_key, batch, grid.rows, row_share * ratio)
+        columns = _lifted(column_key, batch, grid.columns, column_share * ratio)
+        # Lifted patches stay ordered by their own noise: those needed to fill up are drawn fairly.
+        noise = noise + (rows[:, :, None] | columns[:, None, :])
     return keep_smallest(noise.reshape(batch, grid.patches), kept)
 
 

@@ -77,7 +77,9 @@ def info_nce(
 
 
 def _unit(x: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    # The root of 0 has no gradient, so the bound comes first.
+    squares = jnp.square(x).sum(axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.maximum(squares, 1e-24))
 
 
 def contrast(

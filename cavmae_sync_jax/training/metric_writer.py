@@ -20,6 +20,7 @@ class Writer:
         self._active = jax.process_index() == 0
         self._board: Any = None
         self._text: str | None = None  # of a file in a bucket
+        self._purged = 0  # TensorBoard forgets this step and all after it
 
     def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
         """Records the scalars of one step; each line is complete on disk when this returns."""
@@ -27,7 +28,7 @@ class Writer:
             return
         self._append(json.dumps({"step": step, "split": split, **scalars}) + "\n")
         # Made with the first line, so that a run that is refused leaves neither file nor thread.
-        self._board = self._board or _board(self._path.parent)
+        self._board = self._board or _board(self._path.parent, self._purged)
         for name, value in scalars.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
 
@@ -44,6 +45,7 @@ class Writer:
 
     def drop_after(self, step: int) -> None:
         """Forgets the lines of steps that a resumed run is about to repeat."""
+        self._purged = step + 1
         if not self._active or not self._path.exists():
             return
         kept = "".join(f"{line}\n" for line in self._lines() if _step(line) <= step)
@@ -67,10 +69,10 @@ class Writer:
             self._board.close()
 
 
-def _board(folder: epath.Path) -> Any:
+def _board(folder: epath.Path, purged: int) -> Any:
     import tensorboardX  # imports PyTorch, where that is installed, which no worker needs
 
-    return tensorboardX.SummaryWriter(str(folder))
+    return tensorboardX.SummaryWriter(str(folder), purge_step=purged)
 
 
 class NotFiniteError(ValueError):
@@ -93,7 +95,7 @@ class History:
         self._began, self._waited = time.perf_counter(), 0.0
 
     def waited(self, seconds: float) -> None:
-        """Adds time that the loop spent waiting for data."""
+        """Adds time in which the device had nothing to do, for want of data."""
         self._waited += seconds
 
     def add(self, step: int, scalars: Mapping[str, Float[Array, ""]]) -> None:

@@ -21,8 +21,10 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from cavmae_sync_jax.utils.config_help import describe, keys
 from cavmae_sync_jax.utils.errors import Terminated, Unsatisfied, UserError
 
+HELP_CONFIG = "--help_config"
 # What the file system says when a disk, a quota or the largest size of a file is used up.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -88,8 +90,14 @@ def main(
     and `run` gets them as a list for `override`. `run` is called in a context made by `within`.
     """
     logging.set_verbosity(logging.ERROR)  # the libraries' warnings are about our own settings
+    if config:
+        arguments.epilog = (
+            "The settings: --config=FILE[:ROW,ROW] names a config file and rows of its table of "
+            "variants; --config.KEY=VALUE changes one key. --config=FILE --help_config prints all "
+            "keys with their values and meanings."
+        )
     try:
-        known, rest = arguments.parse_known_args()
+        known, rest = _parse_known(arguments, sys.argv[1:], config)
         given: list[Any] = [known]
         if config:
             given.append(_parse_config(arguments, rest))
@@ -104,7 +112,7 @@ def main(
     except Unsatisfied as verdict:
         sys.exit(_tell(arguments.prog, str(verdict), 3))
     except Terminated as stop:
-        sys.exit(_tell(arguments.prog, f"told to stop: {stop}", 143))
+        sys.exit(_tell(arguments.prog, f"told to stop: {stop}", stop.status))
     except KeyboardInterrupt:
         sys.exit(_tell(arguments.prog, "stopped by Ctrl-C", 130))
     except OSError as error:
@@ -114,9 +122,18 @@ def main(
         sys.exit(_tell(arguments.prog, f"{error.strerror}{where}: make room, start again", 2))
 
 
+def _parse_known(
+    arguments: argparse.ArgumentParser, given: Sequence[str], config: bool
+) -> tuple[argparse.Namespace, list[str]]:
+    """The program's own flags, and the rest; none is required beside `--help_config`."""
+    if config and HELP_CONFIG in given:
+        return argparse.Namespace(), [a for a in given if "config" in a.partition("=")[0]]
+    return arguments.parse_known_args(given)
+
+
 def _parse_config(arguments: argparse.ArgumentParser, rest: list[str]) -> ConfigDict:
     """Reads the config file and the overrides, all choices checked against the file's keys."""
-    _only(arguments, rest, "--config=", "--config.")
+    _only(arguments, rest, "--config=", "--config.", HELP_CONFIG)
     files = [argument for argument in rest if argument.startswith("--config=")]
     overrides = [argument for argument in rest if argument.startswith("--config.")]
     if len(files) != 1:
@@ -125,7 +142,11 @@ def _parse_config(arguments: argparse.ArgumentParser, rest: list[str]) -> Config
     if not os.path.isfile(file):
         raise UserError(f"no config file {file!r}: give one, such as --config=configs/pretrain.py")
     _check_overrides(overrides, _config_flag(files), files[0])
-    return _config_flag(files + overrides)
+    config = _config_flag(files + overrides)
+    if HELP_CONFIG in rest:
+        print(describe(file, config))
+        sys.exit(0)
+    return config
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
@@ -155,15 +176,6 @@ def _check_overrides(overrides: Sequence[str], config: ConfigDict, name: str) ->
             near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(known)}"
             raise UserError(f"{name} has no key {key!r}{hint}")
-
-
-def keys(config: ConfigDict, prefix: str = "") -> list[str]:
-    """The dotted keys of all values of a config."""
-    dotted = []
-    for key, value in config.items():
-        deeper = isinstance(value, ConfigDict)
-        dotted += keys(value, f"{prefix}{key}.") if deeper else [f"{prefix}{key}"]
-    return dotted
 
 
 def value(config: ConfigDict, key: str) -> Any:

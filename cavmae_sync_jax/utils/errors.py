@@ -10,4 +10,11 @@ class Unsatisfied(Exception):
 
 
 class Terminated(Exception):
-    """The program was told to stop (SIGTERM) and has saved its work; the message says how far."""
+    """The program was told to stop and has saved its work; the message says how far.
+
+    `status` is the exit status: 143 after SIGTERM, 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str, status: int = 143):
+        super().__init__(message)
+        self.status = status

@@ -123,15 +123,17 @@ def test_wrong_folders_and_splits_are_told(dataset_dir, tmp_path):
     for folder in (tmp_path / "none", ""):
         with pytest.raises(UserError, match="no dataset folder"):
             loader.Records(folder, "train")
-    with pytest.raises(UserError, match="holds none"):
+    with pytest.raises(UserError, match=r"holds none: python -m data_prep.videos .*--output"):
         loader.Records(tmp_path, "train")
-    with pytest.raises(UserError, match=r"no split 'test'; it has .*train"):
+    with pytest.raises(UserError, match=r"no split 'test'; it has .*train.*: name one by --split"):
         loader.Records(dataset_dir, "test")
     with pytest.raises(UserError, match="has no frame_class, which this needs"):
         loader.Records(dataset_dir, "eval", ("frame_class",))
     shutil.copytree(dataset_dir / "videos", tmp_path / "a")
     shutil.copytree(dataset_dir / "videos", tmp_path / "b")
-    with pytest.raises(UserError, match=r"must hold one prepared dataset, but it holds .*, "):
+    with pytest.raises(
+        UserError, match=r"must hold one prepared dataset, but it holds 2: give one of .*, "
+    ):
         loader.Records(tmp_path, "train")
 
 

@@ -1,8 +1,15 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cavmae_sync_jax.training import losses
+
+
+def test_a_zero_embedding_has_a_finite_gradient():
+    zeros, ones = jnp.zeros((2, 3)), jnp.eye(2, 3)
+    gradient = jax.grad(lambda x: losses.info_nce(x, ones, 0.05)[0])(zeros)
+    assert np.isfinite(gradient).all()
 
 
 def test_reconstruction_by_hand():

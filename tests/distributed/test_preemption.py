@@ -1,0 +1,86 @@
+"""Signals are heard at one step by all processes, within seconds, at any step and speed."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+
+from cavmae_sync_jax.distributed import preemption
+from cavmae_sync_jax.distributed.preemption import POLL_SECONDS, PreemptionGuard
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Two processes that answer alike, and a clock that the test moves."""
+    clock = Clock()
+    monkeypatch.setattr(preemption, "time", clock)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: np.stack([mine, mine]))
+    return clock
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.3, 4.0, 20.0])
+@pytest.mark.parametrize("first", [1, 50_001])
+def test_a_signal_is_heard_within_seconds_at_any_step(clock, first, seconds):
+    guard = PreemptionGuard()
+    clock.now += 90  # the compilation of a resumed run
+    step = first
+    for _ in range(int(200 / seconds) + 40):  # a while of training
+        assert not guard(step)
+        clock.now += seconds
+        step += 1
+    guard.signalled.set()
+    began = clock.now
+    while not guard(step):
+        clock.now += seconds
+        step += 1
+    assert clock.now - began <= max(POLL_SECONDS, seconds)
+
+
+def test_a_signal_in_the_first_steps_of_a_resumed_run_is_heard(clock):
+    guard = PreemptionGuard()
+    for step in range(50_001, 50_003):
+        assert not guard(step)
+        clock.now += 0.1
+    guard.signalled.set()
+    heard = next(step for step in range(50_003, 60_000) if guard(step))
+    assert heard <= 50_005
+
+
+def test_polls_are_rare_when_steps_are_fast(clock, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        multihost_utils,
+        "process_allgather",
+        lambda mine: calls.append(mine) or np.stack([mine, mine]),
+    )
+    guard = PreemptionGuard()
+    for step in range(1, 10_001):
+        guard(step)
+        clock.now += 0.01
+    assert len(calls) < 100 / POLL_SECONDS + 15
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_each_signal_has_its_exit_status(number, status, capsys):
+    before = signal.getsignal(number)
+    with preemption.preemption_guard() as should_stop:
+        assert not should_stop(1)
+        os.kill(os.getpid(), number)
+        assert should_stop(2) and should_stop.status == status
+        if number == signal.SIGINT:
+            assert "press it again to end at once" in capsys.readouterr().err
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+    assert signal.getsignal(number) is before
