@@ -1,5 +1,5 @@
-# demo: the whole way on a small dataset · test: lint and the suite · lint · format
-# Each makes its own virtual environment on first use. PYTHON is the interpreter (3.11–3.13).
+# demo: the whole way on a small dataset · test: lint, types and the suite · lint · format
+# Each makes its own virtual environment on first use. PYTHON is the interpreter (3.11–3.14).
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
@@ -15,7 +15,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax
 
 .PHONY: demo test lint format
 
-$(VENV)/installed: setup.py
+$(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --editable .
 	touch $@
@@ -45,6 +45,7 @@ test: lint
 lint: $(VENV)/testing
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 format: $(VENV)/testing
 	$(VENV)/bin/ruff check --fix .

@@ -101,7 +101,7 @@ def score(counts: Sequence[int]) -> None:
         audio, visual = (rng.standard_normal((count, FRAMES, DIM), np.float32) for _ in range(2))
 
         def call(pair: Any = (audio, visual)) -> None:
-            ranking.ranks(*pair, "diagonal_mean")
+            ranking.ranks(*pair, strategy="diagonal_mean")
 
         spread = timing.Spread.of(timing.interleaved({"": call}, repeats=3)[""])
         first = first or spread.median / count**2

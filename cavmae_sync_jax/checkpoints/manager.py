@@ -324,7 +324,7 @@ def _damaged(step: int, folder: epath.Path, reason: str) -> UserError:
     return UserError(f"checkpoint {folder}/{step} is damaged or unreadable ({reason}): {mend}")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     first = (str(error).strip() or type(error).__name__).split("\n")[0]
     return first.split(" See full TensorStore details")[0][:200]
 

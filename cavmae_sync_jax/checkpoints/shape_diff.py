@@ -33,6 +33,7 @@ def _grouped(named: Iterable[tuple[str, str]]) -> Iterator[str]:
     layers: dict[tuple[str, str, str], list[int]] = {}
     for name, text in named:
         match = re.fullmatch(r"(.*?)(?:\.(\d{1,4})(\..*))?", name, re.DOTALL)
+        assert match  # the first group matches any name
         before, number, after = match.groups()
         layers.setdefault((before, after or "", text), []).extend([int(number)] if number else [])
     for (before, after, text), numbers in layers.items():

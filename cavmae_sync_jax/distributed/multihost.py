@@ -38,18 +38,21 @@ def initialize() -> None:
         return
     # JAX's own answer to SIGTERM loses the signals that come before a resumed run's first step.
     jax.config.update("jax_enable_preemption_service", False)
-    seconds = {
-        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
-        "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
-    }
     described = _described()
+    address, processes, rank = described or (None, None, None)
     try:
-        jax.distributed.initialize(*described, **seconds)
+        jax.distributed.initialize(
+            address,
+            processes,
+            rank,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
         # So it says where no cluster is around, and where this process computes already.
         if described or not re.search("should be defined|must be called before", reason):
-            who = f"process {described[2]} of {described[1]}" if described else "this process"
+            who = f"process {rank} of {processes}" if described else "this process"
             raise UserError(f"{who} can't join the others: {reason}") from error
 
 

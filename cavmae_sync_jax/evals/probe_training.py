@@ -5,7 +5,7 @@ can windows be shifted and frames mixed before the encoder, as in the recipe.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -302,7 +302,7 @@ def _batches(
     config: ConfigDict,
     mesh: Mesh,
     start: int,
-) -> Iterator[dict[str, Array]]:
+) -> Generator[dict[str, Array], None, None]:
     """This process's share of every batch from the `start`-th on, on the devices."""
     layout, size = sharding.batch_sharding(mesh), config.batch_size
 

@@ -101,8 +101,8 @@ class Source:
 
     def __enter__(self) -> "Source":
         self._container = open_file(self._path)
-        self.video = self._best("video")
-        self.audio = self._best("audio")
+        self.video: av.VideoStream = self._best("video")
+        self.audio: av.AudioStream = self._best("audio")
         # Clips are prepared in many processes at once: more threads would fight for the cores.
         self.video.thread_count = 1
         self._origin = (self._container.start_time or 0) / av.time_base

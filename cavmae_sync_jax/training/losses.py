@@ -73,7 +73,7 @@ def info_nce(
         log_p = jax.nn.log_softmax(logits, axis=axis)
         losses.append(-jnp.diagonal(log_p, axis1=1, axis2=2).mean())
         correct.append((logits.argmax(axis=axis) == targets).mean())
-    return sum(losses) / len(axes), sum(correct) / len(axes)
+    return jnp.asarray(sum(losses)) / len(axes), jnp.asarray(sum(correct)) / len(axes)
 
 
 def _unit(x: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:

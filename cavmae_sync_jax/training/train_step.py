@@ -1,6 +1,5 @@
 """The train step: one pure function of (state, batch), jitted and sharded, and what it needs."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -216,8 +215,11 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
     shardings: TrainState,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Returns the jitted `step(state, batch, ratio)`; `ratio` is static, the state is donated."""
+) -> jax.stages.Wrapped:
+    """Returns the jitted `step(state, batch, ratio)`, which returns a state and scalars.
+
+    `ratio` is static, and the given state is donated.
+    """
 
     def step(state: TrainState, batch: dict[str, Array], ratio: float):
         scalars, grads = loss_and_grads(module, config, state.params, batch, state.step, ratio)

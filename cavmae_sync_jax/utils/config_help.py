@@ -23,7 +23,7 @@ def describe(file: str | Path, config: ConfigDict) -> str:
 
     A key without a comment has the one of `pretrain.py` in the same folder.
     """
-    comments = {}
+    comments: dict[str, str] = {}
     for source in (Path(file).with_name("pretrain.py"), Path(file)):
         if source.is_file():
             comments |= _comments(source.read_text())
@@ -47,7 +47,7 @@ def _comments(source: str) -> dict[str, str]:
 
     def walk(node: ast.Dict, prefix: str) -> Iterator[tuple[str, str]]:
         for key, value in zip(node.keys, node.values, strict=True):
-            if not isinstance(key, ast.Constant):
+            if not (isinstance(key, ast.Constant) and isinstance(key.value, str)):
                 continue
             dotted = f"{prefix}{key.value}"
             if isinstance(value, ast.Dict):
@@ -57,7 +57,7 @@ def _comments(source: str) -> dict[str, str]:
             if value.end_lineno in behind:
                 yield dotted, behind[value.end_lineno]
 
-    found = {}
+    found: dict[str, str] = {}
     for node in ast.walk(ast.parse(source)):
         # The config itself, not the table of variants.
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Dict):

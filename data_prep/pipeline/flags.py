@@ -39,14 +39,14 @@ def add_flags(
             parser.add_argument(
                 f"--{name}", type=type(value), default=value, choices=choices, help=meaning
             )
-    usual = Engine()
+    engine = Engine()
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument(
-        "--time_limit", type=float, default=usual.time_limit, help="seconds a clip may take"
+        "--time_limit", type=float, default=engine.time_limit, help="seconds a clip may take"
     )
     parser.add_argument(
         "--runner",
-        default=usual.runner,
+        default=engine.runner,
         help="Apache Beam's, instead of --workers processes",
     )
     parser.add_argument(

@@ -117,9 +117,9 @@ def write_video(
             container.mux(picture.encode())
             for first in range(0, len(waveform), _AAC_SAMPLES):
                 block = waveform[None, first : first + _AAC_SAMPLES].astype(np.float32)
-                frame = av.AudioFrame.from_ndarray(block, "fltp", "mono")
-                frame.rate, frame.pts = SAMPLE_RATE, first
-                container.mux(sound.encode(frame))
+                samples = av.AudioFrame.from_ndarray(block, "fltp", "mono")
+                samples.rate, samples.pts = SAMPLE_RATE, first
+                container.mux(sound.encode(samples))
             container.mux(sound.encode())
     except (OSError, av.error.FFmpegError) as error:
         raise UserError(f"{path} can't be written: {error.strerror}") from error

@@ -22,7 +22,7 @@ SILENCE = -1
 SILENCE_COLOUR = (0.85, 0.85, 0.85)
 
 
-PAIRED = plt.get_cmap("tab20").colors
+PAIRED = plt.color_sequences["tab20"]
 
 
 COLOURS = [*PAIRED[::2], *PAIRED[1::2]]  # the strong ones first
@@ -121,8 +121,7 @@ def _draw_bars(
 
 def _write(axis: Axes, text: str, box: Rectangle) -> None:
     """Writes into the middle of a box and cuts off what does not fit."""
-    written = axis.text(
-        *box.get_center(), text, ha="center", va="center", fontsize=7, parse_math=False
-    )
+    x, y = box.get_center()
+    written = axis.text(x, y, text, ha="center", va="center", fontsize=7, parse_math=False)
     box.set_transform(axis.transData)
     written.set_clip_path(box)

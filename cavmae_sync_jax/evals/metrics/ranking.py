@@ -189,10 +189,9 @@ def _products(rows: Float[Array, "rows dim"], columns: Float[Array, "columns dim
     size = min(CHUNK, rows.shape[1])
 
     def add(chunk: Int[Array, ""], total: Block) -> Block:
-        parts = (lax.dynamic_slice_in_dim(x, chunk * size, size, 1) for x in (rows, columns))
-        return total + lax.dot_general(
-            *parts, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
-        )
+        left, right = (lax.dynamic_slice_in_dim(x, chunk * size, size, 1) for x in (rows, columns))
+        contracted = (((1,), (1,)), ((), ()))
+        return total + lax.dot_general(left, right, contracted, precision=lax.Precision.HIGHEST)
 
     start = jnp.zeros((rows.shape[0], columns.shape[0]))
     return lax.fori_loop(0, rows.shape[1] // size, add, start)
