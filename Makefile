@@ -35,7 +35,7 @@ demo: $(VENV)/installed
 	for row in demo demo,audio demo,visual; do $(RUN) cavmae_sync_jax.evals.probe \
 		--config=configs/probe.py:$$row --baselines $(EVAL) || exit; done
 	$(RUN) cavmae_sync_jax.evals.tokens --config=configs/probe.py:demo --config.epochs=6 \
-		--baselines $(EVAL)
+		--config.average_from=4 --baselines $(EVAL)
 	$(RUN) cavmae_sync_jax.evals.summary $(DEMO)/evals --output=$(DEMO)/results.json \
 		--workdir=$(DEMO)/train --report=$(DEMO)/report.html
 

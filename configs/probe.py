@@ -19,7 +19,6 @@ VARIANTS = {
         "loss": "ce",
         "balanced": True,
         "average_from": 3,
-        "average_to": 10,
     },
     # Features once, so that a CPU can; a small head for a small model.
     "demo": {
@@ -30,7 +29,6 @@ VARIANTS = {
         "adam_b1": 0.9,
         "adam_b2": 0.95,
         "average_from": 7,
-        "average_to": 12,
         "time_shift": False,
         "cached": True,
         "heads": 4,
@@ -64,8 +62,7 @@ def get_config(variant: str = "as20k") -> ConfigDict:
             "mixup": 0.5,  # share of the clips that are mixed with another, λ ~ Beta(10, 10)
             "time_shift": True,  # noise and a random roll of each window
             "balanced": False,  # draw clips by the rarity of their labels, with replacement
-            "average_from": 13,  # epochs (the first is 1) whose last weights are averaged
-            "average_to": 25,
+            "average_from": 13,  # the epoch (the first is 1) from whose end on weights are averaged
             "cached": False,  # the encoder runs once; excludes time_shift
             "heads": 12,
             "depth": 2,  # blocks; 0: a linear layer on the frames' mean

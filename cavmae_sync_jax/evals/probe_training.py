@@ -69,10 +69,10 @@ def check(config: ConfigDict, devices: int) -> None:
     for key in ("batch_size", "epochs", "heads", "log_every"):
         if config[key] < 1:
             raise UserError(f"config.{key}={config[key]} must be at least 1")
-    if config.average_to < config.epochs:
+    if not 1 <= config.average_from <= config.epochs:
         raise UserError(
-            f"config.epochs={config.epochs} goes on after config.average_to={config.average_to}, "
-            "whose average is what is scored: set both to the same epoch"
+            f"config.average_from={config.average_from} must be from 1 to config.epochs="
+            f"{config.epochs}: the weights of these epochs are averaged, and the average is scored"
         )
     if config.batch_size % devices:
         raise UserError(f"config.batch_size={config.batch_size} must be a multiple of {devices}")
@@ -282,7 +282,6 @@ def _make_step(
         params, number = optax.apply_updates(state.params, updates), state.step + 1
         epoch = number // steps_per_epoch
         take = (number % steps_per_epoch == 0) & (epoch >= config.average_from)
-        take &= epoch <= config.average_to
         average, averaged = optim.running_mean(state.average, state.averaged, params, take)
         return HeadState(number, params, opt_state, average, averaged), loss
 

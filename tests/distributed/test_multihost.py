@@ -38,7 +38,7 @@ def training(data, workdir):
 def evaluations(data, checkpoint, output):
     flags = [f"--checkpoint={checkpoint}", f"--data={data}", f"--output={output}"]
     recipe = ["--config=configs/probe.py:demo", "--config.batch_size=8", "--config.epochs=2"]
-    recipe += ["--config.average_from=1", "--config.average_to=2"]
+    recipe += ["--config.average_from=1"]
     return [
         [f"cavmae_sync_jax.evals.{name}", *flags, *(recipe if name == "probe" else [])]
         for name in EVALS

@@ -31,7 +31,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 def recipe(**overrides):
     config = recipes.get_config("demo")
     small = {"batch_size": 8, "epochs": 4, "heads": 2, "log_every": 2}
-    config.update(small | {"average_from": 3, "average_to": 4} | overrides)
+    config.update(small | {"average_from": 3} | overrides)
     return config
 
 
@@ -145,7 +145,7 @@ def planted(clips=48, classes=3, seed=0):
     "overrides", [{"loss": "bce"}, {"depth": 0, "linear_learning_rate": 3e-2}], ids=str
 )
 def test_a_head_learns_what_is_planted_on_any_mesh(trained, overrides):
-    config = recipe(epochs=40, learning_rate=3e-3, average_from=30, average_to=40, **overrides)
+    config = recipe(epochs=40, learning_rate=3e-3, average_from=30, **overrides)
     clips, logits = planted(), []
     head = probe_training.make_head(8, 3, config)
     for devices in (1, 8):
@@ -155,6 +155,19 @@ def test_a_head_learns_what_is_planted_on_any_mesh(trained, overrides):
         logits.append(probe_training.predict(head, jax.device_get(params), held_out.source))
     assert probe.scores_of(held_out.truth, logits[0])["mAP"] > 0.9
     np.testing.assert_allclose(logits[0], logits[1], atol=2e-2)
+
+
+def test_what_is_scored_is_the_mean_of_the_last_epochs(trained, tmp_path):
+    config = recipe(epochs=3, average_from=2)
+    head = probe_training.make_head(8, 3, config)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    scored = probe_training.train(head, planted(), trained, config, mesh, tmp_path)
+    checkpoints = manager.Checkpoints(tmp_path, keep=2)
+    second, third = (checkpoints.stored(step).arrays("params", "averaged") for step in (12, 18))
+    checkpoints.close()
+    assert (int(second["averaged"]), int(third["averaged"])) == (1, 2)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, second["params"], third["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), scored, mean)
 
 
 def test_a_killed_probe_resumes_exactly(trained, tmp_path, monkeypatch):
@@ -215,7 +228,7 @@ def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys):
 
 def test_raw_clips_are_shifted_and_mixed_before_the_encoder(trained, dataset_dir, tmp_path):
     records = loader.Records(dataset_dir, "eval")
-    config = recipe(cached=False, time_shift=True, epochs=2, stream="audio")
+    config = recipe(cached=False, time_shift=True, epochs=2, average_from=2, stream="audio")
     result = probe.run(trained, records, config, tmp_path)
     assert result["stream"] == "audio" and (tmp_path / "probe_audio.json").exists()
     assert not (tmp_path / "probe.json").exists()
@@ -230,7 +243,7 @@ def test_raw_and_cached_clips_train_the_same_head(trained, dataset_dir):
     )
     heads = []
     for cached, source in ((True, seen), (False, records)):
-        config = recipe(cached=cached, time_shift=False, mixup=0.0, epochs=2, average_from=9)
+        config = recipe(cached=cached, time_shift=False, mixup=0.0, epochs=2, average_from=2)
         head = probe_training.make_head(seen.shape[-1], 2, config)
         clips = probe_training.Labelled(truth, source)
         heads.append(probe_training.train(head, clips, trained, config, mesh, None))
@@ -241,7 +254,9 @@ def test_raw_and_cached_clips_train_the_same_head(trained, dataset_dir):
 
 def test_tokens_are_probed_apart(trained, dataset_dir, tmp_path, capsys):
     records = loader.Records(dataset_dir, "eval")
-    result = tokens.run(trained, records, recipe(epochs=2), tmp_path, with_baselines=True)
+    result = tokens.run(
+        trained, records, recipe(epochs=2, average_from=2), tmp_path, with_baselines=True
+    )
     assert json.loads((tmp_path / "tokens.json").read_text()) == result
     for part in (result["scores"], result["untrained"]):
         assert set(part) == {"linear", "transformer"}
@@ -261,6 +276,8 @@ def test_tokens_are_probed_apart(trained, dataset_dir, tmp_path, capsys):
         ({"mixup": 1.5}, "config.mixup=1.5 must be from 0 to 1"),
         ({"batch_size": 12}, "config.batch_size=12 must be a multiple of 8"),
         ({"batch_size": 64}, "config.batch_size=64 is more than the 20 clips"),
+        ({"average_from": 5}, "config.average_from=5 must be from 1 to config.epochs=4"),
+        ({"average_from": 0}, "config.average_from=0 must be from 1 to config.epochs=4"),
         ({"heads": 5}, "config.heads=5 must divide the features' width of 32"),
         ({"train_split": "test"}, "no split 'test'"),
     ],

@@ -29,3 +29,21 @@ def test_l2_is_coupled():
     params = jnp.array([3.0, -2.0])
     updates, _ = optimizer.update(jnp.array([0.0, 1.0]), optimizer.init(params), params)
     np.testing.assert_allclose(updates, [-0.1, -0.1], rtol=1e-3)
+
+
+def test_a_tiny_gradient_moves_the_weights_by_half_a_step():
+    # Bias-corrected, the first step is gradient / (|gradient| + eps), and eps is PyTorch's 1e-8.
+    optimizer = optim.adam(1.0, 0.95, 0.999, 0.0)
+    params = jnp.zeros(2)
+    updates, _ = optimizer.update(jnp.array([1e-8, -3e-8]), optimizer.init(params), params)
+    np.testing.assert_allclose(updates, [-0.5, 0.75], rtol=1e-3)
+
+
+def test_two_steps_of_adam_by_hand():
+    optimizer = optim.adam(0.1, 0.9, 0.99, 0.0)
+    params = jnp.zeros(1)
+    _, state = optimizer.update(jnp.array([1.0]), optimizer.init(params), params)
+    updates, _ = optimizer.update(jnp.array([-2.0]), state, params)
+    mean = (0.9 * 0.1 * 1 + 0.1 * -2) / (1 - 0.9**2)
+    square = (0.99 * 0.01 * 1 + 0.01 * 4) / (1 - 0.99**2)
+    np.testing.assert_allclose(updates, [-0.1 * mean / square**0.5], rtol=1e-5)
