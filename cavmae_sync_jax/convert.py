@@ -108,8 +108,9 @@ def import_weights(
 def export_weights(source: str, destination: str, module_prefix: bool = False) -> int:
     """Writes the newest checkpoint of a workdir as a file that the authors' class loads strictly.
 
-    Fixed positions and the norms that their class has and never uses are part of it: as they were,
-    if the checkpoint was converted from a file, and else as their class initialises them.
+    The file also has fixed positions, and the norms that the authors' class has and never uses.
+    They are as they were, if the checkpoint was converted from a file; else they are as that class
+    initialises them.
 
     Args:
       source: a training's workdir or a conversion's destination.

@@ -1,7 +1,7 @@
 """Draws a contact sheet of the objects that scenes are made of: for each class a few instances.
 
-Each instance is shown as it looks, at the size of a prepared frame, beside the log-mel of three
-seconds of its sound in background noise (time to the right, low frequencies at the bottom).
+Each instance is shown at the size of a prepared frame. Beside it is the log-mel of three seconds of
+its sound in background noise: time runs to the right, low frequencies are at the bottom.
 
 Example:
   python -m data_prep.scene_preview objects.png

@@ -1,8 +1,8 @@
 """Checksums of arrays that are the same on any mesh, to know a damaged checkpoint by.
 
-An array's fingerprint is the sum modulo 2³² of a hash of (place, bits) over its elements: integers,
-so that neither the order of the sum nor the sharding matters. The hash is one to one in the bits,
-so that a change of any one element always shows, and another one all but 1 in 2³² times.
+An array's fingerprint is the sum modulo 2³² of a hash of (place, bits) over its elements. Sums of
+integers depend neither on their order nor on the sharding. The hash is one to one in the bits. A
+change of one element therefore always shows; any other change is missed once in 2³² times.
 """
 
 from typing import Any

@@ -84,8 +84,8 @@ def preemption_guard() -> Iterator[PreemptionGuard]:
 def init_worker(index: int, workers: int) -> None:
     """Begins a worker of the input pipeline: it outlives signals, but not its parent.
 
-    A signal to the whole process group is the parent's to answer, who still needs data until then;
-    a parent that was killed can't stop its workers.
+    The parent answers a signal to the whole process group, and it needs data until then. A parent
+    that was killed can't stop its workers.
     """
     del index, workers  # grain's signature
     for number in (signal.SIGTERM, signal.SIGINT):

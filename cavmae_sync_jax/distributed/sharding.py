@@ -1,9 +1,9 @@
 """The device mesh, and the one rule by which arrays are laid out on it.
 
 Axes: `data` splits the batch, `fsdp` splits the batch and the parameters. A parameter of at least
-`MIN_SHARDED` elements is split over `fsdp` along its largest divisible axis (the last of equals),
-never along the layer axis of a scanned stack; smaller ones are replicated. The optimiser's moments
-follow their parameter.
+`MIN_SHARDED` elements is split over `fsdp` along its largest divisible axis (the last of equals).
+The layer axis of a scanned stack is never split. Smaller parameters are replicated. The optimiser's
+moments follow their parameter.
 """
 
 import jax

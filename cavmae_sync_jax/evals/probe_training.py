@@ -1,7 +1,7 @@
 """Trains a probe's head on the features of a frozen encoder (paper section 4.1, Table 9).
 
-Clips come either as features, computed once, or raw, through the encoder in every epoch: only then
-can windows be shifted and frames mixed before the encoder, as in the recipe.
+Clips come either as features that are computed once, or raw. Raw clips pass the encoder in every
+epoch. Only then can windows be shifted and frames mixed before the encoder, as in the recipe.
 """
 
 import contextlib
@@ -91,7 +91,7 @@ def order(
 ) -> Int[np.ndarray, " places"]:
     """The clips of all epochs, one after the other; a pure function of the seed.
 
-    Each epoch is a permutation, or, if `balanced`, as many draws with replacement, where a clip
+    Each epoch is a permutation. If `balanced`, it is as many draws with replacement. A clip then
     weighs the sum over its labels of 1000 / (clips of the label + 0.01).
     """
     weights = None

@@ -138,8 +138,9 @@ def run(
 ) -> dict[str, Any]:
     """Measures a model's reconstruction of masked patches in all frames of a split.
 
-    An error is `losses.reconstruction_loss`. Frame i of every clip has the same masked patches, of
-    a fixed seed, so that the errors depend neither on the number of devices nor on the batches.
+    An error is `losses.reconstruction_loss`. Frame i of every clip has the same masked patches,
+    drawn from a fixed seed. The errors therefore depend neither on the number of devices nor on the
+    batches.
 
     Args:
       model: whose decoder predicts.

@@ -2,8 +2,8 @@
 
 The global embeddings of a clip's frames are clustered: those of the sound, of the picture, and both
 concatenated, each of length one first. Where the dataset knows what sounds in every frame, a clip
-is cut into its true number of segments (runs of frames of one class, silence being a class), and
-the cuts are scored.
+is cut into its true number of segments, and the cuts are scored. A segment is a run of frames of
+one class; silence is a class.
 
 Example:
   python -m cavmae_sync_jax.evals.temporal --checkpoint=runs/sync --data=DATASET --output=runs/t

@@ -100,8 +100,9 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """`depth` blocks whose parameters are stacked on a leading axis and run by one scan.
 
-    `unroll` compiles the layers one after the other (same parameters, more code, less memory
-    kept by the plain scan); `remat` is "none", "full" or "dots" (keep the matrix products).
+    `unroll` compiles the layers one after the other. The parameters are the same, there is more
+    code, and less memory is kept than by the plain scan. `remat` is "none", "full" or "dots", which
+    keeps the matrix products.
     """
 
     depth: int

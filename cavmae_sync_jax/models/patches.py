@@ -1,7 +1,7 @@
 """Pictures to patch tokens and back, and their fixed positions (paper section 3.2).
 
-A log-mel is a picture of one channel whose rows are frequency bands and whose columns are times,
-so that audio patches are ordered frequency-major, as in the reference.
+A log-mel is a picture of one channel. Its rows are frequency bands and its columns are times. Audio
+patches are therefore ordered frequency-major, as in the reference.
 """
 
 from typing import NamedTuple

@@ -1,9 +1,9 @@
 """The authors' PyTorch names and layouts ↔ ours: one table, used in both directions.
 
 A row holds a PyTorch name, the place of the same weights in our parameter tree and how the layout
-differs. `{i}` in a name stands for the layers that we keep stacked in one array. What no row names
-has no place in our tree: the norms that a PyTorch block carries but never uses, and sin-cos
-positions where they are fixed.
+differs. `{i}` in a name stands for the layers that we keep stacked in one array. A tensor that no
+row names has no place in our tree. Such are the norms that a PyTorch block carries but never uses,
+and sin-cos positions where they are fixed.
 """
 
 import re
@@ -101,8 +101,8 @@ TABLE = tuple(_table())
 def take_params(state: MutableMapping[str, np.ndarray]) -> dict[str, Any]:
     """The parameter tree of a PyTorch state dict (names without `module.`).
 
-    What has a place in the tree is taken out of `state`, so that large arrays can be freed one by
-    one; what is left there has none.
+    An array that has a place in the tree is taken out of `state`, so that large arrays can be freed
+    one by one. What is left in `state` has no place.
     """
     flat = {}
     for row in TABLE:

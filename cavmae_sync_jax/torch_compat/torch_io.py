@@ -40,8 +40,9 @@ def check_suffix(path: str) -> None:
 def read(path: str) -> StateDict:
     """The state dict in a file: float32 arrays by name, without `module.`.
 
-    A dict around it, as MAE's `{"model": …}`, is opened; `argparse.Namespace`, where such a dict
-    keeps a training's flags, is the one object besides tensors that is accepted, and left out.
+    A dict around it, such as MAE's `{"model": …}`, is opened. Such a dict may keep a training's
+    flags in an `argparse.Namespace`. That is the one object besides tensors that is accepted, and
+    it is left out.
 
     Raises:
       UserError: if there is no such file, or it is broken, holds objects besides tensors, or

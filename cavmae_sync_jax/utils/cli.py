@@ -1,9 +1,9 @@
 """What every command-line program shares: how a user's mistake is told, and the exit status.
 
-Exit status: 0 only on success, 2 after a user's mistake (one sentence on stderr, no traceback),
-3 where the work is done but is not what a flag demands of it,
-130 after Ctrl-C, 143 after SIGTERM where a program saves before it stops. Anything else that goes
-wrong is a defect and keeps its traceback.
+The exit status is 0 only on success. It is 2 after a user's mistake, with one sentence on stderr
+and no traceback. It is 3 if the work is done, but not what a flag demands of it. It is 130 after
+Ctrl-C, and 143 after SIGTERM where a program saves before it stops. Anything else that goes wrong
+is a defect and keeps its traceback.
 """
 
 import argparse

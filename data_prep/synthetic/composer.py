@@ -1,8 +1,9 @@
 """Composes a scene: who sounds where and when, the frames, the sound, and the exact truth.
 
 A clip is a row of segments: one to three events with pauses between some of them. During an event
-one object sounds and is on screen. In any segment, event or pause, a silent object may be on screen
-too; it moves to a sound that is not heard, so that neither presence nor motion tells who sounds.
+one object sounds and is on screen. A silent object may also be on screen, in an event as in a
+pause. It moves to a sound that is not heard. Neither presence nor motion therefore tells which
+object sounds.
 """
 
 import math

@@ -78,9 +78,9 @@ class AssetObjects:
 def find_assets(folder: str | Path) -> AssetObjects:
     """Reads all pairs of a folder.
 
-    Left out are photos without a sound or with a silent one, photos under SMALLEST pixels, and all
-    but the first (by path) of pairs with the same name or the very same sound, which nobody could
-    tell apart.
+    Photos without a sound, with a silent one, or under SMALLEST pixels are left out. Of pairs with
+    the same name or the very same sound, which nobody could tell apart, only the first by path
+    stays.
 
     Raises:
       UserError: there are fewer than two pairs, or a file is unreadable, too large, opaque

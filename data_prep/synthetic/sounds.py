@@ -1,7 +1,8 @@
 """Synthesised sounds: twelve families, each played anew for every instance.
 
 A family is a pattern in time and frequency. Pitch, tempo and timbre are drawn from the same
-distributions for all families and loudness is set later, so that none of them alone tells a family.
+distributions for all families, and loudness is set later. None of them alone therefore tells a
+family.
 """
 
 import itertools

@@ -96,8 +96,8 @@ def ranks(
 ) -> Float[np.ndarray, " queries"]:
     """The rank (1 is best) of each query's own target.
 
-    Ties: 1 + the number of strictly better targets + half the number of the equal others, so that
-    a constant similarity scores as chance, not as perfect.
+    A rank is 1 + the number of strictly better targets + half the number of the equal others. A
+    constant similarity therefore scores as chance, not as perfect.
 
     Args:
       similarity: of every query to every target.

@@ -1,9 +1,9 @@
 """Scores of sound-prompted segmentation (paper section 3.5.3, Table 3) as functions on arrays.
 
-Maps are scaled once over the whole set. A class's pixels are those of all its images together;
-its scores are the area under the precision-recall step curve (AP) and the best intersection over
-union of 20 thresholds (IoU). Means are over the classes present. Maps are upsampled class by class,
-so that the pixels of one class, not of all, are held and sorted at a time: about 20 bytes a pixel.
+Maps are scaled once over the whole set. A class's pixels are those of all its images together. AP
+is the area under the precision-recall step curve. IoU is the best intersection over union of 20
+thresholds. Means are over the classes present. Maps are upsampled class by class. Only the pixels
+of one class are held and sorted at a time, with about 20 bytes per pixel.
 """
 
 from collections.abc import Iterable, Mapping
@@ -102,7 +102,7 @@ def means(table: Iterable[Mapping[str, float | int]]) -> dict[str, float]:
 def constant(table: Iterable[Mapping[str, float | int]]) -> dict[str, float]:
     """The means of a constant map that predicts every pixel: both scores are a class's share.
 
-    By the rule of `best_iou` it predicts none; but any map with two values may predict all but
-    its lowest pixels, so this is the IoU to beat.
+    By the rule of `best_iou` a constant map predicts no pixel. But a map with two values may
+    predict all but its lowest pixels, so this is the IoU to beat.
     """
     return means({"AP": row["share"], "IoU": row["share"]} for row in table)

@@ -41,10 +41,10 @@ def segment(vectors: Float[np.ndarray, "frames dim"], wanted: int) -> Segmentati
     """Clusters frames until their clusters make `wanted` segments in time (supplement 11).
 
     Agglomerative clustering by complete linkage of cosine distances, as in the authors' code; the
-    paper names no linkage. The distance threshold is adapted: of the tree's cuts that give exactly
-    `wanted` segments the coarsest is taken (the authors' code counts clusters where the paper says
-    segments). If there is none, K-means with `wanted` clusters, which may give more segments.
-    Frames at no distance from each other are never in different clusters.
+    paper names no linkage. The distance threshold is adapted: the coarsest of the tree's cuts with
+    exactly `wanted` segments is taken. The authors' code counts clusters where the paper says
+    segments. If there is none, K-means with `wanted` clusters, which may give more segments. Frames
+    at no distance from each other are never in different clusters.
 
     Args:
       vectors: of any length; what is compared is their direction.
