@@ -81,7 +81,7 @@ def run(config: ConfigDict, batches: Sequence[int], timed: bool, clips: Sequence
             line += [spread.text(), f"{spread.median / size / each:.2f}"]
         cells.append(line)
     head = ["", "", "GFLOP a sample", "×", "GiB of activations", "× a sample"]
-    print(timing.table(head + ["s a step", "× a sample"] * timed, cells), flush=True)
+    print(timing.table(head + ["s per step", "× per sample"] * timed, cells), flush=True)
     if clips:
         score(clips)
 

@@ -211,7 +211,7 @@ class Turns(NamedTuple):
         return [timing.Spread.of(ours[0]).text(0), timing.Spread.of(cost).text(3), *ratios]
 
     def _speeds(self) -> tuple[list[float], list[float]]:
-        """Examples a second, and examples a second of CPU time, in each repeat."""
+        """Examples per second, and examples per second of CPU time, in each repeat."""
         whole, cpu = self.seconds, self.cpu_seconds
         return [self.examples / s for s in whole], [self.examples / s for s in cpu]
 

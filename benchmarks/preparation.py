@@ -3,7 +3,7 @@
     python -m benchmarks.preparation
     python -m benchmarks.preparation --videos=FOLDER    # your own instead of synthetic ones
 
-Synthetic videos are 10 s of H.264 (25 frames a second) and AAC (stereo, 44.1 kHz), of a picture
+Synthetic videos are 10 s of H.264 (25 frames per second) and AAC (stereo, 44.1 kHz), of a picture
 with detail at all scales that moves, at the two sizes in which AudioSet and VGGSound are mostly
 found. The decoding row is a plain PyAV pass over every frame and sample of the same files, which
 nothing that reads them can beat by much. Seconds are of the processor, not of the clock.
@@ -36,7 +36,7 @@ from data_prep.sources import video_files
 
 SIZES = ((320, 240), (640, 360))
 SECONDS, FRAME_RATE, SAMPLE_RATE = 10, 25, 44_100
-MILLIONS, EXAMPLES = 2, 3000  # of clips to prepare; examples a second that a training reads
+MILLIONS, EXAMPLES = 2, 3000  # of clips to prepare; examples per second that a training reads
 
 
 def run(folder: str, videos: int, repeats: int) -> None:
@@ -101,7 +101,7 @@ def scenery(
 
 
 def speed(groups: dict[str, list[str]], repeats: int) -> dict[str, float]:
-    """Prints clips a second and core; returns the processor's seconds a clip of each group."""
+    """Prints clips per second and core; returns the processor's seconds per clip of each group."""
     preparation = Preparation()
     job = shards.Job(shards.Schema((), preparation.num_frames, False, "float16"), preparation)
     rows, prepared = [], {}

@@ -64,7 +64,7 @@ LARGEST = 64  # samples of a chip at a time, in the table's large batches
 
 
 class Collectives(NamedTuple):
-    """Of one kind: how many a step, bytes a chip takes part with, and seconds on paper."""
+    """Of one kind: how many per step, bytes that a chip takes part with, and seconds on paper."""
 
     count: int
     bytes: float
@@ -72,7 +72,7 @@ class Collectives(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What one compilation says; `memory` is bytes a chip, FLOPs are of all chips together."""
+    """What one compilation says; `memory` is bytes per chip, FLOPs are of all chips together."""
 
     chips: int
     memory: float

@@ -90,8 +90,8 @@ def get_config(variant: str = "sync") -> ConfigDict:
                 "clip_rows": 1024,  # log-mel rows a clip is padded or cut to
                 "own_statistics": False,  # the dataset's audio_mean and audio_std (--compute_stats)
                 "augment_audio": False,  # noise and time shift (paper yes, released code no)
-                "workers": 8,  # processes a host
-                "prefetch": 2,  # batches a worker
+                "workers": 8,  # processes per host
+                "prefetch": 2,  # batches per worker
             },
             "model": {
                 "image_size": 224,  # pixels

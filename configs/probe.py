@@ -1,4 +1,4 @@
-"""The probe of a frozen encoder (paper section 4.1, Tables 2, 10 and 12), a row a dataset.
+"""The probe of a frozen encoder (paper section 4.1, Tables 2, 10 and 12), a row per dataset.
 
     python -m cavmae_sync_jax.evals.probe --config=configs/probe.py:as20k \
         --checkpoint=DIR --data=DATASET --output=DIR
@@ -57,7 +57,7 @@ def get_config(variant: str = "as20k") -> ConfigDict:
             "adam_b1": 0.95,
             "adam_b2": 0.999,
             "l2": 5e-7,
-            "loss": "bce",  # several labels a clip; ce: one
+            "loss": "bce",  # several labels per clip; ce: one
             "label_smoothing": 0.1,
             "mixup": 0.5,  # share of the clips that are mixed with another, λ ~ Beta(10, 10)
             "time_shift": True,  # noise and a random roll of each window

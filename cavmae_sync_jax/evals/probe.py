@@ -140,7 +140,7 @@ def _one_label(records: loader.Records, truth: Truth) -> None:
     several = np.flatnonzero(truth.sum(axis=1) > 1)
     if several.size:
         raise UserError(
-            f"config.loss='ce' needs one label a clip, but {several.size} clips of the split "
+            f"config.loss='ce' needs one label per clip, but {several.size} clips of the split "
             f"{records.split} have more (the first: {records.ids([int(several[0])])[0]}): "
             "use --config.loss=bce"
         )

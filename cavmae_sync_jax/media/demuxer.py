@@ -28,6 +28,8 @@ _REFERRING = {
     *("concat", "dash", "hls", "image2", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp"),
     *("vobsub", "webm_dash_manifest"),
 }
+# Titles that are no UTF-8 are no reason to refuse a file. PyAV 19 takes them without being asked.
+_TOLERANT = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 # Hertz. Resampled to 16 kHz, a few bytes of anything slower would fill the memory, and so would the
 # filter for anything faster.
 _SLOWEST, _FASTEST = 1000, 1_000_000
@@ -88,7 +90,7 @@ def open_file(path: str | Path) -> av.container.InputContainer:
     return av.open(
         str(Path(path).absolute()),
         options={"protocol_whitelist": "file", "format_whitelist": _trusted_formats()},
-        metadata_errors="replace",
+        **_TOLERANT,
     )
 
 

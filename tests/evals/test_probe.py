@@ -292,7 +292,7 @@ def test_labels_that_a_probe_needs(trained, dataset_dir, tmp_path, monkeypatch):
     records = loader.Records(dataset_dir, "eval")
     several = np.ones((5, 2), bool)
     monkeypatch.setattr(probe, "labels", lambda _: several)
-    with pytest.raises(UserError, match="needs one label a clip, but 5 clips"):
+    with pytest.raises(UserError, match="needs one label per clip, but 5 clips"):
         probe.run(trained, records, recipe(loss="ce"))
     monkeypatch.undo()
     monkeypatch.setattr(probe, "class_names", lambda _: ["even", "odd"])

@@ -26,7 +26,7 @@ PANELS = {
         "visual_to_audio/R5": "visual → audio",
     },
     "learning rate": {"learning_rate": "learning_rate"},
-    "clips a second": {"examples_per_second": "examples_per_second"},
+    "clips per second": {"examples_per_second": "examples_per_second"},
 }
 Series = dict[str, tuple[list[float], list[float]]]  # a name's steps and values
 
