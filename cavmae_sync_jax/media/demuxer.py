@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -29,7 +29,9 @@ _REFERRING = {
     *("vobsub", "webm_dash_manifest"),
 }
 # Titles that are no UTF-8 are no reason to refuse a file. PyAV 19 takes them without being asked.
-_TOLERANT = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+_TOLERANT: dict[str, Any] = (
+    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+)
 # Hertz. Resampled to 16 kHz, a few bytes of anything slower would fill the memory, and so would the
 # filter for anything faster.
 _SLOWEST, _FASTEST = 1000, 1_000_000
