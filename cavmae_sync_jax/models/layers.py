@@ -21,9 +21,25 @@ REMAT_POLICIES = {
 }
 
 
-def dense(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
+class Dense(nn.Module):
     """A linear layer with MAE's initialisation: Xavier-uniform weights, zero biases."""
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows dim"]) -> Float[Array, "*rows {self.features}"]:
+        """Transforms every row, with Flax's names for the parameters."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        x, kernel, bias = jnp.asarray(x, self.dtype), jnp.asarray(kernel), jnp.asarray(bias)
+        return memory_efficient_ops.linear(x, kernel, bias)
+
+
+def dense(features: int, dtype: Any, name: str | None = None) -> Dense:
+    """A named `Dense`."""
+    return Dense(features, dtype, name=name)
 
 
 class Norm(nn.Module):
@@ -54,7 +70,7 @@ class Attention(nn.Module):
         qkv = jnp.split(dense(3 * dim, self.dtype, "qkv")(x), 3, axis=-1)
         heads = (part.reshape(batch, tokens, self.heads, dim // self.heads) for part in qkv)
         mixed = models_attention.dot_product_attention(*heads)
-        return dense(dim, self.dtype, "projection")(mixed.reshape(batch, tokens, dim))
+        return dense(dim, self.dtype, "projection")(mixed)
 
 
 class Mlp(nn.Module):

@@ -1,9 +1,8 @@
-"""Attention, GELU and LayerNorm whose gradients keep little and compute the rest again.
+"""Linear layers, GELU and LayerNorm whose gradients keep little and compute the rest again.
 
-Differentiated by JAX they keep every intermediate array: of attention the logits and weights, which
-grow with the square of the tokens. What is kept here is their input, their output and a number a
-row; the rest is cheap to repeat. Results are those of the plain functions, up to rounding. All of
-it is in float32 inside, whatever the arrays' type.
+Differentiated by JAX they keep every intermediate array. What is kept here is their input and a
+number or two per row; the rest is cheap to repeat. Results are those of the plain functions, up to
+rounding. Sums, norms and GELU are in float32 inside, whatever the arrays' type.
 """
 
 import functools
@@ -17,9 +16,46 @@ Residuals = tuple[Array, ...]
 
 
 @jax.custom_vjp
+def linear(
+    x: Rows, kernel: Float[Array, "dim features"], bias: Float[Array, " features"]
+) -> Float[Array, "*rows features"]:
+    """x·kernel + bias in the type of `x`; the parameters' gradients are summed in float32.
+
+    JAX would round the sum over a device's rows to the type of `x` before it adds those of other
+    devices. At 256 devices in bfloat16, that loses digits.
+    """
+    product = jax.lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+    return product + _row(bias, product).astype(x.dtype)
+
+
+def _linear_forward(
+    x: Rows, kernel: Float[Array, "dim features"], bias: Float[Array, " features"]
+) -> tuple[Float[Array, "*rows features"], Residuals]:
+    return linear(x, kernel, bias), (x, kernel)
+
+
+def _linear_backward(
+    residuals: Residuals, cotangent: Float[Array, "*rows features"]
+) -> tuple[Rows, Float[Array, "dim features"], Float[Array, " features"]]:
+    x, kernel = residuals
+    rows = tuple(range(x.ndim - 1))
+    last = (((x.ndim - 1,), (1,)), ((), ()))
+    return (
+        jax.lax.dot_general(cotangent, kernel.astype(x.dtype), last),
+        jax.lax.dot_general(
+            x, cotangent, ((rows, rows), ((), ())), preferred_element_type=jnp.float32
+        ),
+        cotangent.astype(jnp.float32).sum(rows),
+    )
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+@jax.custom_vjp
 def gelu(x: Rows) -> Rows:
-    """x·Φ(x), exact."""
-    return jax.nn.gelu(x, approximate=False)
+    """x·Φ(x), exact, in float32 inside."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
 
 
 def _gelu_forward(x: Rows) -> tuple[Rows, Rows]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cavmae_sync_jax.models import attention, memory_efficient_ops
+from cavmae_sync_jax.models import attention, layers, memory_efficient_ops
 
 EPSILON = 1e-5
 
@@ -24,14 +24,24 @@ def plain_gelu(x):
     return jax.nn.gelu(x, approximate=False)
 
 
+def plain_attention(*heads):
+    mixed = jax.nn.dot_product_attention(*heads)
+    return mixed.reshape(*mixed.shape[:2], -1)
+
+
+def plain_linear(x, kernel, bias):
+    return x @ kernel + jnp.broadcast_to(bias, (*x.shape[:-1], len(bias)))
+
+
 TOKENS, HEADS, DIM = 13, 3, 8
 CASES = {
     "attention": (
         attention.dot_product_attention,
-        jax.nn.dot_product_attention,
+        plain_attention,
         [(2, TOKENS, HEADS, DIM)] * 3,
         3,
     ),
+    "linear": (memory_efficient_ops.linear, plain_linear, [(2, TOKENS, DIM), (DIM, 5), (5,)], 1),
     "gelu": (memory_efficient_ops.gelu, plain_gelu, [(2, TOKENS, DIM)], 3),
     "layer norm": (lean_norm, plain_norm, [(2, TOKENS, DIM), (DIM,), (DIM,)], 1),
     "layer norm of pooled": (lean_norm, plain_norm, [(5, DIM), (DIM,), (DIM,)], 1),
@@ -49,9 +59,12 @@ def test_values_and_gradients_are_those_of_the_plain_function(name, dtype, toler
     ours, theirs, shapes, spread = CASES[name]
     rng = np.random.default_rng(0)
     arrays = [jnp.asarray(spread * rng.standard_normal(shape), jnp.float32) for shape in shapes]
-    given = [array.astype(dtype) if array.ndim > 1 else array for array in arrays]
-    pull = jnp.asarray(rng.standard_normal(shapes[0]), dtype)
+    # Parameters stay in float32.
+    parameters = {"linear": 2, "layer norm": 2, "layer norm of pooled": 2}.get(name, 0)
+    inputs = len(arrays) - parameters
+    given = [array.astype(dtype) for array in arrays[:inputs]] + arrays[inputs:]
     value, back = jax.vjp(ours, *given)
+    pull = jnp.asarray(rng.standard_normal(value.shape), dtype)
     assert value.dtype == dtype
     # In bfloat16 the truth is the plain function of the same numbers in float32.
     expected, plain_back = jax.vjp(theirs, *(array.astype(jnp.float32) for array in given))
@@ -78,4 +91,37 @@ def test_attention_keeps_nothing_that_grows_with_the_square_of_the_tokens():
         return sum(leaf.size for leaf in jax.tree.leaves(back))
 
     assert kept(attention.dot_product_attention) == 4 * np.prod(shape.shape) + 2 * 64 * 2
-    assert kept(jax.nn.dot_product_attention) > 2 * 2 * 64 * 64
+    assert kept(plain_attention) > 2 * 2 * 64 * 64
+
+
+def test_a_layer_of_attention_keeps_its_output_once():
+    layer = layers.Attention(2, jnp.float32)
+    x = jax.ShapeDtypeStruct((2, 64, 16), jnp.float32)
+    params = jax.eval_shape(layer.init, jax.random.key(0), x)
+    _, back = jax.eval_shape(lambda *given: jax.vjp(layer.apply, *given), params, x)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(back))
+    # The input, query, key and value, the output; a number per head and token; both kernels.
+    assert kept == 5 * 2 * 64 * 16 + 2 * 2 * 64 + 16 * 48 + 16 * 16
+
+
+def test_weight_gradients_are_not_rounded_before_devices_add_them():
+    rng = np.random.default_rng(1)
+    x, cotangent = (jnp.asarray(rng.normal(size=(64, 32, 6)), jnp.bfloat16) for _ in range(2))
+    kernel, bias = jnp.zeros((6, 6)), jnp.zeros(6)
+    _, back = jax.vjp(memory_efficient_ops.linear, x, kernel, bias)
+    _, kernel_gradient, bias_gradient = back(cotangent)
+    wide = (
+        np.asarray(x, np.float64).reshape(-1, 6),
+        np.asarray(cotangent, np.float64).reshape(-1, 6),
+    )
+    # One rounding to bfloat16 would be wrong by up to 2⁻⁹ of each value.
+    np.testing.assert_allclose(kernel_gradient, wide[0].T @ wide[1], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(bias_gradient, wide[1].sum(0), rtol=1e-5, atol=1e-4)
+    assert (kernel_gradient != kernel_gradient.astype(jnp.bfloat16)).any()
+
+
+def test_gelu_of_bfloat16_is_rounded_once():
+    x = jnp.linspace(-4, 4, 4001).astype(jnp.bfloat16)
+    exact = np.asarray(plain_gelu(x.astype(jnp.float32)))
+    found = np.asarray(memory_efficient_ops.gelu(x), np.float32)
+    np.testing.assert_array_equal(found, np.asarray(exact.astype(jnp.bfloat16), np.float32))
