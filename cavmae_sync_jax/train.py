@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained, initial_params
 from cavmae_sync_jax.data import loader
-from cavmae_sync_jax.distributed import multihost, preemption, sharding
+from cavmae_sync_jax.distributed import hardware, multihost, preemption, sharding
 from cavmae_sync_jax.evals import in_training
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.training import config_checks, device_clock, metric_writer, train_step
@@ -223,6 +223,7 @@ def train_and_evaluate(
       Terminated: if told to stop; all steps are saved.
     """
     run = Run(config, workdir)
+    console.log(f"training on {hardware.description()}, mesh {dict(run.mesh.shape)}")
     run.begin(resume_step)
     config, step_function, batches = run.config, run.step_function(), run.batches()
     scores: dict[str, float] = {}

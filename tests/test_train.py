@@ -138,6 +138,7 @@ def test_the_end_says_where_the_run_is_and_what_comes_next(finished, tmp_path, c
     config, workdir, _ = finished
     train.train_and_evaluate(config, workdir)
     said = capsys.readouterr().err
+    assert "training on 8 × cpu, mesh {'data': 8, 'fsdp': 1}" in said
     assert f"trained to step 15: {workdir}" in said
     assert f"evals.retrieval --checkpoint={workdir} --data={config.data.dir} --split=eval" in said
 

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from cavmae_sync_jax.distributed import hardware
+from cavmae_sync_jax.utils import console
 from cavmae_sync_jax.utils.errors import UserError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -45,6 +47,7 @@ def initialize() -> None:
             address,
             processes,
             rank,
+            local_device_ids=hardware.slurm_devices(os.environ),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
@@ -78,6 +81,8 @@ def _described() -> tuple[str, int, int] | tuple[()]:
 def connected() -> Iterator[None]:
     """Joins the run's other processes; if one of them is lost, ends this one with a sentence."""
     initialize()
+    if idle := hardware.idle_accelerator():
+        console.log(idle)
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

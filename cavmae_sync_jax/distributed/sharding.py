@@ -6,6 +6,9 @@ The layer axis of a scanned stack is never split. Smaller parameters are replica
 moments follow their parameter.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +27,11 @@ MIN_SHARDED = 2**14
 def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
     """Arranges all devices as `data` x `fsdp`; one of the two may be -1 (the rest).
 
+    TPU slices, which only a data-centre network connects, lie along `data`: it carries one sum of
+    gradients per step, but `fsdp` carries parameters in every layer.
+
     Raises:
-      UserError: if the shape does not use all devices.
+      UserError: if the shape does not use all devices, or `fsdp` would cross slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [data, fsdp]
@@ -36,9 +42,28 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = 
             f"mesh data={data}, fsdp={fsdp} does not fit {len(devices)} devices: "
             "their product must be the number of devices (-1 stands for the rest)"
         )
+    return Mesh(arrange((shape[0], shape[1]), devices), AXES)
+
+
+def arrange(shape: tuple[int, int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices as an array of a mesh's shape.
+
+    Raises:
+      UserError: if `fsdp` would cross slices.
+    """
+    # A GPU calls its host a slice; hosts follow each other in the plain order already.
+    slices = len({device.slice_index for device in devices if device.platform == "tpu"}) or 1
+    if shape[0] % slices:
+        raise UserError(
+            f"mesh data={shape[0]}, fsdp={shape[1]} does not fit {slices} TPU slices: "
+            f"set config.mesh.data to a multiple of {slices}"
+        )
     # Along the wires of a TPU's torus, whose axes may have to be split or joined for the shape.
-    arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(arranged, AXES)
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(
+        (shape[0] // slices, shape[1]), (slices, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """One device and eight give the same loss and gradients, however the mesh is cut."""
 
+import dataclasses
 import functools
 
 import jax
@@ -87,6 +88,41 @@ def test_the_rule(monkeypatch):
         "odd": P(),
         "bias": P(),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What the arrangement asks of a TPU's device."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def two_slices():
+    places = [(s, x, y) for x in range(2) for s in range(2) for y in range(2)]
+    return [Chip(number, (x, y, 0), s) for number, (s, x, y) in enumerate(places)]
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4)])
+def test_parameters_never_cross_slices(shape):
+    arranged = sharding.arrange(shape, two_slices())
+    assert arranged.shape == shape
+    assert sorted(chip.id for chip in arranged.flat) == list(range(8))
+    for row in arranged:
+        assert len({chip.slice_index for chip in row}) == 1
+    halves = np.vectorize(lambda chip: chip.slice_index, otypes=[int])(arranged)
+    assert (halves[: shape[0] // 2] == 0).all() and (halves[shape[0] // 2 :] == 1).all()
+
+
+def test_parameters_that_would_cross_slices_are_refused():
+    message = "data=1, fsdp=8 does not fit 2 TPU slices: set config.mesh.data to a multiple of 2"
+    with pytest.raises(UserError, match=message):
+        sharding.arrange((1, 8), two_slices())
 
 
 def test_mesh_shapes():
