@@ -80,7 +80,7 @@ TESTED = {
     "test_convert_measures_every_kind_both_ways",
 }
 # Flags of others' programs that the text mentions.
-FOREIGN = {"--version"}
+FOREIGN = {"--version", "--gpus"}  # of gcloud and of Slurm
 
 
 class Command(NamedTuple):
