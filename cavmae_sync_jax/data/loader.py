@@ -6,7 +6,9 @@ consecutive shares for the processes. A run therefore resumes from a number, wit
 workers, processes or devices, and every clip comes once an epoch.
 """
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
@@ -27,6 +29,8 @@ from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
 FIELDS = ("clip_id", "frames", "fbank")
 Batch = dict[str, Any]
+# Where Linux keeps what processes share; containers often have 64 MB of it.
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class Records:
@@ -203,10 +207,14 @@ def train_batches(
     Returns:
       An iterator of `audio` `[share, rows, bins]`, `visual` `[share, height, width, 3]` and
       `clip` `[share]` (indices of the records).
+
+    Raises:
+      UserError: if the workers' batches don't fit into the shared memory.
     """
     count, rank = jax.process_count(), jax.process_index()
     chosen = _shuffled(len(records), seed).random_map(_RandomFrame(pair_spec))[start:]
     shares = chosen.batch(batch_size // count)[rank::count].map(_Pairs(records, pair_spec))
+    _check_shared_memory(records, pair_spec, batch_size // count, workers, prefetch)
     return iter(_prefetched(shares, workers, prefetch))
 
 
@@ -219,8 +227,28 @@ def order(clips: int, seed: int, start: int, count: int) -> list[int]:
     return [int(index) for index in _shuffled(clips, seed)[start : start + count]]
 
 
+def _check_shared_memory(
+    records: Records, pair_spec: PairSpec, pairs: int, workers: int, prefetch: int
+) -> None:
+    """Refuses workers whose batches don't fit: writing beyond the end kills them by a signal."""
+    if not workers or not SHARED_MEMORY.is_dir():
+        return
+    (pair,) = records.pairs(0, pair_spec, [0])
+    # Each worker holds `prefetch` batches ready, and fills another one.
+    needed = workers * (prefetch + 1) * pairs * sum(values.nbytes for values in pair.values())
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise UserError(
+            f"config.data.workers={workers} needs {needed / 1e9:.2g} GB of shared memory for its "
+            f"batches, but {SHARED_MEMORY} has {free / 1e9:.2g} GB: lower --config.data.workers "
+            "or --config.data.prefetch, or give a container more by docker run --shm-size"
+        )
+
+
 def _prefetched(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.IterDataset:
-    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+    # A worker's finished batches wait in shared memory, so that it holds but one of its own.
+    own = 1 if workers else prefetch
+    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=own)
     dataset = batches.to_iter_dataset(threads)
     if not workers:
         return dataset
@@ -269,12 +297,17 @@ def clip_batches(
     Returns:
       An iterator of `audio` `[share, frames, rows, bins]`, `visual` `[share, frames, height,
       width, 3]`, `clip` `[share]` and `valid` `[share]`.
+
+    Raises:
+      UserError: if the workers' batches don't fit into the shared memory.
     """
     count, rank = jax.process_count(), jax.process_index()
     order = np.arange(len(records)) if order is None else order
     padded = -(-len(order) // batch_size) * batch_size
     clips = grain.MapDataset.range(start * batch_size, padded)
     clips = clips.map(_WholeClip(records, pair_spec, order))
+    pairs = batch_size // count * pair_spec.num_frames
+    _check_shared_memory(records, pair_spec, pairs, workers, prefetch)
     shares = clips.batch(batch_size // count)[rank::count]
     return iter(_prefetched(shares, workers, prefetch))
 

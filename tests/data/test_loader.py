@@ -151,6 +151,23 @@ def flip(data):
     return data
 
 
+def test_workers_that_need_more_shared_memory_than_there_is_are_refused(records, monkeypatch):
+    total, used = 64_000_000, 63_999_000
+    usage = shutil._ntuple_diskusage(total, used, total - used)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    # Of 6 pairs each, 3 batches per worker: two that are ready, and the next one.
+    (pair,) = records.pairs(0, FRAMING, [0])
+    needed = 2 * 3 * 6 * sum(values.nbytes for values in pair.values())
+    message = (
+        f"config.data.workers=2 needs {needed / 1e9:.2g} GB of shared memory .* has 1e-06 GB: lower"
+    )
+    with pytest.raises(UserError, match=message):
+        train(records, workers=2)
+    with pytest.raises(UserError, match=r"workers=1 needs .* docker run --shm-size"):
+        loader.clip_batches(records, FRAMING, 2, workers=1, prefetch=1)
+    take(train(records, workers=0), 1)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_corrupt_record_is_named(dataset_dir, tmp_path, workers):
     records = loader.Records(damaged(dataset_dir, tmp_path, flip), "train")
