@@ -61,13 +61,16 @@ class Prompt(Clip):
     def read(self, preparation: Preparation) -> Recording:
         """Reads image, sound and mask, which are one frame with its truth.
 
-        `events` are empty: nobody has said when in the sound the class is heard.
+        `events` are empty: nobody has said when in the sound the class is heard. So are the fields
+        of silent objects.
         """
         frame, mask = self._frame_and_mask(preparation.image_size)
         waveform = readers.read_sound(self.sound, preparation.clip_seconds)
         truth = {
             "frame_class": np.array([self.class_index], np.int64),
             "frame_mask": [encode_mask(mask, preparation.image_size)],
+            "frame_silent_class": [],
+            "frame_silent_mask": [],
             "events": {"class": [], "start": [], "end": []},
         }
         return Recording(frame[None], waveform, len(waveform) / audio.SAMPLE_RATE, truth)

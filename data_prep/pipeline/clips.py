@@ -73,7 +73,7 @@ class Recording(NamedTuple):
     """What a clip holds once it is read.
 
     `waveform` is the first channel at 16 kHz, `seconds` the clip's length; `truth` has the fields
-    `frame_class`, `frame_mask` and `events` of an example, or is empty.
+    of an example's truth, see `prepare_clip`, or is empty.
     """
 
     frames: UInt8[np.ndarray, "frames size size 3"]
@@ -143,7 +143,8 @@ class VideoClip(Clip):
         A truth file holds, for T frames and E events: `frame_class` int64 [T], an index of the
         class names, -1 where nothing sounds; `frame_mask` bool [T, height, width] at the video's
         resolution, the pixels of what sounds; `event_class` int64 [E], `event_start` and
-        `event_end` float32 [E], in seconds from the clip's start.
+        `event_end` float32 [E], in seconds from the clip's start. It may hold `frame_silent_class`
+        and `frame_silent_mask` of the same shapes: an object on screen that makes no sound.
         """
         end = self.start + preparation.clip_seconds if self.end is None else self.end
         with readers.local(self.path) as path:
@@ -178,9 +179,25 @@ class VideoClip(Clip):
         whole = [one.dtype.kind in "iu" for one in (classes, events[0])]
         if not all(whole) or not all(np.isfinite(one).all() for one in events):
             raise UserError(f"{self.truth} has classes or times that are no such numbers")
+        silent_classes = truth.get("frame_silent_class", classes[:0])
+        silent_masks = truth.get("frame_silent_mask", masks[:0])
+        if (len(silent_classes) or len(silent_masks)) and (
+            silent_classes.shape != classes.shape
+            or silent_classes.dtype.kind not in "iu"
+            or silent_masks.shape != expected
+            or silent_masks.dtype != np.bool_
+        ):
+            raise UserError(
+                f"{self.truth} has frame_silent_class and frame_silent_mask of other shapes or "
+                "types than frame_class and frame_mask: write both like those, or neither"
+            )
         return {
             "frame_class": classes.astype(np.int64),
             "frame_mask": [encode_mask(mask, preparation.image_size) for mask in masks],
+            "frame_silent_class": silent_classes.astype(np.int64),
+            "frame_silent_mask": [
+                encode_mask(mask, preparation.image_size) for mask in silent_masks
+            ],
             "events": dict(zip(("class", "start", "end"), events, strict=True)),
         }
 
@@ -200,7 +217,9 @@ def prepare_clip(clip: Clip, preparation: Preparation) -> Example | Reject:
 
     The example holds `clip_id`; `frames`, a list of JPEGs; `fbank`, the log-mel of the whole clip
     `[rows, 128]`, not normalised; `labels`. Clips with truth also get `frame_class`, `frame_mask`
-    (a list of 1-bit PNGs in the frames' geometry) and `events`.
+    (a list of 1-bit PNGs in the frames' geometry) and `events`. `frame_silent_class` and
+    `frame_silent_mask` are the same of an object that makes no sound; both are empty where the
+    source says nothing of it.
 
     Raises:
       UserError: the clip's truth is missing or doesn't fit it.

@@ -59,6 +59,8 @@ class Schema(NamedTuple):
             spec |= {
                 "frame_class": feature.Tensor(shape=(self.num_frames,), dtype=np.int64),
                 "frame_mask": feature.Sequence(text),
+                "frame_silent_class": feature.Sequence(np.int64),
+                "frame_silent_mask": feature.Sequence(text),
                 "events": feature.Sequence(
                     {"class": np.int64, "start": np.float32, "end": np.float32}
                 ),

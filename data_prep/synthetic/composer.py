@@ -71,10 +71,15 @@ class Scene:
 
 
 class Truth(NamedTuple):
-    """What sounds in chosen frames, and where; -1 and an empty mask if nothing does."""
+    """What sounds in chosen frames, and what is silent on screen; -1 and an empty mask if nothing.
+
+    The masks hold visible pixels only: what covers an object is not in its mask.
+    """
 
     frame_class: Int[np.ndarray, " frames"]
     frame_mask: Bool[np.ndarray, "frames height width"]
+    frame_silent_class: Int[np.ndarray, " frames"]
+    frame_silent_mask: Bool[np.ndarray, "frames height width"]
 
 
 class SceneSegment(NamedTuple):
@@ -236,20 +241,20 @@ def render(scene: Scene) -> UInt8[np.ndarray, "frames height width 3"]:
 
 
 def truth(scene: Scene, num_frames: int) -> Truth:
-    """Returns class and visible mask of what sounds in the frames that `media.read_clip` picks."""
+    """Returns classes and visible masks in the frames that `media.read_clip` picks."""
     height, width = scene.background.shape[:2]
     frames = [index * scene.frames // num_frames for index in range(num_frames)]
-    classes = np.full(len(frames), -1, np.int64)
-    masks = np.zeros((len(frames), height, width), bool)
+    classes = {sounds: np.full(len(frames), -1, np.int64) for sounds in (True, False)}
+    masks = {sounds: np.zeros((len(frames), height, width), bool) for sounds in (True, False)}
     for row, frame in enumerate(frames):
         for layer in scene.layers:
             if layer.first <= frame < layer.last:
                 sprite, rows, columns = _placed(layer, frame, (height, width))
-                if layer.sounds:
-                    classes[row] = layer.class_id
-                masks[row, rows, columns] &= ~scene_sprites.opaque(sprite)
-                masks[row, rows, columns] |= layer.sounds & scene_sprites.opaque(sprite)
-    return Truth(classes, masks)
+                classes[layer.sounds][row] = layer.class_id
+                opaque = scene_sprites.opaque(sprite)
+                masks[not layer.sounds][row, rows, columns] &= ~opaque
+                masks[layer.sounds][row, rows, columns] |= opaque
+    return Truth(classes[True], masks[True], classes[False], masks[False])
 
 
 def _placed(layer: Layer, frame: int, shape: tuple[int, ...]) -> tuple[Sprite, slice, slice]:

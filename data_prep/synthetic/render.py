@@ -49,8 +49,7 @@ def render_clip(renderer: SceneRenderer, split: str, number: int, path: Path) ->
     unfinished = path.with_suffix(".partial.npz")
     np.savez_compressed(
         unfinished,
-        frame_class=truth.frame_class,
-        frame_mask=truth.frame_mask,
+        **truth._asdict(),
         event_class=np.array([event.class_id for event in scene.events], np.int64),
         event_start=np.array([event.start for event in scene.events], np.float32),
         event_end=np.array([event.end for event in scene.events], np.float32),
