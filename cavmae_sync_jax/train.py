@@ -52,7 +52,7 @@ class Run:
         self.held_out = None
         if config.data.eval_split:
             self.held_out = loader.Records(config.data.dir, config.data.eval_split)
-            in_training.check(config.evaluations, self.module, self.held_out)
+            in_training.check(config.evaluations, self.held_out)
         for split in filter(None, (self.records, self.held_out)):
             split.pairs(0, self.pair_spec, [0])  # refuses sizes that don't fit
 

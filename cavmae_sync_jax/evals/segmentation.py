@@ -1,117 +1,43 @@
 """Sound-prompted segmentation (paper section 3.5.3; Table 3, Figure 5) of a trained model.
 
-Where in an image is what a sound comes from? A map is the cosine of the sound's global token with
-the image's patch tokens. Any dataset whose frames have a class and a mask can be scored, such as
-those of data_prep.ade20k_sound and data_prep.scenes; frames in which nothing sounds are left out.
+Where in an image is what a sound comes from? Two maps answer. The paper's is the cosine of the
+sound's global token with the image's patch tokens. The other is evidence: how much better the image
+matches the sound where a patch is visible, see `inference.heatmaps`. Any dataset whose frames have
+a class and a mask can be scored, such as those of data_prep.ade20k_sound and data_prep.scenes;
+frames in which nothing sounds are left out.
 
 Example:
   python -m cavmae_sync_jax.evals.segmentation --checkpoint=runs/sync --data=DATASET
 
 Prints a table and writes OUTPUT/segmentation.json, with the scores of every class, and
-OUTPUT/segmentation.png, where some images are shown with their maps.
+OUTPUT/segmentation.png, where some images are shown with their maps. Videos without such truth have
+no score: data_prep.scenes makes some that have.
 """
 
 import argparse
-import io
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32
-from PIL import Image
 
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.distributed import multihost, sharding
-from cavmae_sync_jax.evals import common
+from cavmae_sync_jax.evals import common, sound_maps
 from cavmae_sync_jax.evals.figures import segmentation as figure
+from cavmae_sync_jax.evals.metrics import bootstrap
 from cavmae_sync_jax.evals.metrics import segmentation as segmentation_metrics
 from cavmae_sync_jax.evals.metrics.segmentation import Items
-from cavmae_sync_jax.inference import features
-from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
-from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.evals.sound_maps import OTHER, OWN, SILENCE, Map, Maps, Query
+from cavmae_sync_jax.inference import heatmaps
+from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
-from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
-Query = Literal["frame", "clip"]
-Tokens = Literal["joint", "encoder"]
 NAME = "segmentation"
-
-
-class Stills(loader.Records):
-    """Records of one image each, which is repeated, so that a sound gets as many windows as a clip.
-
-    A model of 16 frames a clip so hears an image's sound in its 16 windows, spread as always.
-    """
-
-    def __init__(self, records: loader.Records, windows: int):
-        super().__init__(records.directory, records.split)
-        self._windows = windows
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = super().__getitem__(index)
-        return {**record, "frames": list(record["frames"]) * self._windows}
-
-
-def frame_maps(module: CavMaeSync, params: Any, batch: dict[str, Array]) -> dict[str, Array]:
-    """Every frame's cosine maps, for `features.extract`: `QUERY_TOKENS`, see `run`.
-
-    Each is `[batch, frames, rows, columns]` on the grid of patches.
-    """
-    windows = _windows(module, params, batch[AUDIO])
-    queries = {"frame": windows, "clip": windows.mean(axis=1, keepdims=True)}
-    return _cosines(module, params, queries, batch[VISUAL])
-
-
-def still_maps(module: CavMaeSync, params: Any, batch: dict[str, Array]) -> dict[str, Array]:
-    """The maps of `Stills`, whose frames are all the same: `[batch, 1, rows, columns]` each."""
-    windows = _windows(module, params, batch[AUDIO])
-    queries = {"clip": windows.mean(axis=1, keepdims=True)}
-    return _cosines(module, params, queries, batch[VISUAL][:, :1])
-
-
-def _windows(
-    module: CavMaeSync, params: Any, audio: Float[Array, "batch frames rows bins"]
-) -> Float32[Array, "batch frames dim"]:
-    """The unit global token of every window, after the joint block's pass of the sound."""
-
-    def embed(raw: Array) -> Array:
-        return module.apply({"params": params}, AUDIO, raw, method="embed").global_token
-
-    return _unit(features.each_frame(embed, audio))
-
-
-def _cosines(
-    module: CavMaeSync, params: Any, queries: dict[str, Array], images: Array
-) -> dict[str, Array]:
-    """Cosines of `[batch, 1 or frames, dim]` with the patches of `[batch, frames, …]` images."""
-
-    def patches_of(model: CavMaeSync, raw: Array) -> dict[str, Array]:
-        tokens = model.encode(VISUAL, model.patchify(VISUAL, raw))
-        return {"joint": model.join(VISUAL, tokens).patch_tokens, "encoder": tokens.patches}
-
-    def embed(raw: Array) -> dict[str, Array]:
-        return module.apply({"params": params}, raw, method=patches_of)
-
-    maps = {}
-    for tokens, patches in features.each_frame(embed, images).items():
-        batch, frames, _, dim = patches.shape
-        for query, sound in queries.items():
-            sound = jnp.broadcast_to(_unit(sound), (batch, frames, dim))
-            # At full precision, where accelerators would round the cosines to 3 digits.
-            cosines = jnp.einsum("bfpd,bfd->bfp", _unit(patches), sound, precision="highest")
-            grid = module.grids[VISUAL]
-            maps[f"{query}_{tokens}"] = cosines.reshape(batch, frames, grid.rows, grid.columns)
-    return maps
-
-
-def _unit(vectors: Float[Array, "*shape dim"]) -> Float32[Array, "*shape dim"]:
-    vectors = vectors.astype(jnp.float32)
-    norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)
+UNTRAINED = "untrained model"
+TITLES = {"cosine": "cosine (the paper's)"}
 
 
 def run(
@@ -120,151 +46,224 @@ def run(
     output: epath.PathLike | None = None,
     *,
     mesh: Mesh | None = None,
+    maps: tuple[Map, ...] = get_args(Map),
     query: Query | None = None,
-    tokens: Tokens = "joint",
+    tokens: heatmaps.Tokens = "joint",
+    sets: int = heatmaps.SETS,
     with_baselines: bool = True,
     cache: epath.PathLike | None = None,
 ) -> dict[str, Any]:
     """Scores where a model sees what it hears.
 
     Clips are taken with as many frames as they have, at most as many as the model was trained with;
-    a single image's sound is heard in as many windows as a clip's, see `Stills`.
+    a single image's sound is heard in as many windows as a clip's, see `sound_maps.Stills`.
 
     Args:
-      model: whose maps are scored.
-      records: clips with `frame_class` and `frame_mask`.
+      model: whose maps are scored. Without a global token, the patches' mean takes its place.
+      records: clips with `frame_class` and `frame_mask`. With `frame_silent_mask`, too, it is told
+        how often a map prefers the object that sounds to a silent one.
       output: a folder for `segmentation.json` and `segmentation.png`; None writes and prints
         nothing.
       mesh: the devices; None means all.
+      maps: which maps.
       query: the sound's vector: `frame`, the global token of the frame's own window, or `clip`,
         the mean of the unit global tokens of all windows. None takes `frame` for clips, in which
         sounds come and go, and `clip` for single images, whose sound has no moment of its own.
-      tokens: the image's vectors: patch tokens after their `joint` pass and its norm (the paper's),
-        or straight from the `encoder`.
+      tokens: for cosines, the image's vectors: patch tokens after their `joint` pass and its norm
+        (the paper's), or straight from the `encoder`.
+      sets: for evidence, how many sets of kept patches; the time grows with it.
       with_baselines: also scores a constant map, a blob in the middle, and an untrained model of
         the same shape.
       cache: see `features.extract`.
 
     Returns:
-      What `segmentation.json` holds.
+      What `segmentation.json` holds. `scores` and `classes` are those of the first map.
 
     Raises:
       UserError: if the data have no truth, or only silence, or one image and the query `frame`, or
-        the model has no global token.
+        there are too few sets.
     """
+    if sets < 2:
+        raise UserError(f"--sets={sets} must be at least 2: one set has no other to differ from")
     mesh = mesh or sharding.make_mesh()
-    if not model.module.global_token:
-        raise UserError(
-            f"{model.directory} has no global token (config.model.global_token=False), "
-            "which a sound's prompt is"
-        )
-    truth = loader.Records(records.directory, records.split, ("frame_class", "frame_mask"))
+    truth = loader.Records(records.directory, records.split, sound_maps.TRUTH)
     (stored,) = truth.features["frame_class"].shape
     query = query or ("clip" if stored == 1 else "frame")
+    sounds: loader.Records = records
     if stored == 1:
         if query == "frame":
             raise UserError(
                 f"--query=frame: {records.directory} has one image a sound, which has no window "
                 "of its own; use --query=clip"
             )
-        records, function, frames = Stills(records, model.config.data.num_frames), still_maps, 1
+        sounds = sound_maps.Stills(records, model.config.data.num_frames)
+        items = sound_maps.find_items(truth, 1)
     else:
-        frames = min(stored, model.config.data.num_frames)
-        model, function = _with_frames(model, frames), frame_maps
-    items = find_items(truth, frames)
-
-    def maps_of(model: Pretrained) -> segmentation_metrics.Maps:
-        maps = features.extract(function, model, records, mesh, cache)[f"{query}_{tokens}"]
-        return maps[items.records, items.frames]
-
-    maps = maps_of(model)
-    table = segmentation_metrics.by_class(maps, items.masks, items.classes)
+        model = sound_maps.with_frames(model, min(stored, model.config.data.num_frames))
+        items = sound_maps.find_items(truth, model.config.data.num_frames)
+    settings = {"mesh": mesh, "cache": cache, "tokens": tokens, "sets": sets}
+    mapper = sound_maps.Mapper(model, sounds, items, query, **settings)
+    found = mapper.maps(model, maps)
+    weights = bootstrap.draw_weights(len(truth))
     names = truth.features["labels"].feature.names
+    rows = {row: _score_row(of_row, items, weights, names) for row, of_row in found.items()}
+    first = next(iter(rows.values()))
     result: dict[str, Any] = {
-        "items": len(maps),
+        "items": len(items.records),
         "query": query,
         "tokens": tokens,
-        "scores": segmentation_metrics.means(table.values()),
-        "classes": {names[class_id]: score for class_id, score in table.items()},
+        "sets": sets,
+        "scores": first["scores"],
+        "classes": first["classes"],
+        "maps": rows,
     }
     if with_baselines:
-        untrained = maps_of(common.untrained(model))
-        blobs = np.broadcast_to(
-            segmentation_metrics.blob(), (len(maps), *segmentation_metrics.blob().shape)
-        )
-        result["baselines"] = {
-            "constant map (every pixel)": segmentation_metrics.constant(table.values()),
-            "blob in the middle": _score(blobs, items),
-            "untrained model": _score(untrained, items),
-        }
+        for row, of_row in mapper.maps(common.untrained(model), maps).items():
+            rows[row][UNTRAINED] = _scores_of(of_row[OWN], items, weights)
+        result["baselines"] = {**_trivial(items, weights), UNTRAINED: first[UNTRAINED]["scores"]}
     result |= common.describe(model, records)
     if output is not None:
         common.write(output, NAME, result, format_table(result))
         if jax.process_index() == 0:
-            figure.draw(
-                records,
-                loader.PairSpec.of(model.config),
-                items,
-                maps,
-                names,
-                epath.Path(output) / f"{NAME}.png",
-            )
+            path = epath.Path(output) / f"{NAME}.png"
+            pair_spec = loader.PairSpec.of(model.config)
+            figure.draw(records, pair_spec, items, found, names, path)
     return result
 
 
-def _with_frames(model: Pretrained, frames: int) -> Pretrained:
-    """The same model, for clips of so many frames."""
-    config = model.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.num_frames = frames
-    return model._replace(config=config)
+def _scores_of(maps: Maps, items: Items, weights: bootstrap.Weights) -> dict[str, Any]:
+    """`scores` with their `intervals`, by the same names."""
+    table = segmentation_metrics.by_class(maps, items.masks, items.classes)
+    hits = segmentation_metrics.pointing(maps, items.masks)
+    resampled = _resampled(maps, items, weights)
+    return {
+        "scores": {**segmentation_metrics.means(table.values()), "pointing": float(hits.mean())},
+        "intervals": {name: bootstrap.interval(values) for name, values in resampled.items()},
+    }
 
 
-def find_items(truth: loader.Records, frames: int) -> Items:
-    """The frames in which something sounds and is seen, of `frames` evenly chosen of each clip.
-
-    Raises:
-      UserError: if there is none.
-    """
-    found = []
-    with console.progress("truth", len(truth), "clip") as bar:
-        for index in range(len(truth)):
-            record = truth[index]
-            classes, masks = record["frame_class"], record["frame_mask"]
-            for frame in range(frames):
-                place = frame * len(classes) // frames
-                if classes[place] >= 0:
-                    picture = Image.open(io.BytesIO(masks[place]), formats=("PNG",))
-                    mask = np.asarray(picture.convert("1"))
-                    if mask.any():
-                        found.append((index, frame, int(classes[place]), mask))
-            bar.update()
-    if not found:
-        raise UserError(
-            f"{truth.directory}, split {truth.split} has no frame with a class and a true pixel"
-        )
-    return Items(*map(np.array, zip(*found, strict=True)))
+def _resampled(
+    maps: Maps, items: Items, weights: bootstrap.Weights
+) -> dict[str, bootstrap.Resampled]:
+    hits = segmentation_metrics.pointing(maps, items.masks)
+    pointing = bootstrap.means(weights, items.records, hits)
+    return segmentation_metrics.resampled_means(maps, items, weights) | {"pointing": pointing}
 
 
-def _score(maps: segmentation_metrics.Maps, items: Items) -> dict[str, float]:
-    return segmentation_metrics.means(
-        segmentation_metrics.by_class(maps, items.masks, items.classes).values()
-    )
+def _score_row(
+    maps: dict[str, Maps], items: Items, weights: bootstrap.Weights, names: list[str]
+) -> dict[str, Any]:
+    """All that is said of one kind of map."""
+    own = maps[OWN]
+    table = segmentation_metrics.by_class(own, items.masks, items.classes)
+    row = _scores_of(own, items, weights)
+    row["classes"] = {names[class_id]: score for class_id, score in table.items()}
+    if OTHER in maps:
+        row[OTHER] = _scores_of(maps[OTHER], items, weights)
+        both = [_resampled(maps[sound], items, weights) for sound in (OWN, OTHER)]
+        row["own minus another's"] = {
+            name: bootstrap.interval(values - both[1][name]) for name, values in both[0].items()
+        }
+    shares = {sound: _duels(maps[sound], items, weights) for sound in (OWN, OTHER) if sound in maps}
+    if shares[OWN] is not None:
+        row["beats the silent object"] = shares
+    row["tells its sound from"] = {
+        sound: _detection(own, maps[sound], items, weights)
+        for sound in (OTHER, SILENCE)
+        if sound in maps
+    }
+    return row
+
+
+def _duels(maps: Maps, items: Items, weights: bootstrap.Weights) -> dict[str, Any] | None:
+    """In which share of the frames with a silent object the sounding one has the higher mean."""
+    won = segmentation_metrics.duels(maps, items.masks, items.silent_masks)
+    known = np.isfinite(won)
+    if not known.any():
+        return None
+    resampled = bootstrap.means(weights, items.records[known], won[known])
+    return {
+        "share": float(won[known].mean()),
+        "interval": bootstrap.interval(resampled),
+        "frames": int(known.sum()),
+    }
+
+
+def _detection(own: Maps, absent: Maps, items: Items, weights: bootstrap.Weights) -> dict[str, Any]:
+    """How well a map's highest value tells a sound that is on screen from one that is not."""
+    values = np.concatenate([maps.max(axis=(1, 2)) for maps in (own, absent)])
+    positive = np.arange(len(values)) < len(own)
+    clips = np.tile(items.records, 2)
+    once = np.ones((1, weights.shape[1]))
+    return {
+        "roc_auc": float(bootstrap.areas_under_roc(once, clips, values, positive)[0]),
+        "interval": bootstrap.interval(bootstrap.areas_under_roc(weights, clips, values, positive)),
+    }
+
+
+def _trivial(items: Items, weights: bootstrap.Weights) -> dict[str, dict[str, float]]:
+    """The scores of maps that know nothing; a constant one points to a pixel at random."""
+    small = segmentation_metrics.blob()
+    blobs = np.broadcast_to(small, (len(items.records), *small.shape))
+    table = segmentation_metrics.by_class(blobs, items.masks, items.classes)
+    share = float(items.masks.mean())
+    return {
+        "constant map (every pixel)": {
+            **segmentation_metrics.constant(table.values()),
+            "pointing": share,
+        },
+        "blob in the middle": _scores_of(blobs, items, weights)["scores"],
+    }
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """The scores of `run` as a text table, in percent."""
+    """What `run` found as text, in percent, with the bounds of the 95 % intervals in brackets."""
     title = f"segmentation, {result['items']} images of {len(result['classes'])} classes, %"
-    lines = [f"{title:52}   mAP  mIoU"]
-    name = f"model, query {result['query']}, {result['tokens']} tokens"
-    for row, score in {name: result["scores"], **result.get("baselines", {})}.items():
-        lines.append(f"{row:52} {100 * score['mAP']:5.1f} {100 * score['mIoU']:5.1f}")
-    return "\n".join(lines)
+    columns = ("mAP", "mIoU", "pointing")
+    lines = [f"{title:48}" + "".join(f"{name:>20}" for name in columns)]
+
+    def cells(scores: dict[str, float], intervals: dict[str, list[float]]) -> str:
+        texts = []
+        for name in columns:
+            bounds = f" [{_percent(*intervals[name])}]" if name in intervals else ""
+            texts.append(f"{_percent(scores[name]):>6}{bounds:14}")
+        return "".join(texts)
+
+    told = []
+    for name, row in result["maps"].items():
+        title = TITLES.get(name, name)
+        lines.append(f"{title:48}{cells(row['scores'], row['intervals'])}")
+        for control in (OTHER, UNTRAINED):
+            if control in row:
+                scored = row[control]
+                lines.append(f"{'  ' + control:48}{cells(scored['scores'], scored['intervals'])}")
+        for sound, duel in row.get("beats the silent object", {}).items():
+            bounds = f"{_percent(duel['share'])} [{_percent(*duel['interval'])}]"
+            told.append(
+                f"{title}, {sound}: higher on the sounding object than on the silent one in "
+                f"{bounds} of {duel['frames']} frames, 50 by chance"
+            )
+        for sound, found in row["tells its sound from"].items():
+            bounds = f"{_percent(found['roc_auc'])} [{_percent(*found['interval'])}]"
+            told.append(
+                f"{title}: highest value tells the own sound from {sound}, ROC AUC {bounds}"
+            )
+    for name, scores in result.get("baselines", {}).items():
+        if name != UNTRAINED:
+            lines.append(f"{name:48}{cells(scores, {})}")
+    return "\n".join(line.rstrip() for line in [*lines, *told])
+
+
+def _percent(*shares: float) -> str:
+    return ", ".join(f"{100 * share:.1f}" for share in shares)
 
 
 def main() -> None:
     """Runs the command line."""
     arguments = common.parser(__doc__, NAME)
+    arguments.add_argument(
+        "--map", choices=get_args(Map), help="which map; None is both, the paper's cosine first"
+    )
     arguments.add_argument(
         "--query",
         choices=get_args(Query),
@@ -273,14 +272,22 @@ def main() -> None:
     )
     arguments.add_argument(
         "--tokens",
-        choices=get_args(Tokens),
+        choices=get_args(heatmaps.Tokens),
         default="joint",
-        help="image's vectors: patches after the joint block, or straight from the encoder",
+        help="image's vectors of the cosines: patches after the joint block, or of the encoder",
+    )
+    arguments.add_argument(
+        "--sets",
+        type=int,
+        default=heatmaps.SETS,
+        help="sets of kept patches per image, for evidence; more is better and slower",
     )
 
     def start(args: argparse.Namespace) -> None:
         model, records = common.opened(args)
-        run(model, records, args.output, query=args.query, tokens=args.tokens, cache=args.cache)
+        chosen = {"maps": (args.map,)} if args.map else {}
+        chosen |= {"query": args.query, "tokens": args.tokens, "sets": args.sets}
+        run(model, records, args.output, cache=args.cache, **chosen)
 
     cli.main(arguments, start, within=multihost.connected)
 

@@ -3,12 +3,12 @@
 What is computed of each clip is a function of (module, params, batch). `batch` holds `audio`
 `[batch, frames, rows, bins]` and `visual` `[batch, frames, height, width, 3]`, raw and without
 masks. The function returns arrays by name; their first axis is the batch. Only what it returns is
-computed.
+computed. A `functools.partial` of such a function serves, too.
 """
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -77,6 +77,10 @@ def extract(
     records: loader.Records,
     mesh: Mesh,
     cache: epath.PathLike | None = None,
+    *,
+    beside: Mapping[str, np.ndarray] | None = None,
+    shared: Mapping[str, np.ndarray] | None = None,
+    clips_per_device: int | None = None,
 ) -> Arrays:
     """Streams a split through a model on all devices of the mesh.
 
@@ -88,8 +92,12 @@ def extract(
       model: the parameters may lie anywhere on the mesh.
       records: the split.
       mesh: the devices.
-      cache: a folder where the result is kept and looked up, by the function's name, the
-        parameters' contents, the dataset's identity and the pair_spec.
+      cache: a folder where the result is kept and looked up, by the function's name and bound
+        arguments, the parameters' contents, the dataset's identity, the pair_spec and the arrays
+        of the next two.
+      beside: further arrays by name for the function's batch, with one row per clip of the split.
+      shared: further arrays by name, which every batch holds whole.
+      clips_per_device: clips at once; None is 8, and 2 on a CPU.
 
     Returns:
       Arrays by name, in the split's order.
@@ -98,13 +106,13 @@ def extract(
       UserError: if a value is not finite, as those of a diverged model.
     """
     pair_spec = loader.PairSpec.of(model.config)
-    place = None
+    place, given = None, (dict(beside or {}), dict(shared or {}))
     if cache is not None:
-        place = epath.Path(cache) / f"{_key(function, model, records, pair_spec)}.npz"
+        place = epath.Path(cache) / f"{_key(function, model, records, pair_spec, given)}.npz"
         if multihost.all_agree(place.exists()):
             with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return dict(stored)
-    whole = _stream(function, model, records, pair_spec, mesh)
+    whole = _stream(function, model, records, pair_spec, mesh, given, clips_per_device)
     for name, rows in whole.items():
         bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
         if bad.size:
@@ -127,6 +135,8 @@ def _stream(
     records: loader.Records,
     pair_spec: loader.PairSpec,
     mesh: Mesh,
+    given: tuple[Arrays, Arrays],
+    clips_per_device: int | None,
 ) -> Arrays:
     data, whole = model.config.data, {}
     # From the host where one device has them, because it can't give to those of other processes.
@@ -135,12 +145,18 @@ def _stream(
         params = jax.device_get(params)
     params = jax.device_put(params, sharding.replicated(mesh))
     most = _ON_A_CPU if jax.default_backend() == "cpu" else CLIPS_PER_DEVICE
-    batch_size = min(most, CLIPS_PER_DEVICE) * mesh.size
+    batch_size = (clips_per_device or min(most, CLIPS_PER_DEVICE)) * mesh.size
+    beside, layout = given[0], sharding.batch_sharding(mesh)
+    shared = jax.device_put(given[1], sharding.replicated(mesh))
     batches = loader.clip_batches(records, pair_spec, batch_size, data.workers, data.prefetch)
-    with jax.set_mesh(mesh), console.progress(function.__name__, len(records), "clip") as bar:
-        for arrays, _ in loader.to_device(batches, mesh):
+    with jax.set_mesh(mesh), console.progress(_name(function), len(records), "clip") as bar:
+        for arrays, host in loader.to_device(batches, mesh):
             # Rows of a global array follow the mesh, not the processes: each brings its index.
-            raw = {modality: arrays[modality] for modality in MODALITIES}
+            raw = {modality: arrays[modality] for modality in MODALITIES} | shared
+            raw |= {
+                name: jax.make_array_from_process_local_data(layout, values[host["clip"]])
+                for name, values in beside.items()
+            }
             rows = _compute(function, model.module, params, raw)
             rows |= {name: arrays[name] for name in ("clip", "valid")}
             rows = multihost_utils.process_allgather(rows, tiled=True)
@@ -161,12 +177,23 @@ def _compute(function: Function, module: CavMaeSync, params: Any, batch: Any) ->
     return jax.tree.map(plain, function(module, params, batch))
 
 
+def _name(function: Function) -> str:
+    return getattr(function, "func", function).__name__
+
+
 def _key(
-    function: Function, model: Pretrained, records: loader.Records, pair_spec: loader.PairSpec
+    function: Function,
+    model: Pretrained,
+    records: loader.Records,
+    pair_spec: loader.PairSpec,
+    given: tuple[Arrays, Arrays],
 ) -> str:
     digest = hashlib.sha256()
-    about = (function.__name__, records.identity, pair_spec, model.config.model.to_json())
+    about: tuple[Any, ...] = (records.identity, pair_spec, model.config.model.to_json())
+    about = (_name(function), *about)
+    if isinstance(function, functools.partial):
+        about += (sorted(function.keywords.items()),)
     digest.update(repr(about).encode())
-    for leaf in jax.tree.leaves(model.params):
+    for leaf in jax.tree.leaves((model.params, given)):
         digest.update(np.ascontiguousarray(jax.device_get(leaf)))
-    return f"{function.__name__}-{digest.hexdigest()[:16]}"
+    return f"{_name(function)}-{digest.hexdigest()[:16]}"

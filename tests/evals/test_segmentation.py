@@ -19,10 +19,10 @@ from sklearn.metrics import average_precision_score
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.distributed import sharding
-from cavmae_sync_jax.evals import segmentation
-from cavmae_sync_jax.evals.metrics import average_precision
+from cavmae_sync_jax.evals import segmentation, sound_maps
+from cavmae_sync_jax.evals.metrics import average_precision, bootstrap
 from cavmae_sync_jax.evals.metrics import segmentation as segmentation_metrics
-from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.inference import features, heatmaps
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import ade20k_sound
@@ -224,53 +224,90 @@ def stills(tmp_path_factory):
     return folder / "prepared"
 
 
-def planted(module, params, batch):
-    """Knows that what is low is red and what is high is blue; by frame, and inverted by clip."""
+def heard(module, params, batch):
+    """The vector of a window is whether it is low, and its opposite."""
     audio = batch["audio"].mean(axis=2)
     is_low = audio[..., :32].mean(axis=-1) > audio[..., 96:].mean(axis=-1)
-    cells = batch["visual"].astype(jnp.float32).reshape(*is_low.shape, 2, 16, 2, 16, 3)
-    red, _, blue = jnp.moveaxis(cells.mean(axis=(3, 5)), -1, 0)
-    found = jnp.where(is_low[..., None, None], red > blue, blue > red).astype(jnp.float32)
-    return {"frame_joint": found, "clip_joint": 1 - found}
+    return {"audio": jnp.stack([is_low, ~is_low], axis=-1).astype(jnp.float32)}
 
 
-def test_a_model_that_knows_the_answer_scores_1(clips, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(segmentation, "frame_maps", planted)
-    records, config = loader.Records(clips, "eval"), tiny.config(data__num_frames=16)
-    knowing = pretrained()._replace(config=config)
-    result = segmentation.run(knowing, records, tmp_path, mesh=one_device(), with_baselines=False)
+def planted(module, params, images, sounds, *args, tokens=None, against=(), **settings):
+    """Knows that what is low is red and what is high is blue."""
+    cells = images.astype(jnp.float32).reshape(len(images), 2, 16, 2, 16, 3).mean(axis=(2, 4))
+    red, _, blue = jnp.moveaxis(cells[:, None], -1, 0)
+    is_low = (sounds[..., 0] > sounds[..., 1])[..., None, None]
+    found = jnp.where(is_low, red > blue, blue > red).astype(jnp.float32)
+    return {name: found for name in against} if against else found
+
+
+@pytest.fixture
+def knowing(monkeypatch):
+    """A model of 16 frames that has the answer, by either map."""
+    monkeypatch.setattr(sound_maps, "window_tokens", heard)
+    monkeypatch.setattr(heatmaps, "cosine", planted)
+    monkeypatch.setattr(heatmaps, "evidence", planted)
+    return pretrained()._replace(config=tiny.config(data__num_frames=16))
+
+
+def test_a_model_that_knows_the_answer_scores_1(clips, knowing, tmp_path, capsys):
+    records = loader.Records(clips, "eval")
+    result = segmentation.run(knowing, records, tmp_path, mesh=one_device())
     assert json.loads((tmp_path / "segmentation.json").read_text()) == result
     assert (tmp_path / "segmentation.png").read_bytes().startswith(b"\x89PNG")
     assert result["items"] == 7 and result["query"] == "frame" and result["tokens"] == "joint"
-    assert result["framing"]["num_frames"] == 4
-    assert result["scores"] == {"mAP": 1, "mIoU": 1}
+    assert result["framing"]["num_frames"] == 4 and knowing.config.data.num_frames == 16
+    best = {"mAP": 1, "mIoU": 1, "pointing": 1}
+    assert result["scores"] == best
     assert result["classes"] == {
         "low": {"AP": 1, "IoU": 1, "items": 5, "share": 0.5},
         "high": {"AP": 1, "IoU": 1, "items": 2, "share": 0.5},
     }
-    assert knowing.config.data.num_frames == 16
-    printed = capsys.readouterr().out
-    assert "segmentation, 7 images of 2 classes" in printed and "100.0 100.0" in printed
-    wrong = segmentation.run(knowing, records, mesh=one_device(), query="clip")
-    assert wrong["query"] == "clip"
-    assert wrong["scores"]["mAP"] < 0.4 and wrong["scores"]["mIoU"] == 8 / 32
-    assert wrong["baselines"]["untrained model"] == wrong["scores"]
-    assert wrong["baselines"]["constant map (every pixel)"] == {"mAP": 0.5, "mIoU": 0.5}
+    assert list(result["maps"]) == ["cosine", "evidence", "evidence minus the bank's mean"]
+    for row in result["maps"].values():
+        assert row["scores"] == row["untrained model"]["scores"] == best
+        assert row["intervals"]["pointing"] == [1, 1]
+        # The other clip's sound of the other class points to the other half.
+        other = row["another clip's sound"]["scores"]
+        assert other["mAP"] < 0.4 and other["mIoU"] == 8 / 32 and other["pointing"] == 0
+        assert row["own minus another's"]["pointing"] == [1, 1]
+        # Nothing sounds in no window, and no silent object is told of.
+        assert list(row["tells its sound from"]) == ["another clip's sound"]
+        assert row["tells its sound from"]["another clip's sound"]["roc_auc"] == 0.5
+        assert "beats the silent object" not in row
+    assert result["baselines"]["constant map (every pixel)"] == dict.fromkeys(best, 0.5)
     # A blob says of the left half what it says of the right one.
-    blob = wrong["baselines"]["blob in the middle"]
+    blob = result["baselines"]["blob in the middle"]
     assert blob["mAP"] == pytest.approx(0.5, abs=0.01) and 0.45 < blob["mIoU"] < 0.5
+    assert blob["pointing"] == 0.5
+    printed = capsys.readouterr().out
+    assert "segmentation, 7 images of 2 classes" in printed and "cosine (the paper's)" in printed
+    assert "100.0 [100.0, 100.0]" in printed
+
+
+def test_one_map_and_no_baselines(clips, knowing, capsys):
+    records = loader.Records(clips, "eval")
+    settings = {"mesh": one_device(), "with_baselines": False}
+    result = segmentation.run(knowing, records, maps=("evidence",), **settings)
+    assert list(result["maps"]) == ["evidence", "evidence minus the bank's mean"]
+    assert result["scores"] == result["maps"]["evidence"]["scores"]
+    assert "baselines" not in result and "untrained model" not in result["maps"]["evidence"]
+    # Most of each clip is low, and so is the mean of its windows: the 2 high frames are missed.
+    clip = segmentation.run(knowing, records, maps=("cosine",), query="clip", **settings)
+    assert clip["query"] == "clip" and list(clip["maps"]) == ["cosine"]
+    assert clip["classes"]["low"]["AP"] == 1 and clip["classes"]["high"]["AP"] < 0.4
+    assert clip["scores"]["pointing"] == pytest.approx(5 / 7)
     assert capsys.readouterr().out == ""
 
 
 def test_the_frames_that_count(clips):
     truth = loader.Records(clips, "eval")
-    items = segmentation.find_items(truth, 4)
+    items = sound_maps.find_items(truth, 4)
     places = sorted(zip(truth.ids(items.records.tolist()), items.frames.tolist(), strict=True))
     every_frame = [(name, frame) for name in ("clip0", "clip1") for frame in range(4)]
     assert places == [place for place in every_frame if place != ("clip1", 1)]
     assert items.classes[items.frames == 2].tolist() == [1, 1]
     np.testing.assert_array_equal(items.masks[items.frames == 3][0], ~LEFT)
-    halved = segmentation.find_items(truth, 2)
+    halved = sound_maps.find_items(truth, 2)
     assert halved.frames.tolist() == [0, 1, 0, 1] and halved.classes.tolist() == [0, 1, 0, 1]
 
 
@@ -279,33 +316,72 @@ def cosines(vectors, query):
     return (unit @ (query / np.linalg.norm(query))).reshape(2, 2)
 
 
-def test_maps_are_cosines_of_the_sound_and_the_patches(clips):
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def mapper(records, items, query, **settings):
+    settings = {"mesh": one_device(), "cache": None, "tokens": "joint", "sets": 8} | settings
+    return sound_maps.Mapper(pretrained(), records, items, query, **settings)
+
+
+@pytest.mark.parametrize("tokens", ["joint", "encoder"])
+@pytest.mark.parametrize("query", ["frame", "clip"])
+def test_maps_are_cosines_of_the_sound_and_the_patches(clips, query, tokens):
     records, tiny_model = loader.Records(clips, "eval"), pretrained()
-    maps = features.extract(segmentation.frame_maps, tiny_model, records, one_device())
-    assert {name: array.shape for name, array in maps.items()} == {
-        f"{query}_{tokens}": (2, 4, 2, 2)
-        for query in ("frame", "clip")
-        for tokens in ("joint", "encoder")
-    }
-    pair_spec = loader.PairSpec.of(tiny_model.config)
-    pairs = records.pairs(1, pair_spec, range(4))
+    items = sound_maps.find_items(loader.Records(clips, "eval", sound_maps.TRUTH), 4)
+    found = mapper(records, items, query, tokens=tokens).maps(tiny_model, ("cosine",))
+    maps = found["cosine"]["own sound"]
+    assert maps.shape == (7, 2, 2)
+    (item,) = np.flatnonzero((items.records == 1) & (items.frames == 2))
+    pairs = records.pairs(1, loader.PairSpec.of(tiny_model.config), range(4))
     audio = tiny_model.encode_audio(np.stack([pair["audio"] for pair in pairs])).global_token
-    audio = np.asarray(audio) / np.linalg.norm(audio, axis=1, keepdims=True)
     image = jnp.asarray(pairs[2]["visual"][None])
-    joint = np.asarray(tiny_model.encode_image(image).patch_tokens[0])
+    vectors = tiny_model.encode_image(image).patch_tokens[0]
+    if tokens == "encoder":
 
-    def encode(module):
-        return module.encode("visual", module.patchify("visual", image)).patches[0]
+        def encode(module):
+            return module.encode("visual", module.patchify("visual", image)).patches[0]
 
-    run = jax.jit(lambda: tiny_model.module.apply({"params": tiny_model.params}, method=encode))
-    encoder = np.asarray(run())
-    for name, vectors, query in (
-        ("frame_joint", joint, audio[2]),
-        ("clip_joint", joint, audio.mean(axis=0)),
-        ("frame_encoder", encoder, audio[2]),
-        ("clip_encoder", encoder, audio.mean(axis=0)),
-    ):
-        np.testing.assert_allclose(maps[name][1, 2], cosines(vectors, query), atol=1e-5)
+        params = {"params": tiny_model.params}
+        vectors = jax.jit(lambda: tiny_model.module.apply(params, method=encode))()
+    heard_by = unit(np.asarray(audio))
+    heard_by = heard_by[2] if query == "frame" else heard_by.mean(axis=0)
+    np.testing.assert_allclose(maps[item], cosines(np.asarray(vectors), heard_by), atol=1e-5)
+
+
+def test_each_item_is_searched_for_another_sound_that_is_not_on_screen():
+    generator = np.random.default_rng(0)
+    windows = generator.normal(size=(6, 4, 5)).astype(np.float32)
+    records, frames = np.divmod(np.arange(24), 4)
+    classes, silent = generator.integers(4, size=(2, 24))
+    masks = np.ones((24, 2, 2), bool)
+    items = segmentation_metrics.Items(records, frames, classes, masks, silent, masks)
+    asked = sound_maps.queries(windows, items, "frame", np.array([[2, 1]]))
+    assert asked.names == ("own sound", "another clip's sound", "silence")
+    np.testing.assert_allclose(asked.sounds[:, 0], unit(windows).reshape(24, 5), rtol=1e-5)
+    np.testing.assert_allclose(asked.sounds[:, 2], np.tile(unit(windows[2, 1]), (24, 1)), rtol=1e-5)
+    sources = [
+        np.abs(asked.sounds[:, 0] - other).sum(axis=1).argmin() for other in asked.sounds[:, 1]
+    ]
+    for item, source in enumerate(sources):
+        np.testing.assert_array_equal(asked.sounds[source, 0], asked.sounds[item, 1])
+        assert records[source] != records[item]
+        assert classes[source] not in (classes[item], silent[item])
+    assert len(asked.bank) == 24
+    many = sound_maps.queries(np.tile(windows, (1, 40, 1)), items, "frame", np.zeros((0, 2), int))
+    assert len(many.bank) == sound_maps.BANK and many.names == asked.names[:2]
+    # One class has no other sound.
+    alone = items._replace(classes=np.zeros(24, int))
+    assert sound_maps.queries(windows, alone, "clip", np.array([[2, 1]])).names == ("own sound",)
+
+
+def test_windows_of_silence_meet_no_sound(clips):
+    silent = loader.Records(clips, "silent", ("frame_class",))
+    assert sound_maps.windows_of_silence(silent, 4, 0.5).tolist() == [[0, i] for i in range(4)]
+    assert sound_maps.windows_of_silence(silent, 2, 0.5).tolist() == [[0, 0], [0, 1]]
+    sounding = loader.Records(clips, "eval", ("frame_class",))
+    assert len(sound_maps.windows_of_silence(sounding, 4, 0.1)) == 0
 
 
 def test_a_single_image_is_prompted_by_all_windows_of_its_sound(stills, tmp_path):
@@ -319,17 +395,17 @@ def test_a_single_image_is_prompted_by_all_windows_of_its_sound(stills, tmp_path
         "untrained model",
     }
     assert result["scores"] != result["baselines"]["untrained model"]
-    repeated = segmentation.Stills(records, 4)
+    repeated = sound_maps.Stills(records, 4)
     pairs = repeated.pairs(0, loader.PairSpec.of(tiny_model.config), range(4))
     windows = np.stack([pair["audio"] for pair in pairs])
     assert all((one != other).any() for one, other in itertools.pairwise(windows))
-    audio = np.asarray(tiny_model.encode_audio(windows).global_token)
-    audio = audio / np.linalg.norm(audio, axis=1, keepdims=True)
+    audio = unit(np.asarray(tiny_model.encode_audio(windows).global_token))
     patches = tiny_model.encode_image(pairs[0]["visual"][None]).patch_tokens[0]
-    maps = features.extract(segmentation.still_maps, tiny_model, repeated, one_device())
-    assert maps["clip_joint"].shape == (2, 1, 2, 2) and set(maps) == {"clip_joint", "clip_encoder"}
+    items = sound_maps.find_items(loader.Records(stills, "eval", sound_maps.TRUTH), 1)
+    found = mapper(repeated, items, "clip").maps(tiny_model, ("cosine",))["cosine"]
+    assert found["own sound"].shape == (2, 2, 2)
     expected = cosines(np.asarray(patches), audio.mean(axis=0))
-    np.testing.assert_allclose(maps["clip_joint"][0, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(found["own sound"][0], expected, atol=1e-5)
     with pytest.raises(UserError, match=r"--query=frame: .* has one image a sound"):
         segmentation.run(tiny_model, records, query="frame", mesh=one_device())
 
@@ -340,6 +416,17 @@ def test_what_cannot_be_scored_is_told_in_a_sentence(clips, dataset_dir):
         segmentation.run(tiny_model, loader.Records(dataset_dir, "eval"), mesh=one_device())
     with pytest.raises(UserError, match="split silent has no frame with a class"):
         segmentation.run(tiny_model, loader.Records(clips, "silent"), mesh=one_device())
-    without = tiny_model._replace(module=tiny_model.module.clone(global_token=False))
-    with pytest.raises(UserError, match="nowhere has no global token"):
-        segmentation.run(without, loader.Records(clips, "eval"), mesh=one_device())
+    with pytest.raises(UserError, match="--sets=1 must be at least 2"):
+        segmentation.run(tiny_model, loader.Records(clips, "eval"), mesh=one_device(), sets=1)
+
+
+def test_a_model_without_a_global_token_is_scored(clips):
+    config = tiny.config(model__global_token=False)
+    module = cavmae_sync.from_config(config.model)
+    params = jax.jit(module.init_params)(jax.random.key(0))
+    model = Pretrained(module, params, config, 0, "nowhere")
+    records = loader.Records(clips, "eval")
+    settings = {"mesh": one_device(), "sets": 8, "with_baselines": False}
+    result = segmentation.run(model, records, **settings)
+    assert all(0 < row["scores"]["mAP"] < 1 for row in result["maps"].values())
+    assert result["scores"] != result["maps"]["evidence"]["scores"]

@@ -1,0 +1,284 @@
+"""From a split to maps of its frames: which frames, searched for which sounds, by which map."""
+
+import functools
+import io
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, Int
+from PIL import Image
+
+from cavmae_sync_jax.checkpoints.pretrained import Pretrained
+from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.evals.metrics.segmentation import Items
+from cavmae_sync_jax.inference import features, heatmaps
+from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
+from cavmae_sync_jax.utils import console
+from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
+
+Query = Literal["frame", "clip"]
+Map = Literal["cosine", "evidence"]
+OWN, OTHER, SILENCE = "own sound", "another clip's sound", "silence"
+BANK = 128  # sounds
+FRAMES_PER_DEVICE = 8
+TRUTH = ("frame_class", "frame_mask")
+SILENT_TRUTH = ("frame_silent_class", "frame_silent_mask")
+# The maps that each choice of `Map` gives, by the names of their rows.
+ROWS: dict[Map, dict[str, heatmaps.Against]] = {
+    "cosine": {"cosine": "nothing"},
+    "evidence": {"evidence": "bank", "evidence minus the bank's mean": "bank_mean"},
+}
+
+Maps = Float32[np.ndarray, "items rows columns"]
+
+
+class Queries(NamedTuple):
+    """The sounds that each item is searched for, and the bank that they are compared with.
+
+    `names` says what the sounds are: `OWN`, then `OTHER` and `SILENCE`, if the split has any.
+    """
+
+    names: tuple[str, ...]
+    sounds: Float32[np.ndarray, "items sounds dim"]
+    bank: Float32[np.ndarray, "bank dim"]
+
+
+class Stills(loader.Records):
+    """Records of one image each, which is repeated, so that a sound gets as many windows as a clip.
+
+    A model of 16 frames a clip so hears an image's sound in its 16 windows, spread as always.
+    """
+
+    def __init__(self, records: loader.Records, windows: int):
+        super().__init__(records.directory, records.split)
+        self.identity = f"{records.identity}, {windows} times each"
+        self._windows = windows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = super().__getitem__(index)
+        return {**record, "frames": list(record["frames"]) * self._windows}
+
+
+class ItemFrames(loader.Records):
+    """The frames of `Items`, one record each."""
+
+    def __init__(self, records: loader.Records, items: Items, frames: int):
+        super().__init__(records.directory, records.split)
+        self.identity = f"{records.identity}, {len(items.records)} of {frames} frames a clip"
+        self._items, self._frames = items, frames
+
+    def __len__(self) -> int:
+        return len(self._items.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = super().__getitem__(int(self._items.records[index]))
+        # A single image has one frame, whatever the number of windows of its sound.
+        place = int(self._items.frames[index]) * len(record["frames"]) // self._frames
+        return {**record, "frames": [record["frames"][place]]}
+
+
+def find_items(truth: loader.Records, frames: int) -> Items:
+    """The frames in which something sounds and is seen, of `frames` evenly chosen of each clip.
+
+    Raises:
+      UserError: if there is none.
+    """
+    found = []
+    with console.progress("truth", len(truth), "clip") as bar:
+        for index in range(len(truth)):
+            record = truth[index]
+            classes, masks = (record[name] for name in TRUTH)
+            silent_classes, silent_masks = (record.get(name, ()) for name in SILENT_TRUTH)
+            for frame in range(frames):
+                place = frame * len(classes) // frames
+                if classes[place] < 0 or not (mask := _mask(masks[place])).any():
+                    continue
+                silent = (-1, np.zeros_like(mask))
+                if len(silent_classes):
+                    silent = (int(silent_classes[place]), _mask(silent_masks[place]))
+                found.append((index, frame, int(classes[place]), mask, *silent))
+            bar.update()
+    if not found:
+        raise UserError(
+            f"{truth.directory}, split {truth.split} has no frame with a class and a true pixel"
+        )
+    return Items(*map(np.array, zip(*found, strict=True)))
+
+
+def _mask(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png), formats=("PNG",)).convert("1"))
+
+
+def windows_of_silence(
+    truth: loader.Records, frames: int, share: float
+) -> Int[np.ndarray, "windows record_and_frame"]:
+    """The frames whose windows, each a `share` of its clip, meet no frame in which a thing sounds.
+
+    Each is the number of the record, and that of the frame among `frames` of each clip.
+    """
+    found = []
+    for index in range(len(truth)):
+        classes = truth[index]["frame_class"]
+        reach = math.ceil(share * len(classes) / 2)
+        for frame in range(frames):
+            place = frame * len(classes) // frames
+            if (classes[max(0, place - reach) : place + reach + 1] < 0).all():
+                found.append((index, frame))
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+def window_tokens(module: CavMaeSync, params: Any, batch: dict[str, Array]) -> dict[str, Array]:
+    """The global token of every window of sound, `audio` `[batch, frames, dim]`."""
+
+    def embed(raw: Array) -> Array:
+        return module.apply({"params": params}, AUDIO, raw, method="embed").global_token
+
+    return {AUDIO: features.each_frame(embed, batch[AUDIO])}
+
+
+def queries(
+    windows: Float[np.ndarray, "clips frames dim"],
+    items: Items,
+    query: Query,
+    silence: Int[np.ndarray, "windows record_and_frame"],
+    seed: int = 0,
+) -> Queries:
+    """The sounds that each item is searched for.
+
+    Another clip's sound is that of another item, drawn at random, whose class is neither the one
+    that sounds in the item nor that of its silent object: so no such sound is on screen. It is
+    left out where an item has no such partner. The bank has at most `BANK` of all windows, evenly
+    chosen.
+
+    Args:
+      windows: the global token of every window.
+      items: the frames.
+      query: a frame's own window, or the mean of the unit vectors of all the clip's windows.
+      silence: windows in which nothing sounds, as (record, frame). Only `frame` uses them.
+      seed: of the draws.
+    """
+    heard = np.asarray(heatmaps.unit(jnp.asarray(windows)))
+    if query == "clip":
+        heard = heard.mean(axis=1, keepdims=True)
+    frames = items.frames if query == "frame" else np.zeros_like(items.frames)
+    own = heard[items.records, frames]
+    flat = heard.reshape(-1, heard.shape[-1])
+    bank = flat[np.linspace(0, len(flat) - 1, min(BANK, len(flat))).astype(int)]
+    names, sounds, generator = [OWN], [own], np.random.default_rng(seed)
+    partners = _partners(items, generator)
+    if partners is not None:
+        names.append(OTHER)
+        sounds.append(own[partners])
+    if query == "frame" and len(silence):
+        chosen = silence[generator.integers(len(silence), size=len(own))]
+        names.append(SILENCE)
+        sounds.append(heard[chosen[:, 0], chosen[:, 1]])
+    return Queries(tuple(names), np.stack(sounds, axis=1), bank)
+
+
+def _partners(items: Items, generator: np.random.Generator) -> Int[np.ndarray, " items"] | None:
+    chosen = []
+    for item in range(len(items.records)):
+        fits = items.records != items.records[item]
+        fits &= items.classes != items.classes[item]
+        fits &= items.classes != items.silent_classes[item]
+        candidates = np.flatnonzero(fits)
+        if not candidates.size:
+            return None
+        chosen.append(generator.choice(candidates))
+    return np.array(chosen)
+
+
+def cosine_maps(
+    module: CavMaeSync, params: Any, batch: dict[str, Array], *, tokens: heatmaps.Tokens
+) -> dict[str, Array]:
+    """The paper's map of one frame per clip for each of its `sounds`, for `features.extract`."""
+    maps = heatmaps.cosine(module, params, batch[VISUAL][:, 0], batch["sounds"], tokens=tokens)
+    return {"cosine": maps}
+
+
+def evidence_maps(
+    module: CavMaeSync, params: Any, batch: dict[str, Array], *, sets: int, temperature: float
+) -> dict[str, Array]:
+    """The evidence of one frame per clip for each of its `sounds`, against the `bank`."""
+    rows = ROWS["evidence"]
+    images = batch[VISUAL][:, 0]
+    maps = heatmaps.evidence(
+        module,
+        params,
+        images,
+        batch["sounds"],
+        batch["bank"],
+        against=tuple(rows.values()),
+        sets=sets,
+        temperature=temperature,
+    )
+    return {name: maps[against] for name, against in rows.items()}
+
+
+class Mapper:
+    """Makes the maps of one split's items, by any model of one shape."""
+
+    def __init__(
+        self,
+        model: Pretrained,
+        records: loader.Records,
+        items: Items,
+        query: Query,
+        *,
+        mesh: Mesh,
+        cache: epath.PathLike | None,
+        tokens: heatmaps.Tokens,
+        sets: int,
+    ):
+        """Finds the windows of silence; see `segmentation.run` for the arguments.
+
+        `records` give the sounds in as many windows as `model` has frames per clip.
+        """
+        data, frames = model.config.data, model.config.data.num_frames
+        self._records, self._items, self._query = records, items, query
+        self._images = ItemFrames(records, items, frames)
+        self._extract = functools.partial(features.extract, mesh=mesh, cache=cache)
+        truth = loader.Records(records.directory, records.split, TRUTH[:1])
+        share = model.module.audio_rows / data.clip_rows
+        self._silence = windows_of_silence(truth, frames, share)
+        # A conversion's config has no loss; the temperature is then the published models'.
+        trained_with = model.config.get("loss", {"temperature": heatmaps.TEMPERATURE})
+        temperature = float(trained_with["temperature"])
+        # The same object for every model, so that each map is compiled once.
+        self._functions: dict[Map, features.Function] = {
+            "cosine": functools.partial(cosine_maps, tokens=tokens),
+            "evidence": functools.partial(evidence_maps, sets=sets, temperature=temperature),
+        }
+
+    def maps(self, model: Pretrained, kinds: tuple[Map, ...]) -> dict[str, dict[str, Maps]]:
+        """The maps of every item, `[row][sound]`: rows of `ROWS`, sounds of `Queries.names`."""
+        windows = self._extract(window_tokens, model, self._records)[AUDIO]
+        asked = queries(windows, self._items, self._query, self._silence)
+        found = {}
+        for kind in kinds:
+            found |= self._extract(
+                self._functions[kind],
+                with_frames(model, 1),
+                self._images,
+                beside={"sounds": asked.sounds},
+                shared={"bank": asked.bank},
+                clips_per_device=FRAMES_PER_DEVICE,
+            )
+        return {
+            row: {name: maps[:, place] for place, name in enumerate(asked.names)}
+            for row, maps in found.items()
+        }
+
+
+def with_frames(model: Pretrained, frames: int) -> Pretrained:
+    """The same model, for clips of so many frames."""
+    config = model.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.num_frames = frames
+    return model._replace(config=config)
