@@ -127,7 +127,7 @@ def run(
         if jax.process_index() == 0:
             path = epath.Path(output) / f"{NAME}.png"
             pair_spec = loader.PairSpec.of(model.config)
-            figure.draw(records, pair_spec, items, found, names, path)
+            figure.draw(sounds, pair_spec, items, found, names, path)
     return result
 
 

@@ -108,7 +108,7 @@ def evidence(
         map says "this sound, rather than others, is here"; or the `bank_mean` of the scores, which
         takes off whatever speaks for any sound, such as that an object is here.
       sets: how many sets of kept patches.
-      share: part of the patches that a set keeps, above 0 and below 1.
+      share: part of the patches that a set keeps; one patch at least, and never all.
       seed: of the sets.
       smoothing: see `estimator`.
       noise: see `estimator`.
@@ -157,14 +157,16 @@ def kept_sets(patches: int, sets: int, share: float, seed: int) -> Int[np.ndarra
 
     The same arguments give the same sets on any machine.
 
+    A set keeps the nearest whole number of patches to the `share`, at least one.
+
     Raises:
-      ValueError: if there would be no set, or a set would keep no patch or all.
+      ValueError: if there are fewer than two sets, or a set would keep all patches.
     """
-    kept = round(patches * share)
-    if sets < 2 or not 0 < kept < patches:
+    kept = max(1, round(patches * share))
+    if sets < 2 or kept >= patches:
         raise ValueError(
-            f"sets={sets} must be at least 2, and share={share} of {patches} patches must keep "
-            "at least one patch and hide at least one"
+            f"sets={sets} must be at least 2, and a set of share={share} must hide some of the "
+            f"{patches} patches"
         )
     generator = np.random.default_rng(seed)
     counts, drawn = np.zeros(patches, np.int32), []

@@ -20,9 +20,9 @@ from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.evals import segmentation, sound_maps
-from cavmae_sync_jax.evals.metrics import average_precision, bootstrap
+from cavmae_sync_jax.evals.metrics import average_precision
 from cavmae_sync_jax.evals.metrics import segmentation as segmentation_metrics
-from cavmae_sync_jax.inference import features, heatmaps
+from cavmae_sync_jax.inference import heatmaps
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import ade20k_sound
@@ -143,6 +143,59 @@ def test_baselines_by_hand():
     assert missed["AP"] < missed["share"]
     shares = segmentation_metrics.constant([{"share": 0.5}, {"share": 0.1}])
     assert shares == {"mAP": 0.3, "mIoU": 0.3}
+
+
+def test_pointing_by_hand():
+    corners = np.zeros((4, 4), bool)
+    corners[0, 0] = corners[3, 0] = True
+    maps = np.stack([LEFT_MAP, np.eye(2, dtype=np.float32), np.ones((2, 2), np.float32)])
+    # 4 × 4 pixels: all of the left column are highest; two corners; all.
+    found = segmentation_metrics.pointing(maps, np.stack([corners] * 3))
+    np.testing.assert_allclose(found, [2 / 4, 1 / 2, 2 / 16])
+    exact = segmentation_metrics.pointing(-maps[:1], np.stack([LEFT[:4, -4:]]))
+    assert exact == [0]
+
+
+def test_duels_by_hand():
+    left = np.zeros((3, 4, 4), bool)
+    left[:, :, :2] = True
+    maps = np.stack([LEFT_MAP, 1 - LEFT_MAP, np.ones((2, 2), np.float32)])
+    np.testing.assert_array_equal(segmentation_metrics.duels(maps, left, ~left), [1, 0, 0.5])
+    np.testing.assert_array_equal(segmentation_metrics.duels(-maps, left, ~left), [0, 1, 0.5])
+    unseen = left & (np.arange(3) != 1)[:, None, None]
+    found = segmentation_metrics.duels(maps, unseen, ~left)
+    np.testing.assert_array_equal(found, [1, np.nan, 0.5])
+
+
+def test_a_resample_scores_as_the_clips_that_it_holds():
+    generator = np.random.default_rng(0)
+    maps = generator.normal(size=(12, 4, 4)).astype(np.float32)
+    masks = np.stack([segmentation_metrics.upsample(small, 16, 16) > 0.5 for small in maps])
+    masks[:, 0, :4] = True
+    maps += generator.normal(size=maps.shape).astype(np.float32)
+    records, classes = np.repeat(np.arange(4), 3), np.tile([0, 1, 1, 0], 3)
+    empty = np.zeros_like(masks)
+    items = segmentation_metrics.Items(records, classes, classes, masks, classes, empty)
+    # Clip 3 thrice and clip 0 twice; then all once; then clip 1, and so on.
+    weights = np.array([[2, 0, 0, 3], [1, 1, 1, 1], [0, 4, 0, 0]], float)
+    found = segmentation_metrics.resampled_means(maps, items, weights)
+    scaled = segmentation_metrics.scale(maps)
+    for row, times in enumerate(weights.astype(int)):
+        chosen = np.repeat(np.arange(12), times[records])
+        scores = {"mAP": [], "mIoU": []}
+        for class_id in (0, 1):
+            members = chosen[classes[chosen] == class_id]
+            heat = [segmentation_metrics.upsample(scaled[i], 16, 16).ravel() for i in members]
+            values, truth = np.concatenate(heat), masks[members].ravel()
+            scores["mAP"].append(average_precision_score(truth, values))
+            scores["mIoU"].append(segmentation_metrics.best_iou(values, truth))
+        for name, of_classes in scores.items():
+            assert found[name][row] == pytest.approx(np.mean(of_classes), abs=0.01)
+    # Clip 2 alone has both classes; a class that is not there does not count.
+    only = items._replace(classes=np.where(records == 0, 0, 1))
+    alone = segmentation_metrics.resampled_means(maps, only, np.array([[3.0, 0, 0, 0]]))
+    table = segmentation_metrics.by_class(maps, masks, only.classes)
+    assert alone["mAP"][0] == pytest.approx(table[0]["AP"], abs=0.01)
 
 
 @functools.cache

@@ -109,6 +109,7 @@ def test_every_patch_is_kept_equally_often(sets, share, count):
     counts = np.bincount(keep.ravel(), minlength=count)
     assert counts.max() - counts.min() <= 1
     np.testing.assert_array_equal(keep, heatmaps.kept_sets(count, sets, share, seed=3))
+    assert heatmaps.kept_sets(count, sets, 0.001, seed=3).shape == (sets, 1)
     assert (keep != heatmaps.kept_sets(count, sets, share, seed=4)).any()
 
 
@@ -230,6 +231,6 @@ def test_what_makes_no_map():
     images, sounds, bank = given()
     with pytest.raises(ValueError, match="needs a bank"):
         real_maps(images, sounds, None)
-    for settings in ({"sets": 1}, {"share": 0.01}, {"share": 1.0}):
-        with pytest.raises(ValueError, match="must keep at least one patch"):
+    for settings in ({"sets": 1}, {"share": 0.98}, {"share": 1.0}):
+        with pytest.raises(ValueError, match=r"must be at least 2, and a set .* must hide some"):
             real_maps(images, sounds, bank, **settings)
