@@ -112,6 +112,7 @@ def run(
         "items": len(items.records),
         "query": query,
         "tokens": tokens,
+        "map": maps[0] if len(maps) == 1 else None,
         "sets": sets,
         "scores": first["scores"],
         "classes": first["classes"],
@@ -161,13 +162,13 @@ def _score_row(
     if OTHER in maps:
         row[OTHER] = _scores_of(maps[OTHER], items, weights)
         both = [_resampled(maps[sound], items, weights) for sound in (OWN, OTHER)]
-        row["own minus another's"] = {
+        row["own_minus_another"] = {
             name: bootstrap.interval(values - both[1][name]) for name, values in both[0].items()
         }
     shares = {sound: _duels(maps[sound], items, weights) for sound in (OWN, OTHER) if sound in maps}
     if shares[OWN] is not None:
-        row["beats the silent object"] = shares
-    row["tells its sound from"] = {
+        row["beats_silent_object"] = shares
+    row["tells_own_sound_from"] = {
         sound: _detection(own, maps[sound], items, weights)
         for sound in (OTHER, SILENCE)
         if sound in maps
@@ -237,13 +238,13 @@ def format_table(result: dict[str, Any]) -> str:
             if control in row:
                 scored = row[control]
                 lines.append(f"{'  ' + control:48}{cells(scored['scores'], scored['intervals'])}")
-        for sound, duel in row.get("beats the silent object", {}).items():
+        for sound, duel in row.get("beats_silent_object", {}).items():
             bounds = f"{_percent(duel['share'])} [{_percent(*duel['interval'])}]"
             told.append(
                 f"{title}, {sound}: higher on the sounding object than on the silent one in "
                 f"{bounds} of {duel['frames']} frames, 50 by chance"
             )
-        for sound, found in row["tells its sound from"].items():
+        for sound, found in row["tells_own_sound_from"].items():
             bounds = f"{_percent(found['roc_auc'])} [{_percent(*found['interval'])}]"
             told.append(
                 f"{title}: highest value tells the own sound from {sound}, ROC AUC {bounds}"

@@ -197,6 +197,51 @@ def test_verdicts_by_hand():
     )
 
 
+def test_maps_of_both_kinds_are_read():
+    def row(own, other, untrained):
+        named = [
+            dict(zip(("mAP", "mIoU", "pointing"), x, strict=True)) for x in (own, other, untrained)
+        ]
+        return {
+            "scores": named[0],
+            "another clip's sound": {"scores": named[1]},
+            "untrained model": {"scores": named[2]},
+            "beats_silent_object": {
+                "own sound": {"share": 0.7},
+                "another clip's sound": {"share": 0.45},
+            },
+            "tells_own_sound_from": {"silence": {"roc_auc": 0.4}},
+        }
+
+    result = RESULTS["segmentation"] | {
+        "maps": {
+            "cosine": row((0.11, 0.09, 0.2), (0.1, 0.09, 0.2), (0.12, 0.1, 0.2)),
+            "evidence": row((0.31, 0.23, 0.4), (0.2, 0.1, 0.3), (0.05, 0.1, 0.1)),
+        }
+    }
+    found = results_table.read("segmentation", result)
+    assert set(found.model) == {
+        *("cosine", "cosine, another clip's sound", "evidence", "evidence, another clip's sound")
+    }
+    assert found.model["evidence, another clip's sound"]["beats the silent object"] == 0.45
+    verdicts = {row.score: row.verdict for row in results_table.rows({"segmentation": found})}
+    assert verdicts == {
+        "cosine: mAP": "worse than both",
+        "cosine: mIoU": "worse than both",
+        "cosine: pointing": "equal to the untrained model",
+        "cosine: beats the silent object": "better than its baseline",
+        "cosine: ROC AUC against silence": "worse than its baseline",
+        "evidence: mAP": "better than both",
+        "evidence: mIoU": "better than both",
+        "evidence: pointing": "better than the untrained model",
+        "evidence: beats the silent object": "better than its baseline",
+        "evidence: ROC AUC against silence": "worse than its baseline",
+    }
+    told = {"map": "evidence", "sets": 32, "query": "frame"} | ABOUT
+    assert "--map=evidence" in report_page.command(epath.Path("x"), "segmentation", told)
+    assert "--sets=32" in report_page.command(epath.Path("x"), "segmentation", told)
+
+
 def test_curves_forget_a_half_written_line_only_at_the_end(folder):
     path = epath.Path(folder / "train" / "metrics.jsonl")
     assert curves.read(path)["loss"] == ([1, 2, 3], [5, 2.5, 5 / 3])

@@ -322,11 +322,11 @@ def test_a_model_that_knows_the_answer_scores_1(clips, knowing, tmp_path, capsys
         # The other clip's sound of the other class points to the other half.
         other = row["another clip's sound"]["scores"]
         assert other["mAP"] < 0.4 and other["mIoU"] == 8 / 32 and other["pointing"] == 0
-        assert row["own minus another's"]["pointing"] == [1, 1]
+        assert row["own_minus_another"]["pointing"] == [1, 1]
         # Nothing sounds in no window, and no silent object is told of.
-        assert list(row["tells its sound from"]) == ["another clip's sound"]
-        assert row["tells its sound from"]["another clip's sound"]["roc_auc"] == 0.5
-        assert "beats the silent object" not in row
+        assert list(row["tells_own_sound_from"]) == ["another clip's sound"]
+        assert row["tells_own_sound_from"]["another clip's sound"]["roc_auc"] == 0.5
+        assert "beats_silent_object" not in row
     assert result["baselines"]["constant map (every pixel)"] == dict.fromkeys(best, 0.5)
     # A blob says of the left half what it says of the right one.
     blob = result["baselines"]["blob in the middle"]

@@ -321,6 +321,8 @@ def command(folder: epath.Path, name: str, result: dict[str, Any]) -> str:
         "data": _at(result, "data", "directory"),
         "clips": _at(result, "clips_list", "file"),
         "output": str(folder),
+        "map": _at(result, "map"),
+        "sets": _at(result, "sets"),
         "query": _at(result, "query"),
         "tokens": _at(result, "tokens"),
         "tolerance": _at(result, "tolerance"),

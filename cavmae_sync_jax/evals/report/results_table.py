@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from cavmae_sync_jax.utils.errors import UserError
 
 UNTRAINED = "untrained model"
+ANOTHERS = "another clip's sound"
 RANK, ERROR = "median rank", "error"
 LOWER_IS_BETTER = (RANK, ERROR)  # how their columns end; all others are shares of 1
 Scores = dict[str, dict[str, float]]  # [row][column]
@@ -182,10 +183,31 @@ def _tokens(result: dict[str, Any]) -> Evaluation:
 
 
 def _segmentation(result: dict[str, Any]) -> Evaluation:
+    title = "Sound-prompted segmentation"
     others = {name: _numbers(scores) for name, scores in result.get("baselines", {}).items()}
     plain = {"": others.pop(UNTRAINED)} if UNTRAINED in others else {}
-    model = {"": _numbers(result["scores"])}
-    return Evaluation("Sound-prompted segmentation", model, plain, others, {})
+    if "maps" not in result:  # of version 0.1.0, which had cosines only
+        return Evaluation(title, {"": _numbers(result["scores"])}, plain, others, {})
+    model, plain = {}, {}
+    minor = ["evidence minus the bank's mean"]
+    for name, row in result["maps"].items():
+        model[name] = _numbers(row["scores"])
+        if UNTRAINED in row:
+            plain[name] = _numbers(row[UNTRAINED]["scores"])
+        duels = row.get("beats_silent_object", {})
+        if ANOTHERS in row:
+            label = f"{name}, {ANOTHERS}"
+            minor.append(label)
+            model[label] = _numbers(row[ANOTHERS]["scores"])
+        for label, sound in ((name, "own sound"), (f"{name}, {ANOTHERS}", ANOTHERS)):
+            if sound in duels:
+                model[label]["beats the silent object"] = float(duels[sound]["share"])
+        for sound, found in row["tells_own_sound_from"].items():
+            model[name][f"ROC AUC against {sound}"] = float(found["roc_auc"])
+    guesses = {column for row in model.values() for column in row} - {"mAP", "mIoU", "pointing"}
+    if guesses:
+        others["chance"] = dict.fromkeys(sorted(guesses), 0.5)
+    return Evaluation(title, model, plain, others, {}, tuple(minor))
 
 
 def _temporal(result: dict[str, Any]) -> Evaluation:

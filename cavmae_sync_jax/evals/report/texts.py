@@ -24,10 +24,16 @@ MEANINGS = {
         "Bars of the mAP of each kind of token, for both heads, with lines for an untrained model",
     ),
     "segmentation": (
-        "Where in the picture is what is heard? The likeness of the sound's global token to each "
-        "patch is a map, which is compared with the true pixels: mAP ranks the pixels, mIoU is the "
-        "overlap at the best threshold, both means over the classes. Higher is better.",
-        "Some frames, one a column: the image, the map of the sound over it, and the true pixels",
+        "Where in the picture is what is heard? The paper's map is the likeness of the sound's "
+        "global token to each patch. Evidence is how much better the picture matches the sound "
+        "where a patch is visible. mAP ranks the pixels, mIoU is the overlap at the best "
+        "threshold, both means over the classes. Pointing is the share of the frames whose highest "
+        "pixel lies on the object. A map beats the silent object where it is higher, on average, "
+        "on the object that sounds. The ROC AUC says how well a map's highest value tells the own "
+        "sound from one that is not on screen. Higher is better. What another clip's sound scores "
+        "is not owed to the sound.",
+        "Some frames, one a column: the image, its maps of the own and of other sounds, each kind "
+        "on one scale of colours, and the true pixels",
     ),
     "temporal": (
         "Clips are cut into segments by clustering their frames' embeddings of sound, picture or "
