@@ -15,12 +15,13 @@ no score: data_prep.scenes makes some that have.
 """
 
 import argparse
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import loader
@@ -103,7 +104,7 @@ def run(
         items = sound_maps.find_items(truth, model.config.data.num_frames)
     settings = {"mesh": mesh, "cache": cache, "tokens": tokens, "sets": sets}
     mapper = sound_maps.Mapper(model, sounds, items, query, **settings)
-    found = mapper.maps(model, maps)
+    found, matches = mapper.maps(model, maps), mapper.matches(model)
     weights = bootstrap.draw_weights(len(truth))
     names = truth.features["labels"].feature.names
     rows = {row: _score_row(of_row, items, weights, names) for row, of_row in found.items()}
@@ -117,10 +118,11 @@ def run(
         "scores": first["scores"],
         "classes": first["classes"],
         "maps": rows,
+        "match_tells_own_sound_from": _detections(matches, items, weights),
     }
     if with_baselines:
         for row, of_row in mapper.maps(common.untrained(model), maps).items():
-            rows[row][UNTRAINED] = _scores_of(of_row[OWN], items, weights)
+            rows[row][UNTRAINED] = _score(of_row[OWN], items, weights).told
         result["baselines"] = {**_trivial(items, weights), UNTRAINED: first[UNTRAINED]["scores"]}
     result |= common.describe(model, records)
     if output is not None:
@@ -128,51 +130,54 @@ def run(
         if jax.process_index() == 0:
             path = epath.Path(output) / f"{NAME}.png"
             pair_spec = loader.PairSpec.of(model.config)
-            figure.draw(sounds, pair_spec, items, found, names, path)
+            figure.draw(sounds, pair_spec, items, found, matches, names, path)
     return result
 
 
-def _scores_of(maps: Maps, items: Items, weights: bootstrap.Weights) -> dict[str, Any]:
-    """`scores` with their `intervals`, by the same names."""
+class _Scored(NamedTuple):
+    """`by_class`, the means with `pointing`, and the same of every resample of the clips."""
+
+    classes: dict[int, segmentation_metrics.Score]
+    scores: dict[str, float]
+    resampled: dict[str, bootstrap.Resampled]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The scores and their intervals, by the same names."""
+        intervals = {name: bootstrap.interval(row) for name, row in self.resampled.items()}
+        return {"scores": self.scores, "intervals": intervals}
+
+
+def _score(maps: Maps, items: Items, weights: bootstrap.Weights) -> _Scored:
     table = segmentation_metrics.by_class(maps, items.masks, items.classes)
     hits = segmentation_metrics.pointing(maps, items.masks)
-    resampled = _resampled(maps, items, weights)
-    return {
-        "scores": {**segmentation_metrics.means(table.values()), "pointing": float(hits.mean())},
-        "intervals": {name: bootstrap.interval(values) for name, values in resampled.items()},
-    }
-
-
-def _resampled(
-    maps: Maps, items: Items, weights: bootstrap.Weights
-) -> dict[str, bootstrap.Resampled]:
-    hits = segmentation_metrics.pointing(maps, items.masks)
-    pointing = bootstrap.means(weights, items.records, hits)
-    return segmentation_metrics.resampled_means(maps, items, weights) | {"pointing": pointing}
+    resampled = segmentation_metrics.resampled_means(maps, items, weights)
+    return _Scored(
+        table,
+        {**segmentation_metrics.means(table.values()), "pointing": float(hits.mean())},
+        {**resampled, "pointing": bootstrap.means(weights, items.records, hits)},
+    )
 
 
 def _score_row(
     maps: dict[str, Maps], items: Items, weights: bootstrap.Weights, names: list[str]
 ) -> dict[str, Any]:
     """All that is said of one kind of map."""
-    own = maps[OWN]
-    table = segmentation_metrics.by_class(own, items.masks, items.classes)
-    row = _scores_of(own, items, weights)
-    row["classes"] = {names[class_id]: score for class_id, score in table.items()}
+    own = _score(maps[OWN], items, weights)
+    row: dict[str, Any] = own.told
+    row["classes"] = {names[class_id]: score for class_id, score in own.classes.items()}
     if OTHER in maps:
-        row[OTHER] = _scores_of(maps[OTHER], items, weights)
-        both = [_resampled(maps[sound], items, weights) for sound in (OWN, OTHER)]
+        other = _score(maps[OTHER], items, weights)
+        row[OTHER] = other.told
         row["own_minus_another"] = {
-            name: bootstrap.interval(values - both[1][name]) for name, values in both[0].items()
+            name: bootstrap.interval(values - other.resampled[name])
+            for name, values in own.resampled.items()
         }
     shares = {sound: _duels(maps[sound], items, weights) for sound in (OWN, OTHER) if sound in maps}
     if shares[OWN] is not None:
         row["beats_silent_object"] = shares
-    row["tells_own_sound_from"] = {
-        sound: _detection(own, maps[sound], items, weights)
-        for sound in (OTHER, SILENCE)
-        if sound in maps
-    }
+    highest = {sound: of_sound.max(axis=(1, 2)) for sound, of_sound in maps.items()}
+    row["tells_own_sound_from"] = _detections(highest, items, weights)
     return row
 
 
@@ -190,16 +195,22 @@ def _duels(maps: Maps, items: Items, weights: bootstrap.Weights) -> dict[str, An
     }
 
 
-def _detection(own: Maps, absent: Maps, items: Items, weights: bootstrap.Weights) -> dict[str, Any]:
-    """How well a map's highest value tells a sound that is on screen from one that is not."""
-    values = np.concatenate([maps.max(axis=(1, 2)) for maps in (own, absent)])
-    positive = np.arange(len(values)) < len(own)
-    clips = np.tile(items.records, 2)
-    once = np.ones((1, weights.shape[1]))
-    return {
-        "roc_auc": float(bootstrap.areas_under_roc(once, clips, values, positive)[0]),
-        "interval": bootstrap.interval(bootstrap.areas_under_roc(weights, clips, values, positive)),
-    }
+def _detections(
+    values: dict[str, Float[np.ndarray, " items"]], items: Items, weights: bootstrap.Weights
+) -> dict[str, Any]:
+    """How well a value per item tells the own sound from each that is not on screen."""
+    clips, once = np.tile(items.records, 2), np.ones((1, weights.shape[1]))
+    positive = np.arange(len(clips)) < len(items.records)
+    found = {}
+    for sound in (OTHER, SILENCE):
+        if sound in values:
+            both = np.concatenate([values[OWN], values[sound]])
+            areas = [
+                bootstrap.areas_under_roc(of_clips, clips, both, positive)
+                for of_clips in (once, weights)
+            ]
+            found[sound] = {"roc_auc": float(areas[0][0]), "interval": bootstrap.interval(areas[1])}
+    return found
 
 
 def _trivial(items: Items, weights: bootstrap.Weights) -> dict[str, dict[str, float]]:
@@ -213,7 +224,7 @@ def _trivial(items: Items, weights: bootstrap.Weights) -> dict[str, dict[str, fl
             **segmentation_metrics.constant(table.values()),
             "pointing": share,
         },
-        "blob in the middle": _scores_of(blobs, items, weights)["scores"],
+        "blob in the middle": _score(blobs, items, weights).scores,
     }
 
 
@@ -244,15 +255,20 @@ def format_table(result: dict[str, Any]) -> str:
                 f"{title}, {sound}: higher on the sounding object than on the silent one in "
                 f"{bounds} of {duel['frames']} frames, 50 by chance"
             )
-        for sound, found in row["tells_own_sound_from"].items():
-            bounds = f"{_percent(found['roc_auc'])} [{_percent(*found['interval'])}]"
-            told.append(
-                f"{title}: highest value tells the own sound from {sound}, ROC AUC {bounds}"
-            )
+        told += _told_from(f"{title}, highest value", row["tells_own_sound_from"])
+    told += _told_from("match of the whole picture", result["match_tells_own_sound_from"])
     for name, scores in result.get("baselines", {}).items():
         if name != UNTRAINED:
             lines.append(f"{name:48}{cells(scores, {})}")
     return "\n".join(line.rstrip() for line in [*lines, *told])
+
+
+def _told_from(title: str, areas: dict[str, Any]) -> list[str]:
+    return [
+        f"{title}: tells the own sound from {sound}, ROC AUC {_percent(found['roc_auc'])} "
+        f"[{_percent(*found['interval'])}], 50 by chance"
+        for sound, found in areas.items()
+    ]
 
 
 def _percent(*shares: float) -> str:

@@ -31,7 +31,7 @@ SILENT_TRUTH = ("frame_silent_class", "frame_silent_mask")
 # The maps that each choice of `Map` gives, by the names of their rows.
 ROWS: dict[Map, dict[str, heatmaps.Against]] = {
     "cosine": {"cosine": "nothing"},
-    "evidence": {"evidence": "bank", "evidence minus the bank's mean": "bank_mean"},
+    "evidence": {"evidence": "nothing", "evidence minus the bank's mean": "bank_mean"},
 }
 
 Maps = Float32[np.ndarray, "items rows columns"]
@@ -202,6 +202,11 @@ def cosine_maps(
     return {"cosine": maps}
 
 
+def matches(module: CavMaeSync, params: Any, batch: dict[str, Array]) -> dict[str, Array]:
+    """How well one whole frame per clip matches each of its `sounds`, `[batch, sounds]`."""
+    return {"match": heatmaps.match(module, params, batch[VISUAL][:, 0], batch["sounds"])}
+
+
 def evidence_maps(
     module: CavMaeSync, params: Any, batch: dict[str, Array], *, sets: int, temperature: float
 ) -> dict[str, Array]:
@@ -258,12 +263,21 @@ class Mapper:
 
     def maps(self, model: Pretrained, kinds: tuple[Map, ...]) -> dict[str, dict[str, Maps]]:
         """The maps of every item, `[row][sound]`: rows of `ROWS`, sounds of `Queries.names`."""
+        return self._by_sound(model, [self._functions[kind] for kind in kinds])
+
+    def matches(self, model: Pretrained) -> dict[str, Float32[np.ndarray, " items"]]:
+        """How well every whole frame matches each sound of `Queries.names`."""
+        return self._by_sound(model, [matches])["match"]
+
+    def _by_sound(
+        self, model: Pretrained, functions: list[features.Function]
+    ) -> dict[str, dict[str, np.ndarray]]:
         windows = self._extract(window_tokens, model, self._records)[AUDIO]
         asked = queries(windows, self._items, self._query, self._silence)
-        found = {}
-        for kind in kinds:
+        found: features.Arrays = {}
+        for function in functions:
             found |= self._extract(
-                self._functions[kind],
+                function,
                 with_frames(model, 1),
                 self._images,
                 beside={"sounds": asked.sounds},
@@ -271,8 +285,8 @@ class Mapper:
                 clips_per_device=FRAMES_PER_DEVICE,
             )
         return {
-            row: {name: maps[:, place] for place, name in enumerate(asked.names)}
-            for row, maps in found.items()
+            row: {name: values[:, place] for place, name in enumerate(asked.names)}
+            for row, values in found.items()
         }
 
 

@@ -21,10 +21,10 @@ from cavmae_sync_jax.utils.modalities import VISUAL
 Tokens = Literal["joint", "encoder"]
 Against = Literal["nothing", "bank", "bank_mean"]
 SETS = 64  # sets of kept patches per picture
-SHARE = 0.125  # of the patches, in a set
+SHARE = 0.0625  # of the patches, in a set
 CHUNK = 16  # sets that are embedded at once
 SMOOTHING = 0.7  # patches
-NOISE = 30.0  # variance of a score's noise, in units of a patch's prior variance
+NOISE = 10.0  # variance of a score's noise, in units of a patch's prior variance
 TEMPERATURE = 0.05  # of the paper's contrastive loss
 
 
@@ -67,6 +67,22 @@ def cosine(
     return _on_grid(cosines, module.grids[VISUAL])
 
 
+@functools.partial(jax.jit, static_argnames="module")
+def match(
+    module: CavMaeSync,
+    params: Any,
+    images: Num[Array, "batch height width 3"],
+    sounds: Float[Array, "batch sounds dim"],
+) -> Float32[Array, "batch sounds"]:
+    """The cosine of each sound with the global token of the whole picture, nothing hidden.
+
+    It says whether the sound's object is on screen at all, which a map does not. The arguments are
+    those of `cosine`.
+    """
+    seen = module.apply({"params": params}, VISUAL, images, method="embed").global_token
+    return jnp.einsum("bd,bsd->bs", unit(seen), unit(sounds), precision="highest")
+
+
 @functools.partial(
     jax.jit,
     static_argnames=(
@@ -81,7 +97,7 @@ def evidence(
     sounds: Float[Array, "batch sounds dim"],
     bank: Float[Array, "bank dim"] | None = None,
     *,
-    against: tuple[Against, ...] = ("bank",),
+    against: tuple[Against, ...] = ("nothing",),
     sets: int = SETS,
     share: float = SHARE,
     seed: int = 0,
@@ -90,7 +106,7 @@ def evidence(
     chunk: int = CHUNK,
     temperature: float = TEMPERATURE,
 ) -> dict[str, Float32[Array, "batch sounds rows columns"]]:
-    """How much each patch of a picture speaks for each sound, in nats.
+    """How much each patch of a picture speaks for each sound, in units of a score.
 
     Each set of kept patches is embedded by itself. Its score is the cosine of its global token with
     the sound over the temperature. `estimator` turns the scores of all sets into a map. The map of
@@ -103,10 +119,10 @@ def evidence(
       images: RGB 0–255.
       sounds: global tokens of the sounds that each picture is searched for, of any length above 0.
       bank: global tokens of many other sounds, which say how special a match is. See `against`.
-      against: what is taken off the score of a set, one map for each: `nothing`; the log of the
-        mean over the `bank` of the exponentiated scores, as in the contrastive loss, so that the
-        map says "this sound, rather than others, is here"; or the `bank_mean` of the scores, which
-        takes off whatever speaks for any sound, such as that an object is here.
+      against: what is taken off the score of a set, one map for each. `nothing` needs no bank.
+        `bank` is the log of the mean over the bank of the exponentiated scores, as in the
+        contrastive loss. `bank_mean` is the mean of the bank's scores, so that what speaks for any
+        sound drops out, such as that an object is here.
       sets: how many sets of kept patches.
       share: part of the patches that a set keeps; one patch at least, and never all.
       seed: of the sets.

@@ -217,11 +217,13 @@ def test_maps_of_both_kinds_are_read():
         "maps": {
             "cosine": row((0.11, 0.09, 0.2), (0.1, 0.09, 0.2), (0.12, 0.1, 0.2)),
             "evidence": row((0.31, 0.23, 0.4), (0.2, 0.1, 0.3), (0.05, 0.1, 0.1)),
-        }
+        },
+        "match_tells_own_sound_from": {"silence": {"roc_auc": 0.8}},
     }
     found = results_table.read("segmentation", result)
     assert set(found.model) == {
-        *("cosine", "cosine, another clip's sound", "evidence", "evidence, another clip's sound")
+        *("cosine", "cosine, another clip's sound", "evidence", "evidence, another clip's sound"),
+        "match of the whole picture",
     }
     assert found.model["evidence, another clip's sound"]["beats the silent object"] == 0.45
     verdicts = {row.score: row.verdict for row in results_table.rows({"segmentation": found})}
@@ -236,6 +238,7 @@ def test_maps_of_both_kinds_are_read():
         "evidence: pointing": "better than the untrained model",
         "evidence: beats the silent object": "better than its baseline",
         "evidence: ROC AUC against silence": "worse than its baseline",
+        "match of the whole picture: ROC AUC against silence": "better than its baseline",
     }
     told = {"map": "evidence", "sets": 32, "query": "frame"} | ABOUT
     assert "--map=evidence" in report_page.command(epath.Path("x"), "segmentation", told)

@@ -327,6 +327,7 @@ def test_a_model_that_knows_the_answer_scores_1(clips, knowing, tmp_path, capsys
         assert list(row["tells_own_sound_from"]) == ["another clip's sound"]
         assert row["tells_own_sound_from"]["another clip's sound"]["roc_auc"] == 0.5
         assert "beats_silent_object" not in row
+    assert set(result["match_tells_own_sound_from"]) == {"another clip's sound"}
     assert result["baselines"]["constant map (every pixel)"] == dict.fromkeys(best, 0.5)
     # A blob says of the left half what it says of the right one.
     blob = result["baselines"]["blob in the middle"]

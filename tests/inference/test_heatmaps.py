@@ -100,6 +100,18 @@ def test_the_cosine_of_every_patch():
     assert maps[0, 2, 3, 0] == pytest.approx(-normalised[1] / np.linalg.norm(normalised), abs=1e-5)
 
 
+def test_the_match_of_the_whole_picture():
+    images = jnp.asarray(np.stack([picture(red=(1, 2)), picture(blue=(0, 0))]))
+    sounds = jnp.tile(jnp.array([SOUNDS[RED], SOUNDS[BLUE]]), (2, 1, 1))
+    found = np.asarray(heatmaps.match(colours(), {}, images, sounds))
+    for row, colour in enumerate((RED, BLUE)):
+        normalised = (np.array(colour) / 255 - cavmae_sync.IMAGE_MEAN) / cavmae_sync.IMAGE_STD
+        for column, sound in enumerate(SOUNDS.values()):
+            expected = normalised @ sound / np.linalg.norm(normalised) / np.linalg.norm(sound)
+            assert found[row, column] == pytest.approx(expected, abs=1e-5)
+    assert found[0, 0] > 0.9 > 0 > found[0, 1]
+
+
 @pytest.mark.parametrize(("sets", "share"), [(64, 0.125), (30, 0.25), (7, 0.4)])
 @pytest.mark.parametrize("count", [16, 36])
 def test_every_patch_is_kept_equally_often(sets, share, count):
@@ -221,8 +233,8 @@ def test_evidence_by_hand():
 
 def test_a_model_without_a_global_token_has_maps():
     module, params = real(global_token=False)
-    images, sounds, bank = given()
-    maps = heatmaps.evidence(module, params, images, sounds, bank, sets=24, share=0.25)["bank"]
+    images, sounds, _ = given()
+    maps = heatmaps.evidence(module, params, images, sounds, sets=24, share=0.25)["nothing"]
     assert maps.shape == (8, 2, 4, 4) and np.ptp(maps) > 1e-3
     assert heatmaps.cosine(module, params, images, sounds).shape == (8, 2, 4, 4)
 

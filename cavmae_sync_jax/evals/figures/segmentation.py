@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import Float
 from matplotlib import pyplot as plt
 
 from cavmae_sync_jax.data import loader
@@ -21,6 +22,7 @@ def draw(
     pair_spec: loader.PairSpec,
     items: segmentation_metrics.Items,
     maps: Mapping[str, Mapping[str, segmentation_metrics.Maps]],
+    matches: Mapping[str, Float[np.ndarray, " items"]],
     names: list[str],
     path: epath.Path,
     columns: int = 6,
@@ -28,7 +30,7 @@ def draw(
     """Draws evenly chosen images with their maps and the truth.
 
     One scale of colours serves all maps of a kind, so that a weak map looks weak. A caption says
-    the map's highest value, and for the own sound its AP.
+    how well the whole image matches the sound, and for the own sound the map's AP.
 
     Args:
       records: of the images.
@@ -36,6 +38,7 @@ def draw(
       items: the images' frames, classes and masks.
       maps: of all items, by kind and by sound; a row of the figure each. The first sound of a
         kind is the image's own.
+      matches: the cosines of the whole images with the sounds, by sound.
       names: of the classes.
       path: the PNG to write.
       columns: images.
@@ -62,7 +65,7 @@ def draw(
             low, high = _limits(of_kind)
             axis.imshow(np.dot(image, (0.299, 0.587, 0.114)), cmap="gray", vmin=0, vmax=255)
             shown: Any = axis.imshow(heat, cmap="turbo", alpha=0.6, vmin=low, vmax=high)
-            caption = f"highest {heat.max():.2f}"
+            caption = f"match {matches[sound][item]:.2f}"
             if sound == next(iter(of_kind)):
                 found = average_precision.average_precision(heat.ravel(), mask.ravel())
                 caption = f"AP {found:.2f}, {caption}"

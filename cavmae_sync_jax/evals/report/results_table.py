@@ -204,6 +204,10 @@ def _segmentation(result: dict[str, Any]) -> Evaluation:
                 model[label]["beats the silent object"] = float(duels[sound]["share"])
         for sound, found in row["tells_own_sound_from"].items():
             model[name][f"ROC AUC against {sound}"] = float(found["roc_auc"])
+    model["match of the whole picture"] = {
+        f"ROC AUC against {sound}": float(found["roc_auc"])
+        for sound, found in result["match_tells_own_sound_from"].items()
+    }
     guesses = {column for row in model.values() for column in row} - {"mAP", "mIoU", "pointing"}
     if guesses:
         others["chance"] = dict.fromkeys(sorted(guesses), 0.5)
