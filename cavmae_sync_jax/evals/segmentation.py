@@ -130,7 +130,8 @@ def run(
         if jax.process_index() == 0:
             path = epath.Path(output) / f"{NAME}.png"
             pair_spec = loader.PairSpec.of(model.config)
-            figure.draw(sounds, pair_spec, items, found, matches, names, path)
+            drawn = {row: of_row for row, of_row in found.items() if row in get_args(Map)}
+            figure.draw(sounds, pair_spec, items, drawn, matches, names, path)
     return result
 
 

@@ -195,7 +195,8 @@ def test_the_same_maps_on_one_and_on_eight_devices():
 def test_a_map_depends_on_its_picture_alone():
     images, sounds, bank = given()
     whole = real_maps(images, sounds, bank)["bank"]
-    for chunk in (1, 7, 24):
+    # With a rest, and one set at a time.
+    for chunk in (7, 1):
         chunked = real_maps(images, sounds, bank, chunk=chunk)["bank"]
         np.testing.assert_allclose(chunked, whole, atol=1e-5)
     part = real_maps(images[3:5], sounds[3:5, 1:], bank)["bank"]
