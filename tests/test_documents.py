@@ -56,6 +56,8 @@ TESTED = {
     r"\.retrieval --embeddings": "evals/test_ranking.py::"
     "test_embeddings_are_scored_without_a_model",
     r"evals\.retrieval": "test_programs.py::test_retrieval_prints_and_writes",
+    r"evals\.segmentation": "evals/test_segmentation.py::"
+    "test_a_model_that_knows_the_answer_scores_1",
     r"evals\.probe": "evals/test_probe.py::test_run_trains_scores_and_draws",
     r"evals\.summary": "test_programs.py::test_retrieval_prints_and_writes",
     r"benchmarks\.train_step": "benchmarks/test_train_step_benchmark.py::test_the_program",
