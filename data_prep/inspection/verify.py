@@ -189,6 +189,13 @@ def _flaw_of_truth(record: Mapping[str, Any], dataset: Dataset) -> str | None:
     spans = zip(events["start"], events["end"], strict=True)
     if not all(0 <= start <= end < float("inf") for start, end in spans):
         return "an event has no start before its end"
+    # Empty where the source says nothing of silent objects; version 0.1.0 stored none.
+    if silent := list(record.get("frame_silent_mask", ())):
+        if len(record["frame_silent_class"]) != len(silent):
+            return "the fields of the silent object are of different lengths"
+        flaw = _flaw_of_images(silent, "silent object's mask", "PNG", dataset.preparation)
+        if flaw is not None:
+            return flaw
     return _flaw_of_images(record["frame_mask"], "mask", "PNG", dataset.preparation)
 
 

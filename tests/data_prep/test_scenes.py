@@ -123,6 +123,25 @@ def test_the_mask_is_where_the_sounding_object_changes_the_picture():
     assert occluded > 0
 
 
+def test_the_silent_mask_is_where_the_silent_object_changes_the_picture():
+    seen = 0
+    for number in range(6):
+        whole = scene(number, size=96)
+        truth = composer.truth(whole, 16)
+        heard = tuple(layer for layer in whole.layers if layer.sounds)
+        without = composer.render(dataclasses.replace(whole, layers=heard))
+        changed = (composer.render(whole) != without).any(axis=3)[::10]
+        for frame, mask in enumerate(truth.frame_silent_mask):
+            shown = [layer.class_id for layer in whole.layers if not layer.sounds]
+            assert mask.any() == changed[frame].any() == (truth.frame_silent_class[frame] >= 0)
+            assert not (mask & truth.frame_mask[frame]).any()
+            if mask.any():
+                assert truth.frame_silent_class[frame] in shown
+                assert changed[frame][mask].mean() > 0.95
+                seen += 1
+    assert seen > 10
+
+
 def test_the_encoded_video_shows_the_frames_and_sounds_that_the_truth_is_about(tmp_path):
     path = tmp_path / "clip.mp4"
     for number in range(2):
@@ -228,6 +247,8 @@ def test_the_program_makes_a_dataset_with_truth(tmp_path):
         np.testing.assert_array_equal(record["events"]["class"], truth["event_class"])
         assert sorted(record["labels"]) == sorted(set(truth["event_class"]))
         assert len(record["frames"]) == len(record["frame_mask"]) == 16
+        np.testing.assert_array_equal(record["frame_silent_class"], truth["frame_silent_class"])
+        assert len(record["frame_silent_mask"]) == 16
         expected = log_mel(decoding.read_clip(video).waveform / np.float32(32768))
         np.testing.assert_allclose(record["fbank"], expected, atol=0.02)
     settings = json.loads((output / "videos" / "scenes.json").read_text())

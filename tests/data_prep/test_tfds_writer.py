@@ -123,11 +123,22 @@ def test_truth_has_the_frames_geometry(video, truth):
     assert not masks[0][:, :16].any()
     assert not masks[3].any()
     np.testing.assert_array_equal(example["frame_class"], [0, 1, 1, -1])
+    # The file says nothing of a silent object.
+    assert example["frame_silent_mask"] == [] and len(example["frame_silent_class"]) == 0
+    quiet = np.zeros((4, 48, 64), bool)
+    quiet[1, :, :32] = True
+    silent = {"frame_silent_class": np.array([-1, 0, -1, -1]), "frame_silent_mask": quiet}
+    example = prepare_clip(VideoClip("a", str(video), truth=truth(**silent)), PREPARATION)
+    masks = np.stack([decode(png) for png in example["frame_silent_mask"]])
+    assert masks[1, :, :16].all() and masks.sum() == 32 * 16
+    np.testing.assert_array_equal(example["frame_silent_class"], [-1, 0, -1, -1])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"frame_silent_class": np.zeros(4, int)}, "frame_silent_mask of other shapes"),
+        ({"frame_silent_mask": np.zeros((4, 48, 64), bool)}, "write both"),
         ({"frame_class": np.zeros(5, int)}, "frame_class"),
         ({"frame_mask": np.zeros((4, 64, 48), bool)}, "frame_mask"),
         ({"frame_mask": np.zeros((4, 48, 64))}, "frame_mask"),
