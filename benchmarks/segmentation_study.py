@@ -20,7 +20,7 @@ from cavmae_sync_jax import train
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained, load
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.distributed import sharding
-from cavmae_sync_jax.evals import common, segmentation
+from cavmae_sync_jax.evals import common, sound_maps
 from cavmae_sync_jax.evals.metrics import segmentation as segmentation_metrics
 from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
@@ -83,7 +83,7 @@ def score(model: Pretrained, data: str, split: str) -> dict[str, dict[str, float
     """mAP and mIoU of every kind of map."""
     records = loader.Records(data, split)
     truth = loader.Records(data, split, ("frame_class", "frame_mask"))
-    items = segmentation.find_items(truth, model.config.data.num_frames)
+    items = sound_maps.find_items(truth, model.config.data.num_frames)
     maps = features.extract(all_maps, model, records, sharding.make_mesh())
 
     def of(rows: np.ndarray) -> dict[str, float]:
