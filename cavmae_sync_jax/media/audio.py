@@ -6,6 +6,8 @@ they fit into the waveform. It is not normalised here; that is the model's own b
 """
 
 import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Shaped, UInt8
@@ -16,6 +18,10 @@ BINS = 128
 ROWS_PER_SECOND = 100
 # Clips may have this much more than the nominal rows, which are cut off.
 LONGEST = 1.05
+# Rows that the reference pads or cuts a clip of 10 s to.
+CLIP_ROWS = 1024
+# Over what the windows of a clip are spread: its own seconds, or always `clip_rows`, as released.
+SPREADS = ("clip", "padded")
 
 _WINDOW = 400
 _SHIFT = SAMPLE_RATE // ROWS_PER_SECOND
@@ -25,7 +31,9 @@ _PRE_EMPHASIS = 0.97
 _FLOOR = np.float32(2.0**-23)
 # Log-mel energies as whole numbers: 0 is just below the floor, 255 above any sound in [-1, 1].
 _CODES = np.linspace(-16, 12, 256, dtype=np.float32).astype(np.float16)
-# A clip this much shorter than the nominal length is a short clip, not one with a ragged end.
+# A clip is of nominal length within this part of it; so 10 s are, of 1024 rows.
+_NEARLY = 0.03
+# In version 0.1.0, from this part of the nominal rows on.
 _FULL_SHARE = 0.95
 
 
@@ -67,27 +75,100 @@ def dequantize(fbank: Shaped[np.ndarray, "rows bins"]) -> Float[np.ndarray, "row
     return _CODES[fbank] if fbank.dtype == np.uint8 else fbank
 
 
+class FrameTime(NamedTuple):
+    """When a frame is shown, and which sound belongs to it.
+
+    Attributes:
+      moment: of the frame, in seconds on the file's timeline.
+      begin: of its window of sound, in seconds on the file's timeline.
+      end: of its window, in seconds on the file's timeline.
+      first_row: the window's first row in the log-mel of the clip.
+      rows: of the window that the log-mel has; zeros fill up the rest.
+      padded_share: the part of the window that is filled up, from 0 to 1.
+    """
+
+    moment: float
+    begin: float
+    end: float
+    first_row: int
+    rows: int
+    padded_share: float
+
+
+def frame_time(
+    frame: int,
+    num_frames: int,
+    window_rows: int,
+    *,
+    sound_rows: int,
+    seconds: float | int | None,
+    start: float | int = 0.0,
+    clip_rows: int = CLIP_ROWS,
+    spread: str = SPREADS[0],
+) -> FrameTime:
+    """Returns a frame's moment and its window: the one rule for all that pairs frames with sound.
+
+    The moment of frame i of T is `start + i * seconds / T`. The window is centred on it, and moved
+    inside the clip where it would stick out. A window longer than the clip starts at row 0.
+
+    A clip of nearly the nominal length follows the reference: it is padded or cut to `clip_rows`,
+    and the centres are `round(i * clip_rows / T)`. With 1024 rows for 10 s they come up to 0.3 s
+    after the moments. Any other clip has its own rows, of which no window leaves any out for
+    padding.
+
+    Args:
+      frame: its number, from 0.
+      num_frames: frames that are spread over the clip.
+      window_rows: length of the window in rows of 10 ms.
+      sound_rows: rows of the clip's log-mel.
+      seconds: that the frames are spread over. None, for a dataset of version 0.1.0, is the length
+        of the log-mel, and a clip then is of nominal length from 95 % of it on.
+      start: of the clip, in seconds on the file's timeline.
+      clip_rows: the nominal length of a clip (`config.data.clip_rows`).
+      spread: of `SPREADS`; "padded" takes every clip for one of nominal length, as released.
+    """
+    nominal = spread == "padded" or _is_nominal(seconds, sound_rows, clip_rows)
+    length = sound_rows / ROWS_PER_SECOND if seconds is None else seconds
+    if nominal:
+        first = window_start(frame, num_frames, clip_rows, window_rows)
+        sound_rows = min(sound_rows, clip_rows)
+    else:
+        centre = round(frame * length * ROWS_PER_SECOND / num_frames)
+        first = _first_row(centre, sound_rows, window_rows)
+    rows = min(max(0, sound_rows - first), window_rows)
+    begin = start + first / ROWS_PER_SECOND
+    return FrameTime(
+        start + frame * length / num_frames,
+        begin,
+        begin + window_rows / ROWS_PER_SECOND,
+        first,
+        rows,
+        1 - rows / window_rows,
+    )
+
+
+def stored_seconds(record: Mapping[str, Any]) -> float | None:
+    """Returns what an example stores for `frame_time`; version 0.1.0 stored nothing: None."""
+    return float(record["seconds"]) if "seconds" in record else None
+
+
+def _is_nominal(seconds: float | int | None, sound_rows: int, clip_rows: int) -> bool:
+    if seconds is None:
+        return sound_rows >= _FULL_SHARE * clip_rows
+    return abs(seconds * ROWS_PER_SECOND - clip_rows) <= _NEARLY * clip_rows
+
+
 def window_start(frame: int, num_frames: int, clip_rows: int, window_rows: int) -> int:
-    """Returns the first fbank row of the window that belongs to `frame` (0-based).
+    """Returns the first fbank row of the window of `frame` in a clip of `clip_rows`, as released.
 
     The window is centred on `round(frame * clip_rows / num_frames)`, rounded half to even, and
     moved inside the clip where it would stick out. A window longer than the clip starts at 0.
     """
-    centre = round(frame * clip_rows / num_frames)
-    start = max(0, centre - window_rows // 2)
-    if start + window_rows > clip_rows:
-        start = max(0, clip_rows - window_rows)
-    return start
+    return _first_row(round(frame * clip_rows / num_frames), clip_rows, window_rows)
 
 
-def timeline_rows(fbank_rows: int, clip_rows: int) -> int:
-    """Returns how many rows the frames of a clip are spread over.
-
-    The reference always takes the nominal `clip_rows` (1024 for the 998 rows of 10 s) and pads.
-    For a clip that is clearly shorter this would pair its late frames with padding, so a clip
-    with under 95 % of the nominal rows is spread over its own rows.
-    """
-    return clip_rows if fbank_rows >= _FULL_SHARE * clip_rows else fbank_rows
+def _first_row(centre: int, clip_rows: int, window_rows: int) -> int:
+    return max(0, min(centre - window_rows // 2, clip_rows - window_rows))
 
 
 def cut_window(
@@ -96,16 +177,26 @@ def cut_window(
     num_frames: int,
     clip_rows: int,
     window_rows: int,
+    *,
+    seconds: float | int | None = None,
+    spread: str = SPREADS[0],
 ) -> Shaped[np.ndarray, "{window_rows} bins"]:
     """Returns the window of a whole clip's fbank that belongs to `frame`, in the fbank's type.
 
-    Rows past `clip_rows` are ignored; rows that the clip doesn't have are zero. Normalisation
+    `frame_time` says where it lies. Rows that the clip doesn't have are zero. Normalisation
     comes after this, so that the padding is normalised like everything else. What `quantize` has
     made comes back as log-mel.
     """
-    timeline = timeline_rows(len(fbank), clip_rows)
-    start = window_start(frame, num_frames, timeline, window_rows)
-    rows = dequantize(fbank[start : min(start + window_rows, clip_rows)])
+    time = frame_time(
+        frame,
+        num_frames,
+        window_rows,
+        sound_rows=len(fbank),
+        seconds=seconds,
+        clip_rows=clip_rows,
+        spread=spread,
+    )
+    rows = dequantize(fbank[time.first_row : time.first_row + time.rows])
     window = np.zeros((window_rows, fbank.shape[1]), rows.dtype)
     window[: len(rows)] = rows
     return window

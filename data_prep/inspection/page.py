@@ -82,7 +82,7 @@ def compose(
     for number, (record, spans) in enumerate(zip(records, events, strict=True)):
         left = _MARGIN + number % columns * (_WIDTH + _GUTTER)
         top = height - _HEADER - number // columns * line
-        seconds = _timeline(record, settings) / audio.ROWS_PER_SECOND
+        seconds = _seconds(record)
         _draw_title(figure, left, top - _TITLE + 0.07, record, class_names)
         top -= _TITLE
         _draw_frames(_axes(figure, left, top, _SIDE, seconds), record, settings)
@@ -114,14 +114,14 @@ def save(figure: Figure, path: epath.PathLike) -> None:
 
 def windows(record: Mapping[str, Any], settings: PageSettings) -> dict[int, TimeSpan]:
     """Returns the audio windows, in seconds, of a few of the frames shown, by frame."""
-    shown, rows = _shown(record), _timeline(record, settings)
+    shown = _shown(record)
     count = min(len(WINDOW_COLOURS), len(shown))
     spans = {}
     for number in range(count):
         frame = shown[(2 * number + 1) * len(shown) // (2 * count)]
-        start = audio.window_start(frame, len(record["frames"]), rows, settings.audio_rows)
-        edges = [row / audio.ROWS_PER_SECOND for row in (start, start + settings.audio_rows)]
-        spans[frame] = TimeSpan(*edges, lane=count - 1 - number, name=f"frame {frame}")
+        time = _time(record, settings, frame)
+        lane = count - 1 - number
+        spans[frame] = TimeSpan(time.begin, time.end, lane, name=f"frame {frame}")
     return spans
 
 
@@ -131,13 +131,20 @@ def _shown(record: Mapping[str, Any]) -> list[int]:
     return list(range(0, frames, -(-frames // _STRIP)))
 
 
-def _timeline(record: Mapping[str, Any], settings: PageSettings) -> int:
-    return audio.timeline_rows(len(record["fbank"]), settings.clip_rows)
+def _time(record: Mapping[str, Any], settings: PageSettings, frame: int) -> audio.FrameTime:
+    return audio.frame_time(
+        frame,
+        len(record["frames"]),
+        settings.audio_rows,
+        sound_rows=len(record["fbank"]),
+        seconds=audio.stored_seconds(record),
+        clip_rows=settings.clip_rows,
+    )
 
 
-def _instant(record: Mapping[str, Any], settings: PageSettings, frame: int) -> float:
-    rows = frame * _timeline(record, settings) / len(record["frames"])
-    return rows / audio.ROWS_PER_SECOND
+def _seconds(record: Mapping[str, Any]) -> float:
+    """Returns how much time a clip takes on the page."""
+    return max(len(record["fbank"]) / audio.ROWS_PER_SECOND, audio.stored_seconds(record) or 0.0)
 
 
 def _log_mel(record: Mapping[str, Any]) -> Float[np.ndarray, "rows bins"]:
@@ -187,7 +194,7 @@ def _draw_frames(axes: Axes, record: Mapping[str, Any], settings: PageSettings) 
     side = _SIDE / _WIDTH * axes.get_xlim()[1]
     colours = dict(zip(windows(record, settings), WINDOW_COLOURS, strict=False))
     for frame in _shown(record):
-        left = _instant(record, settings, frame)
+        left = _time(record, settings, frame).moment
         extent = (left, left + (1 - _HAIR) * side, 0.0, 1.0)
         place = {"extent": extent, "aspect": "auto"}
         axes.imshow(_decode(record["frames"][frame], "JPEG"), **place)
@@ -216,7 +223,7 @@ def _draw_windows(axes: Axes, record: Mapping[str, Any], settings: PageSettings)
     for colour, (frame, span) in zip(WINDOW_COLOURS, spans.items(), strict=False):
         corner, length = (span.start, span.lane + 0.25), span.end - span.start
         axes.add_patch(Rectangle(corner, length, 0.5, facecolor=colour, edgecolor="none"))
-        instant = _instant(record, settings, frame)
+        instant = _time(record, settings, frame).moment
         axes.plot(instant, span.lane + 0.5, "o", color="white", markersize=2.5)
 
 

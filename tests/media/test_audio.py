@@ -76,12 +76,71 @@ def test_windows_stay_inside_and_move_forward(num_frames, clip_rows, window_rows
     assert starts[-1] <= max(0, clip_rows - window_rows)
 
 
-def test_a_full_clip_is_padded_and_a_short_one_is_not():
-    assert audio.timeline_rows(998, 1024) == 1024
-    assert audio.timeline_rows(1100, 1024) == 1024
-    assert audio.timeline_rows(973, 1024) == 1024
-    assert audio.timeline_rows(972, 1024) == 972
-    assert audio.timeline_rows(298, 1024) == 298
+def centre(seconds, frame=12, window=96, **settings):
+    """The row that a window of 96 rows is centred on, in a clip whose sound is as long."""
+    rows = max(0, round((seconds or 0) * 100) - 2)
+    settings = {"sound_rows": rows, "seconds": seconds} | settings
+    return audio.frame_time(frame, 16, window, **settings).first_row + window // 2
+
+
+@pytest.mark.parametrize("seconds", [9.94, 10.0, 10.5])
+def test_a_clip_of_nominal_length_follows_the_reference(seconds):
+    assert centre(seconds) == 768
+    assert centre(seconds, clip_rows=2048) == round(seconds * 75)
+
+
+@pytest.mark.parametrize("seconds", [2.0, 5.3, 8.3, 9.9, 30.0, 59.9])
+def test_any_other_clip_is_spread_over_its_own_seconds(seconds):
+    assert centre(seconds) == pytest.approx(seconds * 75, abs=0.51)
+    assert centre(seconds, frame=4) == pytest.approx(seconds * 25, abs=0.51)
+
+
+@pytest.mark.parametrize("seconds", [5.3, 8.3])
+def test_padded_spread_takes_every_clip_for_a_nominal_one(seconds):
+    assert centre(seconds, frame=6, spread="padded") == 384
+    last = audio.frame_time(15, 16, 416, sound_rows=528, seconds=5.3, spread="padded")
+    assert (last.first_row, last.rows) == (608, 0)
+    assert last.padded_share == 1
+
+
+def test_sound_that_ends_before_the_picture_keeps_its_place():
+    # Sound to 4.55 s in a clip of 5 s: windows are spread over the 5 s that frames are spread over.
+    assert centre(5.0, sound_rows=453) == 375
+    last = audio.frame_time(15, 16, 96, sound_rows=453, seconds=5.0)
+    assert (last.first_row, last.rows, last.padded_share) == (453 - 96, 96, 0)
+
+
+def test_the_log_mel_of_version_0_1_0_tells_the_seconds():
+    for rows, spread_over in ((998, 1024), (1100, 1024), (973, 1024), (972, 972), (298, 298)):
+        assert centre(None, sound_rows=rows) == round(spread_over * 0.75)
+    time = audio.frame_time(4, 16, 96, sound_rows=298, seconds=None)
+    assert time.moment == pytest.approx(0.745)
+
+
+def test_times_are_on_the_files_timeline():
+    time = audio.frame_time(3, 4, 100, sound_rows=498, seconds=5.0, start=20.0)
+    assert time.moment == 23.75
+    assert (time.begin, time.end) == pytest.approx((23.25, 24.25))
+    tiny = audio.frame_time(0, 1, 416, sound_rows=98, seconds=1.0)
+    assert tiny.padded_share == pytest.approx(1 - 98 / 416)
+
+
+@given(st.floats(0.5, 60), st.integers(1, 64), st.integers(1, 1100), st.floats(0, 1), st.data())
+def test_windows_are_centred_where_the_edges_allow(seconds, frames, window, ends_early, data):
+    sound_rows = max(1, round((seconds - min(0.5, ends_early * seconds)) * 100) - 2)
+    frame = data.draw(st.integers(0, frames - 1))
+    time = audio.frame_time(frame, frames, window, sound_rows=sound_rows, seconds=seconds)
+    assert time.moment == pytest.approx(frame * seconds / frames)
+    nominal = 9.93 < seconds < 10.55
+    middle, off = (time.begin + time.end) / 2, 0.31 if nominal else 0.0101
+    if nominal:
+        sound_rows = min(sound_rows, 1024)  # and padded to it
+    else:
+        assert time.rows == min(window, sound_rows)
+    if time.first_row + window < sound_rows:
+        assert middle >= time.moment - off
+    if time.first_row > 0:
+        assert middle <= time.moment + off
 
 
 def _numbered(rows):
