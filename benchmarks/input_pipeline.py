@@ -174,7 +174,8 @@ def stage_seconds(
         frame = frame * stored // pair_spec.num_frames
         images.decode_jpeg(record["frames"][frame])
         moments.append(clock())
-        audio.cut_window(record["fbank"], frame, stored, *lengths)
+        seconds = audio.stored_seconds(record)
+        audio.cut_window(record["fbank"], frame, stored, *lengths, seconds=seconds)
         moments.append(clock())
         spent += np.diff(moments)
     return spent.tolist()

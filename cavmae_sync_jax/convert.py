@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from cavmae_sync_jax.checkpoints import manager, pretrained
 from cavmae_sync_jax.checkpoints.shape_diff import mismatch
+from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.models import cavmae_sync, patches
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
 from cavmae_sync_jax.models.probe_head import ProbeHead
@@ -166,6 +167,9 @@ def _check(config: ConfigDict, own: ConfigDict, source: str) -> None:
     for key, least in (("num_frames", 1), ("clip_rows", 1), ("workers", 0), ("prefetch", 1)):
         if flat.get(f"data.{key}", least) < least:
             raise UserError(f"config.data.{key}={config.data[key]} must be at least {least}")
+    if (spread := flat.get("data.window_spread", audio.SPREADS[0])) not in audio.SPREADS:
+        known = ", ".join(audio.SPREADS)
+        raise UserError(f"config.data.window_spread={spread!r} must be one of {known}")
     if "model" in own and own.model.learned_positions > config.model.learned_positions:
         raise UserError(
             f"the positions in {source} are learned, which --config.model.learned_positions=False "

@@ -63,6 +63,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
                 "eval_split": "eval",
                 "num_frames": 16,
                 "clip_rows": 1024,
+                "window_spread": "clip",
                 "own_statistics": False,
                 "augment_audio": False,
                 "workers": 0,

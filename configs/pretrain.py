@@ -88,6 +88,7 @@ def get_config(variant: str = "sync") -> ConfigDict:
                 "eval_split": "eval",
                 "num_frames": 16,  # used of those stored
                 "clip_rows": 1024,  # log-mel rows a clip is padded or cut to
+                "window_spread": "clip",  # over its own length; padded: over clip_rows, as released
                 "own_statistics": False,  # the dataset's audio_mean and audio_std (--compute_stats)
                 "augment_audio": False,  # noise and time shift (paper yes, released code no)
                 "workers": 8,  # processes per host

@@ -233,6 +233,7 @@ def test_one_batch_is_overfitted():
         ({"model__heads": 0}, "config.model.heads=0 must be at least 1"),
         ({"model__audio_bins": 64}, "audio_bins=64, but the dataset has 128"),
         ({"data__clip_rows": 304}, "dataset holds clips of 398 rows"),
+        ({"data__window_spread": "wide"}, "window_spread='wide' must be one of clip, padded"),
         ({"data__num_frames": 5}, "the dataset holds 4 frames"),
         ({"model__image_size": 64}, "frames have 32 pixels"),
         ({"data__eval_split": "test"}, "no split 'test'; it has"),

@@ -38,6 +38,7 @@ DEFAULTS_OF_OLDER_CHECKPOINTS = {
     "evaluations": ("retrieval",),
     "model.learned_positions": False,
     "data.own_statistics": False,
+    "data.window_spread": "clip",
 }
 
 

@@ -107,13 +107,14 @@ class PairSpec(NamedTuple):
     audio_rows: int
     audio_bins: int
     image_size: int
+    window_spread: str = audio.SPREADS[0]
 
     @classmethod
     def of(cls, config: Any) -> "PairSpec":
         """What a training config asks for."""
         data, model = config.data, config.model
         sizes = model.audio_rows, model.audio_bins, model.image_size
-        return cls(data.num_frames, data.clip_rows, *sizes)
+        return cls(data.num_frames, data.clip_rows, *sizes, data.window_spread)
 
     def pair(self, record: Mapping[str, Any], frame: int) -> Batch:
         """Frame `frame` of `num_frames` evenly chosen from those stored, and its window.
@@ -147,7 +148,15 @@ class PairSpec(NamedTuple):
                 f"config.model.image_size={self.image_size}, but the dataset's frames have "
                 f"{image.shape[0]} pixels: prepare it with --image_size={self.image_size}"
             )
-        window = audio.cut_window(record["fbank"], frame, stored, self.clip_rows, self.audio_rows)
+        window = audio.cut_window(
+            record["fbank"],
+            frame,
+            stored,
+            self.clip_rows,
+            self.audio_rows,
+            seconds=audio.stored_seconds(record),
+            spread=self.window_spread,
+        )
         return {AUDIO: window, VISUAL: image}
 
 

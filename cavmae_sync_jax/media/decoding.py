@@ -58,11 +58,21 @@ class MediaInfo(NamedTuple):
 
 
 class Media(NamedTuple):
-    """Upright RGB frames of a span, its audio (first channel, 16 kHz), and its length."""
+    """What a span of a file holds.
+
+    Attributes:
+      frames: upright RGB pictures.
+      waveform: one channel at 16 kHz.
+      seconds: length of the span.
+      picture_seconds: that the frames are spread over, for `audio.frame_time`: frame i of T is on
+        screen `i * picture_seconds / T` after the span's start. It is less than `seconds` where
+        the picture ends up to half a second before the sound.
+    """
 
     frames: UInt8[np.ndarray, "frames height width 3"]
     waveform: Int16[np.ndarray, " samples"]
     seconds: float
+    picture_seconds: float
 
 
 def probe(path: str | Path) -> MediaInfo:
@@ -118,13 +128,13 @@ def read_clip(
         raise MediaError("too_short", f"{path} ends at {duration:.2f} s, not after {start:.2f} s.")
     with errors_of(path):
         waveform, audio_end = _read_waveform(path, start, end)
-        times, video_end = _choose_times(path, start, end, num_frames)
+        times, video_end, spread = _choose_times(path, start, end, num_frames)
         if max(audio_end, video_end) < end - _RAGGED_END:
             raise MediaError("unreadable", f"{path} ends before the {duration:.2f} s it promises.")
         frames = _read_frames(path, start, times, image_size)
     if len({frame.shape for frame in frames}) > 1:
         raise MediaError("unreadable", f"{path} changes its picture size within the span.")
-    return Media(np.stack(frames), waveform, end - start)
+    return Media(np.stack(frames), waveform, end - start, spread)
 
 
 class _Run:
@@ -178,8 +188,8 @@ def _read_waveform(path: str | Path, start: float, end: float) -> tuple[np.ndarr
 
 def _choose_times(
     path: str | Path, start: float, end: float, num_frames: int
-) -> tuple[list[float], float]:
-    """Returns the last moment at which each chosen frame may begin, and when the video ends.
+) -> tuple[list[float], float, float]:
+    """Returns by when each chosen frame must begin, when video ends, and `picture_seconds`.
 
     Looks at the packets' timestamps only, so it costs no decoding.
     """
@@ -197,20 +207,20 @@ def _choose_times(
             times.update([time] if start <= time < end else [])
     within = sorted(times)
     if not within and before and goes_on:
-        return [start] * num_frames, end
+        return [start] * num_frames, end, end - start
     if not within:
         raise MediaError("no_video", f"{path} has no video from {start:.2f} to {end:.2f} s.")
     rate = _constant_rate(within, nominal)
     whole = end - start
     if rate is None:
         wanted = [start + i * whole / num_frames + _ROUNDING for i in range(num_frames)]
-        return wanted, end if goes_on else within[-1]
+        return wanted, end if goes_on else within[-1], whole
     first = within[0] if within[0] <= start + _LATE else start
     last = within[-1] + 1 / rate
     seconds = whole if last < end - _RAGGED_END else min(whole, last - first)
     steps = int(rate * seconds + _ROUNDING)
     wanted = [first + (i * steps // num_frames + 0.5) / rate for i in range(num_frames)]
-    return wanted, end if goes_on else last
+    return wanted, end if goes_on else last, max(1, steps) / rate
 
 
 def _constant_rate(times: list[float], nominal: Fraction | None) -> float | None:

@@ -14,7 +14,13 @@ from cavmae_sync_jax.utils.errors import UserError
 
 # What a file's shapes do not tell. configs/pretrain.py has the same values, which a test compares.
 RELEASED = {
-    "data": {"num_frames": 16, "clip_rows": 1024, "workers": 8, "prefetch": 2},
+    "data": {
+        "num_frames": 16,
+        "clip_rows": 1024,
+        "window_spread": "clip",
+        "workers": 8,
+        "prefetch": 2,
+    },
     "model": {
         "image_size": 224,
         "image_patch": 16,

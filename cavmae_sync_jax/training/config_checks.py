@@ -5,6 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cavmae_sync_jax.data import dataset_dir
+from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.models import masking
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
 from cavmae_sync_jax.training import losses, optim
@@ -39,6 +40,7 @@ def check(config: ConfigDict, module: CavMaeSync, devices: int) -> None:
         ("schedule", optim.SCHEDULES),
         ("mask.audio_structure", masking.STRUCTURES),
         ("loss.contrast_direction", losses.DIRECTIONS),
+        ("data.window_spread", audio.SPREADS),
     ):
         if cli.value(config, key) not in allowed:
             raise UserError(

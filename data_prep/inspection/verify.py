@@ -172,7 +172,12 @@ def _flaw_of_fbank(record: Mapping[str, Any], dataset: Dataset) -> str | None:
     fbank, dtype = record["fbank"], np.dtype(dataset.features["fbank"].np_dtype)
     if fbank.dtype != dtype or fbank.ndim != 2 or fbank.shape[1] != audio.BINS or not len(fbank):
         return f"the log-mel is {fbank.dtype} {fbank.shape}, not {dtype} [rows, {audio.BINS}]"
-    return None if np.isfinite(fbank).all() else "the log-mel holds numbers that aren't finite"
+    if not np.isfinite(fbank).all():
+        return "the log-mel holds numbers that aren't finite"
+    seconds = audio.stored_seconds(record)
+    if seconds is not None and not 0 < seconds < float("inf"):
+        return f"the frames are spread over {seconds} seconds"
+    return None
 
 
 def _flaw_of_truth(record: Mapping[str, Any], dataset: Dataset) -> str | None:

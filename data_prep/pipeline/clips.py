@@ -72,14 +72,16 @@ class Preparation:
 class Recording(NamedTuple):
     """What a clip holds once it is read.
 
-    `waveform` is the first channel at 16 kHz, `seconds` the clip's length; `truth` has the fields
-    of an example's truth, see `prepare_clip`, or is empty.
+    `waveform` is one channel at 16 kHz, `seconds` the clip's length; `truth` has the fields of an
+    example's truth, see `prepare_clip`, or is empty. The frames are spread over `picture_seconds`,
+    None where that is `seconds`.
     """
 
     frames: UInt8[np.ndarray, "frames size size 3"]
     waveform: Int16[np.ndarray, " samples"]
     seconds: float
     truth: Example
+    picture_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,9 @@ class VideoClip(Clip):
                 image_size=preparation.image_size,
             )
         truth = {} if self.truth is None else self._read_truth(preparation)
-        return Recording(content.frames, content.waveform, content.seconds, truth)
+        return Recording(
+            content.frames, content.waveform, content.seconds, truth, content.picture_seconds
+        )
 
     def _read_truth(self, preparation: Preparation) -> Example:
         try:
@@ -216,10 +220,11 @@ def prepare_clip(clip: Clip, preparation: Preparation) -> Example | Reject:
     """Returns the example of a clip, or why there is none. Depends on nothing but its arguments.
 
     The example holds `clip_id`; `frames`, a list of JPEGs; `fbank`, the log-mel of the whole clip
-    `[rows, 128]`, not normalised; `labels`. Clips with truth also get `frame_class`, `frame_mask`
-    (a list of 1-bit PNGs in the frames' geometry) and `events`. `frame_silent_class` and
-    `frame_silent_mask` are the same of an object that makes no sound; both are empty where the
-    source says nothing of it.
+    `[rows, 128]`, not normalised; `seconds`, over which the frames are spread (see
+    `audio.frame_time`); `labels`. Clips with truth also get `frame_class`, `frame_mask` (a list of
+    1-bit PNGs in the frames' geometry) and `events`. `frame_silent_class` and `frame_silent_mask`
+    are the same of an object that makes no sound; both are empty where the source says nothing of
+    it.
 
     Raises:
       UserError: the clip's truth is missing or doesn't fit it.
@@ -245,6 +250,7 @@ def prepare_clip(clip: Clip, preparation: Preparation) -> Example | Reject:
         "clip_id": clip.clip_id,
         "frames": jpegs,
         "fbank": stored(fbank),
+        "seconds": recording.picture_seconds or recording.seconds,
         "labels": list(clip.labels),
         **recording.truth,
     }

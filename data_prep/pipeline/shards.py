@@ -53,6 +53,7 @@ class Schema(NamedTuple):
             "clip_id": text,
             "frames": feature.Sequence(text),
             "fbank": feature.Tensor(shape=(None, audio.BINS), dtype=dtype, encoding="bytes"),
+            "seconds": feature.Scalar(np.float32),
             "labels": feature.Sequence(feature.ClassLabel(names=list(self.class_names))),
         }
         if self.has_truth:

@@ -11,7 +11,7 @@ from PIL import Image
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.data.loader import PairSpec
 from cavmae_sync_jax.distributed import sharding
-from cavmae_sync_jax.media import audio, images
+from cavmae_sync_jax.media import images
 from cavmae_sync_jax.utils.errors import UserError
 
 FRAMING = PairSpec(4, clip_rows=1024, audio_rows=96, audio_bins=128, image_size=32)
@@ -72,9 +72,17 @@ def test_a_pair_is_the_frame_and_its_window(records):
     record = records[0]
     pair = FRAMING.pair(record, 2)
     np.testing.assert_array_equal(pair["visual"], images.decode_jpeg(record["frames"][2]))
-    # 4 s are 398 rows, clearly less than the nominal 1024, so frame 2 of 4 is at row 199.
-    assert audio.window_start(2, 4, 398, 96) == 199 - 48
-    np.testing.assert_array_equal(pair["audio"], record["fbank"][151:247])
+    # 4 s are clearly less than the nominal 1024 rows, so frame 2 of 4 is at 2 s.
+    assert record["seconds"] == 4
+    np.testing.assert_array_equal(pair["audio"], record["fbank"][152:248])
+
+
+def test_a_record_without_seconds_is_spread_over_its_log_mel(records):
+    # As version 0.1.0 stored them: 4 s have 398 rows, so frame 2 of 4 is at row 199.
+    record = {name: value for name, value in records[0].items() if name != "seconds"}
+    np.testing.assert_array_equal(FRAMING.pair(record, 2)["audio"], record["fbank"][151:247])
+    padded = FRAMING._replace(window_spread="padded").pair(record, 1)
+    np.testing.assert_array_equal(padded["audio"], record["fbank"][208:304])
 
 
 def test_fewer_frames_are_spread_over_the_clip(records):

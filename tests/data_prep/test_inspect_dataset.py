@@ -242,6 +242,8 @@ def test_flaws_that_a_checksum_does_not_see(truth):
         "frame 0 is no readable JPEG": {"frames": masks},
         "log-mel is float16 (5, 128), not uint8": {"fbank": infinite},
         "log-mel is uint8 (0, 128)": {"fbank": fbank[:0]},
+        "spread over nan seconds": {"seconds": np.float32(np.nan)},
+        "spread over 0.0 seconds": {"seconds": np.float32(0)},
         "class of frame_class": {"frame_class": np.array([0, 1, 2, 3])},
         "class of an event": {"events": events | {"class": [0, -1]}},
         "no start before its end": {"events": events | {"end": [np.float32(0.7), np.float32(0.1)]}},
@@ -303,11 +305,11 @@ def test_what_a_page_marks(truth):
     pair_spec = inspection_page.PageSettings(audio_rows=60, clip_rows=1024)
     figure = inspection_page.compose([record], truth.class_names, pair_spec, "a title")
     frames, windows, events, log_mel = figure.axes
-    assert np.allclose(frames.get_xlim(), (0, 1.98)) and log_mel.get_xlim() == (0, 1.98)
+    assert np.allclose(frames.get_xlim(), (0, 2)) and log_mel.get_xlim() == (0, 2)
 
     # Four frames at their instants, each with its mask over it.
     pictures, tints = frames.images[::2], frames.images[1::2]
-    assert [image.get_extent()[0] for image in pictures] == pytest.approx([0, 0.495, 0.99, 1.485])
+    assert [image.get_extent()[0] for image in pictures] == pytest.approx([0, 0.5, 1, 1.5])
     assert all(image.get_array().shape == (32, 32, 3) for image in pictures)
     opacity = np.array([tint.get_array()[..., 3] for tint in tints])
     assert (opacity[:2, :, 16:] > 0.2).all() and not opacity[:2, :, :16].any()
@@ -316,10 +318,10 @@ def test_what_a_page_marks(truth):
     assert [edge for _, edge in borders] == [
         matplotlib.colors.to_rgba(colour) for colour in inspection_page.WINDOW_COLOURS
     ]
-    assert [x for x, _ in borders] == pytest.approx([0, 0.99, 1.485], abs=0.01)
+    assert [x for x, _ in borders] == pytest.approx([0, 1, 1.5], abs=0.011)
 
-    # The windows of frames 0, 2 and 3 of 198 rows: around rows 0, 99 and 148.
-    for colour, start in zip(inspection_page.WINDOW_COLOURS, (0.0, 0.69, 1.18), strict=True):
+    # The windows of frames 0, 2 and 3 of 2 s: around rows 0, 100 and 150.
+    for colour, start in zip(inspection_page.WINDOW_COLOURS, (0.0, 0.7, 1.2), strict=True):
         ((left, right, _),) = bars(windows, colour)
         assert (left, right) == pytest.approx((start, start + 0.6))
 

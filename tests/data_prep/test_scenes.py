@@ -148,7 +148,7 @@ def test_the_encoded_video_shows_the_frames_and_sounds_that_the_truth_is_about(t
         render.render_clip(renderer(size=64), "eval", number, path)
         rng = render.generator(0, "eval", number)
         whole = composer.compose(OBJECTS, scene_objects.drawn_background, 64, 10.0, rng)
-        frames, waveform, seconds = decoding.read_clip(path, num_frames=16)
+        frames, waveform, seconds, _ = decoding.read_clip(path, num_frames=16)
         video = composer.render(whole).astype(np.float32)
         assert seconds == pytest.approx(10)
         for index, frame in enumerate(frames):

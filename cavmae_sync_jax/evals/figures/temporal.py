@@ -1,6 +1,7 @@
 """Temporal segmentation's figure: clips with their segments as bars (paper Figure 6)."""
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def draw(
     for part, clip in zip(figure.subfigures(len(chosen), squeeze=False).flat, chosen, strict=True):
         record = records[int(clip)]
         axes = part.subplots(3, sharex=True, height_ratios=(1, 0.75, 1))
-        _draw_clip(axes, records, pair_spec, int(clip), audio.dequantize(record["fbank"]))
+        _draw_clip(axes, records, pair_spec, int(clip), record)
         bars = {kind: rows[clip] for kind, rows in labels.items()}
         _draw_bars(axes[2], bars, None if truth is None else truth[clip], names)
         title = f"clip {record['clip_id'].decode()}"
@@ -66,10 +67,16 @@ def draw(
 
 
 def _draw_clip(
-    axes: Any, records: loader.Records, pair_spec: loader.PairSpec, clip: int, fbank: np.ndarray
+    axes: Any,
+    records: loader.Records,
+    pair_spec: loader.PairSpec,
+    clip: int,
+    record: Mapping[str, Any],
 ) -> None:
-    """Frame i lies around its own instant, i; the log-mel spans the clip from 0 to `num_frames`."""
-    frames = pair_spec.num_frames
+    """Frame i lies around its own instant, i, and the log-mel where its seconds are."""
+    frames, fbank = pair_spec.num_frames, audio.dequantize(record["fbank"])
+    heard = len(fbank) / audio.ROWS_PER_SECOND
+    seconds = audio.stored_seconds(record) or heard
     for frame, pair in enumerate(records.pairs(clip, pair_spec, range(frames))):
         axes[0].imshow(pair[VISUAL], extent=(frame - 0.48, frame + 0.48, 0, 1), aspect="auto")
     axes[0].set(yticks=[], ylim=(0, 1), ylabel="frames")
@@ -78,7 +85,7 @@ def _draw_clip(
         origin="lower",
         aspect="auto",
         cmap="magma",
-        extent=(0, frames, 0, 1),
+        extent=(0, frames * heard / seconds, 0, 1),
     )
     axes[1].set(yticks=[], xlim=(-0.5, frames), ylabel="log-mel")
     for axis in axes:
@@ -86,7 +93,6 @@ def _draw_clip(
         axis.yaxis.label.set(fontsize=8, rotation=0, ha="right", va="center")
         for spine in axis.spines.values():
             spine.set_visible(False)
-    seconds = len(fbank) / audio.ROWS_PER_SECOND
     axes[2].set_xticks(
         np.arange(frames), [f"{i * seconds / frames:.1f}" for i in range(frames)], fontsize=7
     )
