@@ -68,7 +68,7 @@ class Clips(Dataset):
         waveform, rate = soundfile.read(self._files.sound(clip_id), dtype="float32")
         if rate != audio.SAMPLE_RATE:
             raise ValueError(f"{clip_id} has {rate} Hz")
-        fbank = torch.from_numpy(audio.log_mel(waveform))
+        fbank = torch.from_numpy(audio.log_mel(waveform, audio.SAMPLE_RATE))
         # A negative padding cuts.
         fbank = torch.nn.functional.pad(fbank, (0, 0, 0, pair_spec.clip_rows - len(fbank)))
         rows = pair_spec.clip_rows, pair_spec.audio_rows

@@ -116,7 +116,9 @@ def speed(groups: dict[str, list[str]], repeats: int) -> dict[str, float]:
         decoding = each(decode, paths, repeats)
         content = [media_decoding.read_clip(path, end=SECONDS, image_size=224) for path in paths]
         fbank = each(
-            lambda clip: audio.log_mel(clip.waveform / np.float32(32768)), content, repeats
+            lambda clip: audio.log_mel(clip.waveform / np.float32(32768), audio.SAMPLE_RATE),
+            content,
+            repeats,
         )
         jpeg = each(
             lambda clip: [images.encode_jpeg(frame, 95) for frame in clip.frames], content, repeats

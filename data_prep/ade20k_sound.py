@@ -65,7 +65,9 @@ class Prompt(Clip):
         of silent objects.
         """
         frame, mask = self._frame_and_mask(preparation.image_size)
-        waveform = readers.read_sound(self.sound, preparation.clip_seconds)
+        waveform = readers.read_sound(
+            self.sound, preparation.clip_seconds, preparation.audio_channel
+        )
         truth = {
             "frame_class": np.array([self.class_index], np.int64),
             "frame_mask": [encode_mask(mask, preparation.image_size)],

@@ -61,7 +61,9 @@ class Entry(Clip):
 
     def read(self, preparation: Preparation) -> Recording:
         """Reads the audio's first `clip_seconds` and the frames, each scaled and cropped."""
-        waveform = readers.read_sound(self.path, preparation.clip_seconds)
+        waveform = readers.read_sound(
+            self.path, preparation.clip_seconds, preparation.audio_channel
+        )
         numbers = chosen_frames(self.stored, preparation.num_frames)
         frames = [self._frame(number, preparation) for number in numbers]
         return Recording(np.stack(frames), waveform, len(waveform) / audio.SAMPLE_RATE, {})

@@ -55,7 +55,9 @@ def _instance(
     frame = Image.fromarray(composer.render(scene)[loudest])
     small = frame.resize((_SHOWN, _SHOWN), Image.Resampling.BICUBIC)
     low, high = _FBANK_RANGE
-    fbank = np.clip((audio.log_mel(scene.waveform).T[::-1] - low) / (high - low), 0, 1)
+    fbank = np.clip(
+        (audio.log_mel(scene.waveform, audio.SAMPLE_RATE).T[::-1] - low) / (high - low), 0, 1
+    )
     picture = np.asarray(small.resize((_SIZE, _SIZE), Image.Resampling.NEAREST))
     return picture, (255 * fbank).astype(np.uint8)
 

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Shaped, UInt8
 from librosa import hz_to_mel
 
-SAMPLE_RATE = 16_000
+from cavmae_sync_jax.media.resampler import SAMPLE_RATE, resample
+
 BINS = 128
 ROWS_PER_SECOND = 100
 # Clips may have this much more than the nominal rows, which are cut off.
@@ -23,7 +24,10 @@ CLIP_ROWS = 1024
 # Over what the windows of a clip are spread: its own seconds, or always `clip_rows`, as released.
 SPREADS = ("clip", "padded")
 
-_WINDOW = 400
+# Of 16 kHz: one row of log-mel.
+FEWEST_SAMPLES = 400
+
+_WINDOW = FEWEST_SAMPLES
 _SHIFT = SAMPLE_RATE // ROWS_PER_SECOND
 _FFT = 512
 _LOWEST_HZ = 20.0
@@ -37,22 +41,33 @@ _NEARLY = 0.03
 _FULL_SHARE = 0.95
 
 
-def log_mel(waveform: Float[np.ndarray, " samples"]) -> Float32[np.ndarray, "rows 128"]:
-    """Returns the natural-log mel energies of a 16 kHz waveform in [-1, 1].
+def log_mel(
+    waveform: Float[np.ndarray, " samples"], sample_rate: int
+) -> Float32[np.ndarray, "rows 128"]:
+    """Returns the natural-log mel energies of a waveform in [-1, 1].
 
-    The mean of the whole waveform is subtracted first. `rows` is `(samples - 400) // 160 + 1`, and
-    zero for fewer than 400 samples. int16 samples must be divided by 32768 before.
+    Any rate but 16 kHz is resampled to it, as the sound of a file is. The mean of the whole
+    waveform is subtracted first. `rows` is `(samples - 400) // 160 + 1`, of samples at 16 kHz.
+    int16 samples must be divided by 32768 before.
+
+    Args:
+      waveform: one channel.
+      sample_rate: of the waveform, in Hz.
 
     Raises:
       TypeError: the waveform isn't floating-point.
-      ValueError: the waveform isn't one-dimensional.
+      ValueError: the waveform isn't one-dimensional, or is shorter than one row (25 ms).
     """
     if not np.issubdtype(waveform.dtype, np.floating):
         raise TypeError(f"log_mel takes floating-point samples in [-1, 1], not {waveform.dtype}")
     if waveform.ndim != 1:
         raise ValueError(f"log_mel takes one channel [samples], not the shape {waveform.shape}")
+    if sample_rate != SAMPLE_RATE:
+        waveform = resample(waveform, sample_rate)
     if waveform.size < _WINDOW:
-        return np.zeros((0, BINS), np.float32)
+        raise ValueError(
+            f"log_mel needs {_WINDOW} samples at {SAMPLE_RATE} Hz (25 ms), not {waveform.size}"
+        )
     waveform = (waveform - waveform.mean(dtype=np.float64)).astype(np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(waveform, _WINDOW)[::_SHIFT]
     windows = windows - windows.mean(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""A media file to frames and first-channel 16 kHz audio (PyAV; no ffmpeg program needed).
+"""A media file to frames and one channel of 16 kHz audio (PyAV; no ffmpeg program needed).
 
 All times are seconds on the file's own timeline, on which its earliest stream starts at 0.
 """
@@ -13,16 +13,10 @@ import av
 import numpy as np
 from jaxtyping import Int16, UInt8
 
-from cavmae_sync_jax.media.audio import SAMPLE_RATE
-from cavmae_sync_jax.media.demuxer import (
-    FirstChannel,
-    MediaError,
-    Source,
-    decoded,
-    errors_of,
-    packets,
-)
+from cavmae_sync_jax.media.demuxer import Source, decoded, errors_of, packets
+from cavmae_sync_jax.media.errors import MediaError
 from cavmae_sync_jax.media.images import check_size, resize_and_crop
+from cavmae_sync_jax.media.resampler import CHANNELS, SAMPLE_RATE, Channels, chosen
 
 REASONS = {
     "unreadable": "the file can't be opened or decoded",
@@ -98,6 +92,7 @@ def read_clip(
     end: Seconds | None = None,
     num_frames: int = 16,
     image_size: int | None = None,
+    audio_channel: str = CHANNELS[0],
 ) -> Media:
     """Reads `num_frames` frames spread over the span [start, end), and the audio of all of it.
 
@@ -112,12 +107,13 @@ def read_clip(
     first or last frame stands still, to keep in step with audio. Stored rotation is applied.
 
     Audio: decoded samples are resampled as 16-bit integers in the file's own channel layout, of
-    which the first channel is taken (not a downmix). Samples are put where their timestamps say,
-    with silence in gaps. Audio that ends up to half a second early stays as short as it is; after
-    audio that ends earlier there is silence up to the end.
+    which `audio_channel` is taken, one of `resampler.CHANNELS`: the first channel (no downmix), the
+    mean of all, or the one with the most energy in the span. Samples are put where their timestamps
+    say, with silence in gaps. Audio that ends up to half a second early stays as short as it is;
+    after audio that ends earlier there is silence up to the end.
 
     Raises:
-      MediaError: any of `REASONS` but "silent".
+      MediaError: any of `REASONS`; "silent" only where a channel sounds that isn't chosen.
       ValueError: the span or `num_frames` makes no sense.
     """
     if start < 0 or num_frames < 1 or (end is not None and end <= start):
@@ -127,7 +123,7 @@ def read_clip(
     if end <= start:
         raise MediaError("too_short", f"{path} ends at {duration:.2f} s, not after {start:.2f} s.")
     with errors_of(path):
-        waveform, audio_end = _read_waveform(path, start, end)
+        waveform, audio_end = _read_waveform(path, start, end, audio_channel)
         times, video_end, spread = _choose_times(path, start, end, num_frames)
         if max(audio_end, video_end) < end - _RAGGED_END:
             raise MediaError("unreadable", f"{path} ends before the {duration:.2f} s it promises.")
@@ -140,11 +136,10 @@ def read_clip(
 class _Run:
     """Decoded audio without a gap or change of format, on its way into the waveform of a span."""
 
-    def __init__(self, path: str | Path, begin: float, frame: av.AudioFrame, index: int):
+    def __init__(self, begin: float, frame: av.AudioFrame, index: int, channels: Channels):
         """Takes the time of the first frame, and the index in the waveform that belongs to it."""
         self._begin, self._like, self._taken = begin, frame, 0
-        self._index = index
-        self._resampler = FirstChannel(path, frame)
+        self._index, self._channels = index, channels
 
     def next_time(self) -> float:
         return self._begin + self._taken / self._like.rate
@@ -153,37 +148,58 @@ class _Run:
         kinds = {(one.format.name, one.layout.name, one.rate) for one in (frame, self._like)}
         return len(kinds) == 1 and abs(time - self.next_time()) <= _GAP
 
-    def add(self, frame: av.AudioFrame | None, waveform: Int16[np.ndarray, " samples"]) -> int:
-        """Puts what a frame (None: the end) brings to its place; returns where that ends."""
+    def add(self, frame: av.AudioFrame | None, sound: "_Sound") -> None:
+        """Puts what a frame (None: the end) brings to its place."""
         self._taken += 0 if frame is None else frame.samples
-        samples = self._resampler.resample(frame)
-        begin, self._index = self._index, self._index + len(samples)
-        low, high = max(begin, 0), min(self._index, len(waveform))
+        samples = self._channels.resample(frame)
+        sound.put(self._index, samples)
+        self._index += samples.shape[1]
+        sound.sounding |= self._channels.sounding
+
+
+class _Sound:
+    """The audio of a span while it is being read."""
+
+    def __init__(self, samples: int):
+        self.channels = np.zeros((1, samples), np.int16)
+        self.filled = 0  # samples up to the last one that was put
+        self.sounding: set[int] = set()
+
+    def put(self, index: int, samples: Int16[np.ndarray, "channels samples"]) -> None:
+        """Puts samples to where they begin; those outside of the span are dropped."""
+        if len(samples) > len(self.channels):
+            more = np.zeros((len(samples) - len(self.channels), self.channels.shape[1]), np.int16)
+            self.channels = np.concatenate([self.channels, more])
+        low, high = max(index, 0), min(index + samples.shape[1], self.channels.shape[1])
         if low < high:
-            waveform[low:high] = samples[low - begin : high - begin]
-        return high if low < high else 0
+            self.channels[: len(samples), low:high] = samples[:, low - index : high - index]
+            self.filled = max(self.filled, high)
 
 
-def _read_waveform(path: str | Path, start: float, end: float) -> tuple[np.ndarray, float]:
+def _read_waveform(
+    path: str | Path, start: float, end: float, channel: str
+) -> tuple[np.ndarray, float]:
     """Returns the audio of the span (int16), and when it ends."""
-    waveform = np.zeros(round((end - start) * SAMPLE_RATE), np.int16)
-    run, filled = None, 0
+    sound, run = _Sound(round((end - start) * SAMPLE_RATE)), None
     for time, frame in decoded(path, "audio", start):
         if time is None:
             time = 0.0 if run is None else run.next_time()
         if time > end + _RUN_OUT:
             break
         if run is not None and not run.continues_with(time, frame):
-            filled = max(filled, run.add(None, waveform))
+            run.add(None, sound)
             run = None
-        run = run or _Run(path, time, frame, round((time - start) * SAMPLE_RATE))
-        filled = max(filled, run.add(frame, waveform))
+        if run is None:
+            index = round((time - start) * SAMPLE_RATE)
+            run = _Run(time, frame, index, Channels(path, frame, channel))
+        run.add(frame, sound)
     if run is not None:
-        filled = max(filled, run.add(None, waveform))
-    if filled == 0:
+        run.add(None, sound)
+    if sound.filled == 0:
         raise MediaError("no_audio", f"{path} has no audio from {start:.2f} to {end:.2f} s.")
-    audio_end = start + filled / SAMPLE_RATE
-    return waveform[:filled] if audio_end >= end - _RAGGED_END else waveform, audio_end
+    audio_end = start + sound.filled / SAMPLE_RATE
+    waveform = chosen(path, sound.channels, sound.sounding)
+    return waveform[: sound.filled] if audio_end >= end - _RAGGED_END else waveform, audio_end
 
 
 def _choose_times(

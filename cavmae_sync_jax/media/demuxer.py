@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import av
-import numpy as np
 from av.stream import Disposition
-from jaxtyping import Int16
 
-from cavmae_sync_jax.media.audio import SAMPLE_RATE
+from cavmae_sync_jax.media.errors import MediaError
 
 Kind = Literal["video", "audio"]
 
@@ -32,12 +30,6 @@ _REFERRING = {
 _TOLERANT: dict[str, Any] = (
     {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 )
-# Hertz. Resampled to 16 kHz, a few bytes of anything slower would fill the memory, and so would the
-# filter for anything faster.
-_SLOWEST, _FASTEST = 1000, 1_000_000
-# Samples are 1 at full scale; far above, they don't fit the resampler's integers.
-_LOUDEST = 2**15
-
 # All in seconds.
 # Decoding starts this much before the span, so that decoders and resampler have settled in it.
 _RUN_UP = 1.0
@@ -48,21 +40,6 @@ _LONG, _LONGEST = 24 * 3600.0, 1000 * 3600.0
 _TAIL = 60.0
 # Containers round the end of a stream by less than this.
 _ROUGH_END = 0.5
-
-
-class MediaError(ValueError):
-    """A file, or a span of it, that can't be used.
-
-    `reason` is a key of `media.REASONS`; `detail` is a sentence that names the file.
-    """
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return self.detail
 
 
 @contextlib.contextmanager
@@ -212,35 +189,3 @@ def decoded(
             continue
         for frame in frames:
             yield source.seconds(frame.pts, frame.time_base), frame
-
-
-class FirstChannel:
-    """The first channel at 16 kHz of decoded audio that keeps its format (not a downmix)."""
-
-    def __init__(self, path: str | Path, like: av.AudioFrame):
-        """Takes the file, for errors, and the first frame.
-
-        Raises:
-          MediaError: unreadable, where the rate is none that sound has.
-        """
-        if not _SLOWEST <= like.rate <= _FASTEST:
-            raise MediaError("unreadable", f"{path} has audio at {like.rate} Hz.")
-        self._path, self._channels = path, like.layout.nb_channels
-        # Interleaved, for PyAV's access to planes is out of bounds where there are 8 or more.
-        self._resampler = av.AudioResampler("s16", like.layout, SAMPLE_RATE)
-
-    def resample(self, frame: av.AudioFrame | None) -> Int16[np.ndarray, " samples"]:
-        """Returns what a frame adds, as 16-bit integers; None brings what is left at the end.
-
-        Raises:
-          MediaError: unreadable, where floating-point samples aren't finite.
-        """
-        if frame is not None and frame.format.name in ("flt", "dbl"):
-            samples = self._first(frame)
-            if not (np.abs(samples) < _LOUDEST).all():
-                raise MediaError("unreadable", f"{self._path} has samples that are no sound.")
-        blocks = [self._first(block) for block in self._resampler.resample(frame)]
-        return np.concatenate([np.zeros(0, np.int16), *blocks])
-
-    def _first(self, interleaved: av.AudioFrame) -> np.ndarray:
-        return interleaved.to_ndarray()[0, :: self._channels]

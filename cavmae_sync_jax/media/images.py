@@ -8,11 +8,11 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
-from cavmae_sync_jax.media.demuxer import (
-    MediaError,
-)
+from cavmae_sync_jax.media.errors import MediaError, check_file
 
 MAX_PIXELS, MAX_ASPECT = 2**26, 100
+# Pillow makes all of these RGB; of others, such as 16-bit grey, it would make white.
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def check_size(path: str | Path, width: int, height: int) -> None:
@@ -36,6 +36,30 @@ def resize_and_crop(
     resized = Image.fromarray(image).resize((width, height), resample)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def read_picture(
+    path: str | Path, modes: tuple[str, ...] = MODES
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Reads a JPEG or PNG as RGB, whose colours must be of one of the given modes (of Pillow).
+
+    Raises:
+      MediaError: missing, too_large or unreadable.
+    """
+    check_file(path)
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as picture:
+            check_size(path, picture.width, picture.height)
+            if picture.mode not in modes:
+                wrong = f"{path} has the colours {picture.mode}, not RGB."
+                raise MediaError("unreadable", wrong)
+            return np.asarray(picture.convert("RGB"))
+    except MediaError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise MediaError("too_large", f"{path} claims too many pixels.") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MediaError("unreadable", f"{path} can't be read: {error}.") from error
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "height width 3"], quality: int) -> bytes:

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Int16, UInt8
 from PIL import Image
 
 from cavmae_sync_jax.media import audio, decoding, images
-from cavmae_sync_jax.media.decoding import MediaError
+from cavmae_sync_jax.media.errors import MediaError
+from cavmae_sync_jax.media.resampler import CHANNELS
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import readers
 
@@ -43,6 +44,7 @@ class Preparation:
       min_seconds: clips shorter than this are rejected.
       jpeg_quality: of stored frames, 1 to 100.
       fbank_dtype: of the stored log-mel: float16, or uint8 (`audio.quantize`), which halves it.
+      audio_channel: of the sound, of `resampler.CHANNELS`.
     """
 
     num_frames: int = 16
@@ -51,6 +53,7 @@ class Preparation:
     min_seconds: decoding.Seconds = 1.0
     jpeg_quality: int = 95
     fbank_dtype: str = "float16"
+    audio_channel: str = CHANNELS[0]
 
     def __post_init__(self):
         if self.num_frames < 1:
@@ -67,6 +70,9 @@ class Preparation:
         if self.fbank_dtype not in FBANK_DTYPES:
             known = ", ".join(FBANK_DTYPES)
             raise UserError(f"fbank_dtype must be one of {known}, not {self.fbank_dtype!r}")
+        if self.audio_channel not in CHANNELS:
+            known = ", ".join(CHANNELS)
+            raise UserError(f"audio_channel must be one of {known}, not {self.audio_channel!r}")
 
 
 class Recording(NamedTuple):
@@ -156,6 +162,7 @@ class VideoClip(Clip):
                 end=end,
                 num_frames=preparation.num_frames,
                 image_size=preparation.image_size,
+                audio_channel=preparation.audio_channel,
             )
         truth = {} if self.truth is None else self._read_truth(preparation)
         return Recording(
@@ -235,8 +242,8 @@ def prepare_clip(clip: Clip, preparation: Preparation) -> Example | Reject:
         recording = clip.read(preparation)
         if np.ptp(recording.waveform.astype(np.int32)) == 0:
             raise MediaError("silent", f"{clip.path} is silent where the clip is.")
-        fbank = audio.log_mel(recording.waveform / np.float32(32768))
-        if recording.seconds < preparation.min_seconds or len(fbank) == 0:
+        too_few = len(recording.waveform) < audio.FEWEST_SAMPLES
+        if recording.seconds < preparation.min_seconds or too_few:
             raise MediaError(
                 "too_short",
                 f"{clip.path} gives a clip of {recording.seconds:.2f} s, "
@@ -244,6 +251,7 @@ def prepare_clip(clip: Clip, preparation: Preparation) -> Example | Reject:
             )
     except MediaError as error:
         return Reject(clip.clip_id, clip.path, error.reason, error.detail)
+    fbank = audio.log_mel(recording.waveform / np.float32(32768), audio.SAMPLE_RATE)
     stored = audio.quantize if preparation.fbank_dtype == "uint8" else np.float16
     jpegs = [images.encode_jpeg(frame, preparation.jpeg_quality) for frame in recording.frames]
     return {

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cavmae_sync_jax.media.resampler import CHANNELS
 from cavmae_sync_jax.utils.errors import Unsatisfied, UserError
 from data_prep.pipeline import tfds_writer
 from data_prep.pipeline.clips import FBANK_DTYPES, Clip, Preparation
@@ -17,6 +18,7 @@ _PREPARATION = {
     "min_seconds": "reject shorter clips",
     "jpeg_quality": "of stored frames",
     "fbank_dtype": "of the stored log-mel; uint8 takes half the space",
+    "audio_channel": "of several: the first (as the reference), their mean, or the loudest",
 }
 
 
@@ -35,7 +37,7 @@ def add_flags(
     for name, meaning in _PREPARATION.items():
         if name not in without:
             value = getattr(usual, name)
-            choices = tuple(FBANK_DTYPES) if name == "fbank_dtype" else None
+            choices = {"fbank_dtype": tuple(FBANK_DTYPES), "audio_channel": CHANNELS}.get(name)
             parser.add_argument(
                 f"--{name}", type=type(value), default=value, choices=choices, help=meaning
             )

@@ -241,7 +241,7 @@ def _assemble(
         split_infos=infos,
         version=VERSION,
         check_data=False,  # would need TensorFlow
-        description="Clips: frames as JPEG and the log-mel of the first audio channel.",
+        description="Clips: frames as JPEG and the log-mel of one audio channel.",
         metadata=metadata,
     )
 

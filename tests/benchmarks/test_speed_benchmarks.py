@@ -83,7 +83,7 @@ def test_generated_pictures_are_as_large_as_photos():
     rng = np.random.default_rng(0)
     sizes = [len(media_images.encode_jpeg(input_pipeline.picture(rng, 224), 95)) for _ in range(8)]
     assert 15_000 < np.mean(sizes) < 25_000
-    fbank = audio.log_mel(input_pipeline.sound(rng, 160_000) / np.float32(32768))
+    fbank = audio.log_mel(input_pipeline.sound(rng, 160_000) / np.float32(32768), audio.SAMPLE_RATE)
     assert fbank.shape == (998, 128) and fbank.std() > 1
 
 

@@ -144,12 +144,12 @@ def test_rows_become_examples_or_rejects_and_nothing_is_lost(published, tmp_path
         np.testing.assert_array_equal(mask, ~half if name == "a_2" else half)
         assert record["frame_class"].tolist() == [index] == list(record["labels"])
         assert len(record["events"]["class"]) == 0
-    expected = audio.log_mel(noise / np.float32(32768))
+    expected = audio.log_mel(noise / np.float32(32768), audio.SAMPLE_RATE)
     np.testing.assert_allclose(records["a_2"]["fbank"], expected, atol=0.02)
     assert len(records["a_7"]["fbank"]) == (64_000 - 400) // 160 + 1
     # The second channel is silent: a downmix would be quieter.
     loudest = records["b_4"]["fbank"].astype(np.float32).max()
-    assert loudest == pytest.approx(audio.log_mel(tone(4)).max(), abs=0.1)
+    assert loudest == pytest.approx(audio.log_mel(tone(4), audio.SAMPLE_RATE).max(), abs=0.1)
 
 
 def test_a_dataset_is_replaced_only_when_asked_and_only_by_a_whole_one(published, tmp_path):

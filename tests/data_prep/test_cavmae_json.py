@@ -133,7 +133,7 @@ def test_lists_become_a_dataset_and_nothing_is_lost(extracted, tmp_path, monkeyp
     }
     found = {name: (split, list(record["labels"])) for name, (split, record) in records.items()}
     assert found == {"a": ("train", [2, 0]), "b": ("train", []), "c": ("eval", [1])}
-    expected = audio.log_mel(noise / np.float32(32768))
+    expected = audio.log_mel(noise / np.float32(32768), audio.SAMPLE_RATE)
     np.testing.assert_allclose(records["a"][1]["fbank"], expected, atol=0.02)
     assert greys(records["a"][1]) == [0, 1, 2, 3]
     assert sorted(rejects(output)) == [
@@ -162,7 +162,7 @@ def test_sounds_are_resampled_from_the_left_channel_and_cut(extracted, name, rat
     recording = entry.read(SMALL)
     assert recording.seconds == pytest.approx(seconds, abs=1e-3)
     # The same tone, made at 16 kHz: not the right channel's, and not at half the loudness.
-    expected = audio.log_mel(media_files.tone(440, seconds, 16_000))
+    expected = audio.log_mel(media_files.tone(440, seconds, 16_000), audio.SAMPLE_RATE)
     fbank = np.asarray(prepare_clip(entry, SMALL)["fbank"], np.float32)
     assert len(fbank) == len(expected)
     loud = expected[20:-20] > expected.max() - 3

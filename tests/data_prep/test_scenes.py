@@ -249,7 +249,7 @@ def test_the_program_makes_a_dataset_with_truth(tmp_path):
         assert len(record["frames"]) == len(record["frame_mask"]) == 16
         np.testing.assert_array_equal(record["frame_silent_class"], truth["frame_silent_class"])
         assert len(record["frame_silent_mask"]) == 16
-        expected = log_mel(decoding.read_clip(video).waveform / np.float32(32768))
+        expected = log_mel(decoding.read_clip(video).waveform / np.float32(32768), SAMPLE_RATE)
         np.testing.assert_allclose(record["fbank"], expected, atol=0.02)
     settings = json.loads((output / "videos" / "scenes.json").read_text())
     assert settings["seed"] == 0 and len(settings["class_names"]) == CLASSES

@@ -80,7 +80,7 @@ def test_an_example_holds_the_clip(video):
     assert [number(image) for image in images] == [0, 7, 15, 22]
     assert example["fbank"].dtype == np.float16
     assert example["labels"] == ["cat"]
-    expected = audio.log_mel(tone(440, 3, 16_000))
+    expected = audio.log_mel(tone(440, 3, 16_000), audio.SAMPLE_RATE)
     assert example["fbank"].shape == expected.shape == (298, 128)
     # AAC changes what is quiet; the tone's own bins stay.
     loud = expected.mean(axis=0) > 0
@@ -160,6 +160,7 @@ def test_truth_that_does_not_fit_is_refused(video, truth, changes, message):
         {"min_seconds": 0.0},
         {"clip_seconds": float("nan")},
         {"jpeg_quality": 101},
+        {"audio_channel": "left"},
     ],
 )
 def test_impossible_preparations_are_refused(settings):
@@ -197,6 +198,7 @@ def test_a_dataset_comes_back_as_it_was_written(tmp_path, video, silent):
             "min_seconds": 1.0,
             "jpeg_quality": 95,
             "fbank_dtype": "float16",
+            "audio_channel": "first",
         },
     }
     assert [reject.reason for reject in summary.rejects] == ["silent"]

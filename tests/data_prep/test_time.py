@@ -79,7 +79,9 @@ def worst(clip, num_frames, window_spread="clip", edges=2 * WINDOW):
         if 0 < time.first_row < rows - WINDOW:
             window = pairs.pair(example, frame)["audio"]
             middle = window[WINDOW // 2 - 1 : WINDOW // 2 + 1].mean(axis=0)
-            distances.append(apart(seen(images.decode_jpeg(example["frames"][frame])), heard(middle)))
+            distances.append(
+                apart(seen(images.decode_jpeg(example["frames"][frame])), heard(middle))
+            )
     assert len(distances) > 3 or num_frames < 9 or example["seconds"] < 1
     return max(distances)
 
@@ -137,7 +139,7 @@ def test_the_released_spread_does_not_look_at_a_clips_length(tmp_path, seconds):
 def test_the_python_interface_pairs_files_of_any_length(tmp_path, seconds):
     # As docs/inference.md has it.
     clip = decoding.read_clip(write(tmp_path / "a.mkv", seconds), image_size=32)
-    fbank = audio.log_mel(clip.waveform / 32768)
+    fbank = audio.log_mel(clip.waveform / 32768, audio.SAMPLE_RATE)
     for i in range(2, 14):
         window = audio.cut_window(fbank, i, 16, 1024, WINDOW, seconds=clip.picture_seconds)
         middle = window[WINDOW // 2 - 1 : WINDOW // 2 + 1].mean(axis=0)

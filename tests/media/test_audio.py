@@ -22,14 +22,18 @@ def test_log_mel_equals_torchaudio(name):
         waveform, expected = golden[f"in/{name}"], golden[f"fbank/{name}"]
     if waveform.dtype == np.int16:
         waveform = waveform / np.float32(32768)
-    fbank = audio.log_mel(waveform)
+    fbank = audio.log_mel(waveform, audio.SAMPLE_RATE)
     assert fbank.dtype == np.float32
     np.testing.assert_allclose(fbank, expected, rtol=0, atol=2e-3)
 
 
 def test_log_mel_ignores_a_constant_offset():
     noise = np.random.default_rng(0).normal(0, 0.1, 4000)
-    np.testing.assert_allclose(audio.log_mel(noise + 0.4), audio.log_mel(noise), atol=1e-3)
+    np.testing.assert_allclose(
+        audio.log_mel(noise + 0.4, audio.SAMPLE_RATE),
+        audio.log_mel(noise, audio.SAMPLE_RATE),
+        atol=1e-3,
+    )
 
 
 @pytest.mark.parametrize(("hertz", "dtype"), [(1000.0, np.float32), (5000.0, np.float64)])
@@ -37,24 +41,52 @@ def test_log_mel_peaks_at_the_bin_of_a_tone(hertz, dtype):
     wave = np.sin(2 * np.pi * hertz * np.arange(8000) / audio.SAMPLE_RATE).astype(dtype)
     mel = 1127 * np.log(1 + np.array([20, hertz, 8000]) / 700)
     expected = (mel[1] - mel[0]) / (mel[2] - mel[0]) * (audio.BINS + 1) - 1
-    assert abs(audio.log_mel(wave).mean(axis=0).argmax() - expected) <= 1
+    assert abs(audio.log_mel(wave, audio.SAMPLE_RATE).mean(axis=0).argmax() - expected) <= 1
 
 
-@given(st.integers(0, 5000))
+@given(st.integers(400, 5000))
 def test_log_mel_has_only_windows_that_fit(samples):
-    rows = 0 if samples < 400 else (samples - 400) // 160 + 1
-    fbank = audio.log_mel(np.zeros(samples, np.float32))
+    rows = (samples - 400) // 160 + 1
+    fbank = audio.log_mel(np.zeros(samples, np.float32), audio.SAMPLE_RATE)
     assert fbank.shape == (rows, 128)
     np.testing.assert_array_equal(fbank, SILENCE)
 
 
+@pytest.mark.parametrize(("samples", "rate"), [(0, 16_000), (399, 16_000), (800, 44_100)])
+def test_log_mel_refuses_less_than_a_row(samples, rate):
+    with pytest.raises(ValueError, match=r"needs 400 samples at 16000 Hz \(25 ms\), not \d+"):
+        audio.log_mel(np.full(samples, 0.1), rate)
+
+
+@pytest.mark.parametrize(("hertz", "rate"), [(440, 44_100), (3000, 48_000), (1000, 8000)])
+def test_log_mel_resamples_other_rates(hertz, rate):
+    there, here = (
+        audio.log_mel(np.sin(2 * np.pi * hertz * np.arange(2 * one) / one) / 2, one)
+        for one in (rate, 16_000)
+    )
+    assert there.shape == here.shape
+    loud = here[10:-10].mean(axis=0) > here.mean(axis=0).max() - 4
+    np.testing.assert_allclose(there[10:-10, loud], here[10:-10, loud], atol=0.05)
+    assert there.mean(axis=0).argmax() == here.mean(axis=0).argmax()
+    assert hertz != 440 or there.mean(axis=0).argmax() == 23
+
+
+@pytest.mark.parametrize("rate", [0, 999, 2_000_000])
+def test_log_mel_refuses_rates_that_sound_does_not_have(rate):
+    with pytest.raises(ValueError, match="sample_rate must be 1000 to 1000000 Hz"):
+        audio.log_mel(np.zeros(8000), rate)
+
+
 def test_ten_seconds_give_998_rows():
-    assert audio.log_mel(np.zeros(10 * audio.SAMPLE_RATE, np.float32)).shape == (998, 128)
+    assert audio.log_mel(np.zeros(10 * audio.SAMPLE_RATE, np.float32), audio.SAMPLE_RATE).shape == (
+        998,
+        128,
+    )
 
 
 def test_log_mel_refuses_integers():
     with pytest.raises(TypeError):
-        audio.log_mel(np.zeros(1000, np.int16))
+        audio.log_mel(np.zeros(1000, np.int16), audio.SAMPLE_RATE)
 
 
 def test_window_start_equals_the_reference():

@@ -1,0 +1,125 @@
+"""Sounds alone and pictures alone, and the choice of a channel."""
+
+import wave
+
+import numpy as np
+import pytest
+from media_files import make_video, tone
+from PIL import Image
+
+from cavmae_sync_jax.media import audio, decoding, images, sound_files
+from cavmae_sync_jax.media.errors import MediaError
+from data_prep.pipeline.clips import Preparation, Reject, VideoClip, prepare_clip
+
+STEREO_48K = {"codecs": ("mpeg4", "pcm_s16le"), "rate": 48_000, "layout": "stereo"}
+
+
+def write_wav(path, waves, rate):
+    with wave.open(str(path), "wb") as file:
+        file.setparams((len(waves), 2, rate, 0, "NONE", "not compressed"))
+        file.writeframes(np.round(np.asarray(waves).T * 32767).astype("<i2").tobytes())
+    return path
+
+
+def pitch(waveform):
+    return np.abs(np.fft.rfft(waveform)).argmax() * 16_000 / len(waveform)
+
+
+def reason(function, *arguments, **settings):
+    with pytest.raises(MediaError) as error:
+        function(*arguments, **settings)
+    return error.value.reason, error.value.detail
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_a_sound_alone(tmp_path, rate):
+    path = write_wav(tmp_path / "a.wav", [tone(440, 2, rate)], rate)
+    waveform = sound_files.read_sound(path)
+    assert len(waveform) == 32_000
+    assert pitch(waveform) == pytest.approx(440, abs=1)
+    assert len(sound_files.read_sound(path, seconds=0.5)) == 8000
+    other = audio.log_mel(tone(440, 2, rate), rate)
+    assert audio.log_mel(waveform / 32768, 16_000).mean(0).argmax() == other.mean(0).argmax()
+
+
+def test_the_sound_of_a_video_alone(tmp_path):
+    path = make_video(tmp_path / "a.mp4", codecs=(None, "aac"))
+    assert pitch(sound_files.read_sound(path)) == pytest.approx(440, abs=1)
+
+
+@pytest.mark.parametrize("samples", [0, 300, 399])
+def test_sound_of_less_than_a_row_is_refused(tmp_path, samples):
+    path = write_wav(tmp_path / "a.wav", [tone(440, 1, 16_000)[:samples]], 16_000)
+    found, detail = reason(sound_files.read_sound, path)
+    assert found == ("too_short" if samples else "no_audio")
+    assert str(path) in detail
+    whole = write_wav(tmp_path / "b.wav", [tone(440, 1, 16_000)[:400]], 16_000)
+    assert len(sound_files.read_sound(whole)) == 400
+
+
+def test_a_picture_alone(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(images.read_picture(tmp_path / "a.png"), colours)
+    Image.fromarray(colours[:, :, 0]).save(tmp_path / "grey.jpg")
+    assert images.read_picture(tmp_path / "grey.jpg").shape == (20, 30, 3)
+    assert reason(images.read_picture, tmp_path / "b.png")[0] == "missing"
+    (tmp_path / "c.png").write_text("no picture")
+    assert reason(images.read_picture, tmp_path / "c.png")[0] == "unreadable"
+
+
+CHANNELS = {
+    # channels' amplitudes: pitch (300 Hz a channel) and amplitude of first, mix, loudest
+    (0.1, 0.3): ((300, 0.1), (600, 0.15), (600, 0.3)),
+    (0.4, 0.2): ((300, 0.4), (300, 0.2), (300, 0.4)),
+    (0.0, 0.3): (None, (600, 0.15), (600, 0.3)),
+}
+
+
+@pytest.mark.parametrize("amplitudes", CHANNELS)
+@pytest.mark.parametrize("kind", ["wav", "mov"])
+def test_the_choice_of_a_channel(tmp_path, amplitudes, kind):
+    waves = np.stack([tone(300 * (c + 1), 2, 48_000, a) for c, a in enumerate(amplitudes)])
+    path = tmp_path / f"a.{kind}"
+    if kind == "wav":
+        write_wav(path, waves, 48_000)
+    else:
+        make_video(path, seconds=2, waves=waves, **STEREO_48K)
+
+    def read(channel):
+        if kind == "wav":
+            return sound_files.read_sound(path, channel=channel)
+        return decoding.read_clip(path, audio_channel=channel).waveform
+
+    for channel, expected in zip(("first", "mix", "loudest"), CHANNELS[amplitudes], strict=True):
+        if expected is None:
+            found, detail = reason(read, channel)
+            assert found == "silent"
+            assert f"{path} is silent in its first channel, but sounds in 2" in detail
+            assert "--audio_channel=loudest" in detail
+            continue
+        waveform = read(channel)
+        assert pitch(waveform) == pytest.approx(expected[0], abs=1)
+        part = waveform[1600:-1600] / 32768  # whole periods
+        assert np.abs(np.fft.rfft(part)).max() * 2 / len(part) == pytest.approx(
+            expected[1], rel=0.05
+        )
+
+
+def test_channels_of_six_that_sound_are_named(tmp_path):
+    waves = np.stack([tone(300, 2, 48_000, 0.2 * (c in (2, 4))) for c in range(6)])
+    path = make_video(tmp_path / "a.mov", seconds=2, waves=waves, **STEREO_48K | {"layout": "5.1"})
+    reject = prepare_clip(VideoClip("a", str(path)), Preparation(num_frames=1, image_size=8))
+    assert isinstance(reject, Reject)
+    assert reject.reason == "silent"
+    assert "sounds in 3, 5: use --audio_channel" in reject.detail
+    for channel in ("mix", "loudest"):
+        preparation = Preparation(num_frames=1, image_size=8, audio_channel=channel)
+        assert len(prepare_clip(VideoClip("a", str(path)), preparation)["fbank"]) == 198
+
+
+def test_silence_everywhere_names_no_flag(tmp_path):
+    path = make_video(tmp_path / "a.mov", seconds=2, waves=np.zeros((2, 96_000)), **STEREO_48K)
+    reject = prepare_clip(VideoClip("a", str(path)), Preparation(num_frames=1, image_size=8))
+    assert reject.reason == "silent"
+    assert "--audio_channel" not in reject.detail
