@@ -13,6 +13,7 @@ Example:
 """
 
 import argparse
+import collections
 import os
 import time
 from typing import Any
@@ -45,6 +46,7 @@ def measure(dataset: Dataset, split: str, most: int) -> Sample:
     order = np.random.default_rng(_SEED).permutation(len(records))[:most].tolist()
     seconds, size, frames, fbank = 0.0, 0, 0, 0
     counts = [0] * len(dataset.class_names)
+    notes: collections.Counter[str] = collections.Counter()
     for index in tqdm(order, unit="clip", desc=f"reading {split}"):
         before = time.perf_counter()
         data, record = records[index]
@@ -52,9 +54,10 @@ def measure(dataset: Dataset, split: str, most: int) -> Sample:
         size += len(data)
         frames += sum(map(len, record["frames"]))
         fbank += record["fbank"].nbytes
+        notes.update(note.decode() for note in record.get("notes", ()))
         for label in {int(label) for label in record["labels"]}:
             counts[label] += 1
-    return Sample(len(order), seconds, size, frames, fbank, counts)
+    return Sample(len(order), seconds, size, frames, fbank, counts, notes)
 
 
 def verify(dataset: Dataset, workers: int | None) -> list[int]:
@@ -138,6 +141,8 @@ def run(arguments: argparse.Namespace) -> None:
         where = f"the {sum(sample.clips for sample in samples.values()):,} clips read"
     print(f"\n{text.format_splits(dataset, samples)}\n")
     print(text.labels(dataset.class_names, counts, where))
+    if samples:
+        print(text.notes(samples.values()))
     print(text.rejects(dataset))
     print(text.statistics(stored))
     if arguments.page:

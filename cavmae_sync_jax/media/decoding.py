@@ -13,9 +13,14 @@ import av
 import numpy as np
 from jaxtyping import Int16, UInt8
 
-from cavmae_sync_jax.media.demuxer import Source, decoded, errors_of, packets
+from cavmae_sync_jax.media.demuxer import Decoded, Source, decoded, errors_of, packets
 from cavmae_sync_jax.media.errors import MediaError
-from cavmae_sync_jax.media.images import check_size, resize_and_crop
+from cavmae_sync_jax.media.images import (
+    check_size,
+    displayed,
+    resize_and_crop,
+    with_square_pixels,
+)
 from cavmae_sync_jax.media.resampler import CHANNELS, SAMPLE_RATE, Channels, chosen
 
 REASONS = {
@@ -27,10 +32,18 @@ REASONS = {
     "too_large": "a picture has over MAX_PIXELS pixels or is MAX_ASPECT times as long as wide",
 }
 
+# What is worth counting of spans that can be used.
+NOTES = {
+    "damaged": "some packets were damaged or lost; what FFmpeg made of them is kept",
+    "hdr": "the picture has a high dynamic range, which is not tone-mapped: it looks washed out",
+}
+
 Seconds = float | int  # for checked annotations, an int is no float
 
 # All in seconds. A stream that ends this much before the span's end counts as covering it.
 _RAGGED_END = 0.5
+# Up to this part of a span's audio may be damaged.
+_MOST_LOST = 0.01
 # Audio is decoded this much past the span, so that its end isn't the resampler's end.
 _RUN_OUT = 0.1
 # Timestamps this much off what the samples before them add up to are a gap, not rounding.
@@ -61,12 +74,14 @@ class Media(NamedTuple):
       picture_seconds: that the frames are spread over, for `audio.frame_time`: frame i of T is on
         screen `i * picture_seconds / T` after the span's start. It is less than `seconds` where
         the picture ends up to half a second before the sound.
+      notes: keys of `NOTES`.
     """
 
     frames: UInt8[np.ndarray, "frames height width 3"]
     waveform: Int16[np.ndarray, " samples"]
     seconds: float
     picture_seconds: float
+    notes: frozenset[str]
 
 
 def probe(path: str | Path) -> MediaInfo:
@@ -104,7 +119,11 @@ def read_clip(
     of the n frames in the span's d seconds; for start = 0 and d = 10 this is the reference's rule.
     At a variable rate it is the frame on screen i * d / T seconds after `start`. Frames repeat if
     there are fewer than T. Where video begins over 0.1 s late or ends over 0.5 s early, its
-    first or last frame stands still, to keep in step with audio. Stored rotation is applied.
+    first or last frame stands still, to keep in step with audio. Pictures are as a player shows
+    them: rotated, mirrored and with square pixels, as the file says.
+
+    Damage: what FFmpeg makes of damaged packets is kept where the frames that are needed can be
+    decoded, and all but 1 % of the audio.
 
     Audio: decoded samples are resampled as 16-bit integers in the file's own channel layout, of
     which `audio_channel` is taken, one of `resampler.CHANNELS`: the first channel (no downmix), the
@@ -123,14 +142,14 @@ def read_clip(
     if end <= start:
         raise MediaError("too_short", f"{path} ends at {duration:.2f} s, not after {start:.2f} s.")
     with errors_of(path):
-        waveform, audio_end = _read_waveform(path, start, end, audio_channel)
+        waveform, audio_end, audio_notes = _read_waveform(path, start, end, audio_channel)
         times, video_end, spread = _choose_times(path, start, end, num_frames)
         if max(audio_end, video_end) < end - _RAGGED_END:
             raise MediaError("unreadable", f"{path} ends before the {duration:.2f} s it promises.")
-        frames = _read_frames(path, start, times, image_size)
+        frames, notes = _read_frames(path, start, times, image_size)
     if len({frame.shape for frame in frames}) > 1:
         raise MediaError("unreadable", f"{path} changes its picture size within the span.")
-    return Media(np.stack(frames), waveform, end - start, spread)
+    return Media(np.stack(frames), waveform, end - start, spread, audio_notes | notes)
 
 
 class _Run:
@@ -178,14 +197,20 @@ class _Sound:
 
 def _read_waveform(
     path: str | Path, start: float, end: float, channel: str
-) -> tuple[np.ndarray, float]:
-    """Returns the audio of the span (int16), and when it ends."""
-    sound, run = _Sound(round((end - start) * SAMPLE_RATE)), None
-    for time, frame in decoded(path, "audio", start):
+) -> tuple[np.ndarray, float, frozenset[str]]:
+    """Returns the audio of the span (int16), when it ends, and notes."""
+    sound, run, lost = _Sound(round((end - start) * SAMPLE_RATE)), None, 0.0
+    for one in decoded(path, "audio", start):
+        time, frame = one.time, one.frame
         if time is None:
             time = 0.0 if run is None else run.next_time()
         if time > end + _RUN_OUT:
             break
+        if one.damaged and time >= start:
+            # A packet that doesn't know how long it lasts counts as beyond what is bearable.
+            lost += one.seconds or end - start
+        if frame is None:
+            continue
         if run is not None and not run.continues_with(time, frame):
             run.add(None, sound)
             run = None
@@ -195,11 +220,15 @@ def _read_waveform(
         run.add(frame, sound)
     if run is not None:
         run.add(None, sound)
+    if lost > _MOST_LOST * (end - start):
+        share = f"{min(1.0, lost / (end - start)):.1%}"
+        raise MediaError("unreadable", f"{path}: {share} of its sound is damaged.")
     if sound.filled == 0:
         raise MediaError("no_audio", f"{path} has no audio from {start:.2f} to {end:.2f} s.")
     audio_end = start + sound.filled / SAMPLE_RATE
     waveform = chosen(path, sound.channels, sound.sounding)
-    return waveform[: sound.filled] if audio_end >= end - _RAGGED_END else waveform, audio_end
+    waveform = waveform[: sound.filled] if audio_end >= end - _RAGGED_END else waveform
+    return waveform, audio_end, frozenset({"damaged"} if lost else ())
 
 
 def _choose_times(
@@ -252,30 +281,49 @@ def _constant_rate(times: list[float], nominal: Fraction | None) -> float | None
 
 def _read_frames(
     path: str | Path, start: float, times: list[float], image_size: int | None
-) -> list[np.ndarray]:
-    """Returns for each of the sorted `times` the last frame that begins by then."""
+) -> tuple[list[np.ndarray], frozenset[str]]:
+    """Returns for each of the sorted `times` the last frame that begins by then, and notes."""
     pictures: list[np.ndarray] = []
-    shown, latest = None, -math.inf
-    for time, frame in itertools.chain(decoded(path, "video", start), [(math.inf, None)]):
-        if time is None or time < latest:
+    lost: list[float] = []  # when frames would begin that can't be decoded
+    notes: set[str] = set()
+    shown, latest, damaged = None, -math.inf, 0
+    for one in itertools.chain(decoded(path, "video", start), [None]):
+        time = math.inf if one is None else one.time
+        if one is not None and one.damaged and (time is None or time >= start):
+            notes.add("damaged")
+            lost += [start if time is None else time] if one.frame is None else []
+        if time is None or time < latest or (one is not None and one.frame is None):
             continue
-        due = sum(moment < time for moment in times[len(pictures) :])
+        due = [moment for moment in times[len(pictures) :] if moment < time]
         if due:
-            pictures += [_picture(path, frame if shown is None else shown, image_size)] * due
+            chosen = shown or one
+            if chosen is None:
+                raise MediaError("unreadable", f"{path} has no frame that can be decoded.")
+            pictures += [_picture(path, chosen, image_size)] * len(due)
+            notes |= {"hdr"} if chosen.hdr else set()
+            held = [any(latest < gone <= moment for gone in lost) for moment in due]
+            damaged += len(due) if chosen.damaged else sum(held)
         if len(pictures) == len(times):
             break
-        shown, latest = frame, time
-    return pictures
+        shown, latest = one, time
+    if damaged:
+        which = f"{damaged} of the {len(times)} frames that are needed"
+        raise MediaError("unreadable", f"{path}: {which} are damaged.")
+    return pictures, frozenset(notes)
 
 
 def _picture(
-    path: str | Path, frame: av.VideoFrame | None, image_size: int | None
+    path: str | Path, shown: Decoded, image_size: int | None
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns a decoded frame upright, as RGB."""
-    if frame is None or frame.is_corrupt:
-        raise MediaError("unreadable", f"{path} has a damaged frame.")
+    """Returns a decoded frame as a player shows it, as RGB."""
+    frame, aspect = shown.frame, shown.source.pixel_aspect
     check_size(path, frame.width, frame.height)
+    check_size(path, max(1, round(frame.width * aspect)), frame.height)
     image = frame.to_ndarray(format="rgb24", threads=1)
-    # The stored angle is counterclockwise, like rot90's.
-    image = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
-    return image if image_size is None else resize_and_crop(image, image_size)
+    if image_size is None and aspect != 1:
+        image, aspect = with_square_pixels(image, aspect), 1
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        image, turned = displayed(image, np.frombuffer(matrix, np.int32))
+        aspect = 1 / aspect if turned else aspect
+    return image if image_size is None else resize_and_crop(image, image_size, pixel_aspect=aspect)

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import av
 from av.stream import Disposition
@@ -30,6 +30,11 @@ _REFERRING = {
 _TOLERANT: dict[str, Any] = (
     {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 )
+# How far one looks for a stream that begins late, in microseconds and bytes.
+_PATIENCE = {"analyzeduration": str(120 * 10**6), "probesize": str(2**28)}
+# Transfer functions of video with a high dynamic range: PQ and HLG.
+_HDR = (16, 18)
+
 # All in seconds.
 # Decoding starts this much before the span, so that decoders and resampler have settled in it.
 _RUN_UP = 1.0
@@ -57,8 +62,12 @@ def _trusted_formats() -> str:
     return ",".join(sorted(av.formats_available - _REFERRING))
 
 
-def open_file(path: str | Path) -> av.container.InputContainer:
+def open_file(path: str | Path, *, patient: bool = False) -> av.container.InputContainer:
     """Opens a regular file, whatever its name looks like, and nothing that it refers to.
+
+    Args:
+      path: of the file.
+      patient: whether to look far into a file whose headers don't list its streams.
 
     Raises:
       MediaError: it is a folder, a pipe or a device, which might never end.
@@ -66,9 +75,10 @@ def open_file(path: str | Path) -> av.container.InputContainer:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise MediaError("unreadable", f"{path} is no regular file.")
+    options = {"protocol_whitelist": "file", "format_whitelist": _trusted_formats()}
     return av.open(
         str(Path(path).absolute()),
-        options={"protocol_whitelist": "file", "format_whitelist": _trusted_formats()},
+        options=options | (_PATIENCE if patient else {}),
         **_TOLERANT,
     )
 
@@ -82,8 +92,15 @@ class Source:
 
     def __enter__(self) -> "Source":
         self._container = open_file(self._path)
-        self.video: av.VideoStream = self._best("video")
-        self.audio: av.AudioStream = self._best("audio")
+        self.video: av.VideoStream
+        self.audio: av.AudioStream
+        try:
+            self.video, self.audio = self._best("video"), self._best("audio")
+        except MediaError:
+            # A stream may begin after what was looked at, where no header lists the streams.
+            self._container.close()
+            self._container = open_file(self._path, patient=True)
+            self.video, self.audio = self._best("video"), self._best("audio")
         # Clips are prepared in many processes at once: more threads would fight for the cores.
         self.video.thread_count = 1
         self._origin = (self._container.start_time or 0) / av.time_base
@@ -106,6 +123,12 @@ class Source:
     def seconds(self, timestamp: int | None, time_base: Fraction) -> float | None:
         """Returns a timestamp as a time on the file's timeline."""
         return None if timestamp is None else float(timestamp * time_base) - self._origin
+
+    @property
+    def pixel_aspect(self) -> float:
+        """How many times as wide as high a pixel is shown."""
+        aspect = self.video.sample_aspect_ratio or 1
+        return float(aspect) if aspect > 0 else 1.0
 
     def duration(self) -> float:
         """Returns when the later of the two streams ends, from the headers if they tell.
@@ -160,7 +183,10 @@ class Source:
 
 
 def packets(path: str | Path, kind: Kind, start: float) -> Iterator[tuple[Source, av.Packet]]:
-    """Yields a stream's packets from a keyframe at or before `start` on."""
+    """Yields a stream's packets from a keyframe at or before `start` on.
+
+    A file that breaks off ends there, with the empty packet that ends every stream.
+    """
     for position in (max(0.0, start - _RUN_UP), 0.0):
         with Source(path) as source:
             found = source.packets(kind, position)
@@ -170,22 +196,53 @@ def packets(path: str | Path, kind: Kind, start: float) -> Iterator[tuple[Source
             # Files without an index can't be sought exactly; they are read from the beginning.
             if position == 0 or (time is not None and time <= start):
                 yield source, first
-                yield from ((source, packet) for packet in found)
+                try:
+                    for packet in found:
+                        yield source, packet
+                except av.error.InvalidDataError:
+                    last = av.Packet()
+                    last.stream = source.video if kind == "video" else source.audio
+                    yield source, last
                 return
 
 
-def decoded(
-    path: str | Path, kind: Kind, start: float
-) -> Iterator[tuple[float | None, av.VideoFrame | av.AudioFrame]]:
-    """Yields (time, frame) in the order of presentation, beginning at or before `start`."""
+class Decoded(NamedTuple):
+    """A decoded frame, or None for a packet that can't be decoded.
+
+    Attributes:
+      source: where it comes from.
+      time: when it begins, if that is known.
+      frame: of picture or sound.
+      seconds: that the packet lasts; 0 where nobody knows.
+    """
+
+    source: Source
+    time: float | None
+    frame: av.VideoFrame | av.AudioFrame | None
+    seconds: float
+
+    @property
+    def damaged(self) -> bool:
+        """Whether it is lost, or FFmpeg says that it is not whole."""
+        return self.frame is None or bool(self.frame.is_corrupt)
+
+    @property
+    def hdr(self) -> bool:
+        """Whether the picture has a high dynamic range."""
+        return self.frame is not None and self.frame.color_trc in _HDR
+
+
+def decoded(path: str | Path, kind: Kind, start: float) -> Iterator[Decoded]:
+    """Yields frames in the order of presentation, beginning at or before `start`, and losses."""
     for source, packet in packets(path, kind, start):
+        seconds = float((packet.duration or 0) * (packet.time_base or 0))
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
             time = source.seconds(packet.pts, packet.time_base)
             # In the middle of a file, decoders stumble until they have found their feet.
             if time is None or time >= start:
-                raise
+                yield Decoded(source, time, None, seconds)
             continue
         for frame in frames:
-            yield source.seconds(frame.pts, frame.time_base), frame
+            yield Decoded(source, source.seconds(frame.pts, frame.time_base), frame, seconds)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from cavmae_sync_jax.media.errors import MediaError, check_file
@@ -29,13 +29,47 @@ def resize_and_crop(
     image: UInt8[np.ndarray, "height width *channels"],
     size: int,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
+    *,
+    pixel_aspect: float | int = 1,
 ) -> UInt8[np.ndarray, "{size} {size} *channels"]:
-    """Scales the shorter side to `size` and cuts the central square, as torchvision does."""
-    short = min(image.shape[:2])
-    height, width = (size * side // short for side in image.shape[:2])
+    """Scales the shorter side to `size` and cuts the central square, as torchvision does.
+
+    Sides are measured as they are shown, where a pixel is `pixel_aspect` times as wide as high.
+    """
+    shape = image.shape[0], image.shape[1] * pixel_aspect
+    height, width = (int(size * side / min(shape) + 1e-9) for side in shape)
     resized = Image.fromarray(image).resize((width, height), resample)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def with_square_pixels(
+    image: UInt8[np.ndarray, "height width 3"], pixel_aspect: float
+) -> UInt8[np.ndarray, "height shown_width 3"]:
+    """Scales the width of a picture whose pixels are `pixel_aspect` times as wide as high."""
+    width = max(1, round(image.shape[1] * pixel_aspect))
+    scaled = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BICUBIC)
+    return np.asarray(scaled)
+
+
+def displayed(
+    image: UInt8[np.ndarray, "height width 3"], matrix: Int32[np.ndarray, "9"]
+) -> tuple[UInt8[np.ndarray, "shown_height shown_width 3"], bool]:
+    """Rotates and mirrors a picture as a file's display matrix says.
+
+    Args:
+      image: as it is stored.
+      matrix: (a b u, c d v, x y w): a point goes from (x, y) to (a x + c y, b x + d y).
+
+    Returns:
+      The picture, and whether its width and height have changed places. Angles that are no
+      multiple of 90° are rounded.
+    """
+    a, b, c, d = (int(matrix[place]) for place in (0, 1, 3, 4))
+    turned = abs(a) < abs(b)
+    image = image.swapaxes(0, 1) if turned else image
+    left, up = (c < 0, b < 0) if turned else (a < 0, d < 0)
+    return np.ascontiguousarray(image[:: -1 if up else 1, :: -1 if left else 1]), turned
 
 
 def read_picture(

@@ -38,11 +38,9 @@ def read_sound(
     wanted = None if seconds is None else round(seconds * resampler.SAMPLE_RATE)
     blocks, count = [], 0
     try:
-        with open_file(path) as container:
+        with _open(path) as container:
             stream = container.streams.best("audio")
-            if stream is None or stream.codec_context is None:
-                raise MediaError("no_audio", f"{path} has no audio that can be read.")
-            promised = (container.duration or 0) / av.time_base / _complete_share(path)
+            promised = _duration(container, stream) / _complete_share(path)
             channels = None
             for frame in itertools.chain(container.decode(stream), [None]):
                 if channels is None and frame is not None:
@@ -67,6 +65,24 @@ def read_sound(
         what = f"{len(waveform) / resampler.SAMPLE_RATE:.3f} s of sound"
         raise MediaError("too_short", f"{path} has {what}, but the log-mel needs {least} s.")
     return waveform
+
+
+def _open(path: str | Path) -> av.container.InputContainer:
+    """Opens a file with sound, which may begin late."""
+    for patient in (False, True):
+        container = open_file(path, patient=patient)
+        stream = container.streams.best("audio")
+        if stream is not None and stream.codec_context is not None:
+            return container
+        container.close()
+    raise MediaError("no_audio", f"{path} has no audio that can be read.")
+
+
+def _duration(container: av.container.InputContainer, stream: av.AudioStream) -> float:
+    """Returns how many seconds of sound the headers promise, 0 where they don't tell."""
+    if not container.streams.video:
+        return (container.duration or 0) / av.time_base
+    return float((stream.duration or 0) * stream.time_base)  # pictures may last longer
 
 
 def _complete_share(path: str | Path) -> float:

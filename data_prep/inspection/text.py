@@ -3,14 +3,14 @@
 import collections
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.inspection.dataset import Dataset, unfinished
-from data_prep.pipeline.clips import REASONS
+from data_prep.pipeline.clips import NOTES, REASONS
 from data_prep.pipeline.tfds_writer import REJECTS
 
 _EXTREMES = 5  # classes named at either end of the frequencies
@@ -31,6 +31,7 @@ class Sample(NamedTuple):
       frames: those of them that are JPEGs.
       fbank: those of them that are log-mel.
       class_counts: clips of each class.
+      notes: clips with each key of `clips.NOTES`; version 0.1.0 stored none.
     """
 
     clips: int
@@ -39,6 +40,7 @@ class Sample(NamedTuple):
     frames: int
     fbank: int
     class_counts: list[int]
+    notes: Mapping[str, int]
 
 
 def identity(dataset: Dataset) -> str:
@@ -115,6 +117,18 @@ def labels(names: Sequence[str], counts: Sequence[int] | None, where: str) -> st
     ]
     absent = sum(count == 0 for count in counts)
     return "\n".join([*lines, f"  without a clip  {absent:,} classes"] if absent else lines)
+
+
+def notes(samples: Iterable[Sample]) -> str:
+    """Returns how many of the clips read are still, damaged or the like."""
+    samples = list(samples)
+    counts = sum((collections.Counter(sample.notes) for sample in samples), collections.Counter())
+    if not counts:
+        return "notes: none"
+    lines = [f"notes, of the {sum(sample.clips for sample in samples):,} clips read:"]
+    return "\n".join(
+        [*lines, *(f"  {count:,} {note}: {NOTES[note]}" for note, count in counts.most_common())]
+    )
 
 
 def _short(name: str) -> str:

@@ -28,6 +28,10 @@ REASONS = decoding.REASONS | {
     "too_slow": "preparing it took longer than --time_limit",
     "failed": "preparing it failed in a way that nobody has foreseen",
 }
+# What is stored of an example for somebody to count.
+NOTES = decoding.NOTES | {"still": "all frames show the same picture"}
+# Grey levels by which, on average, frames of a still picture may differ.
+_STILL = 1.0
 FBANK_DTYPES = {"float16": np.float16, "uint8": np.uint8}
 
 Example = dict[str, Any]
@@ -80,7 +84,7 @@ class Recording(NamedTuple):
 
     `waveform` is one channel at 16 kHz, `seconds` the clip's length; `truth` has the fields of an
     example's truth, see `prepare_clip`, or is empty. The frames are spread over `picture_seconds`,
-    None where that is `seconds`.
+    None where that is `seconds`. `notes` are keys of `NOTES`.
     """
 
     frames: UInt8[np.ndarray, "frames size size 3"]
@@ -88,6 +92,7 @@ class Recording(NamedTuple):
     seconds: float
     truth: Example
     picture_seconds: float | None = None
+    notes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,12 @@ class VideoClip(Clip):
             )
         truth = {} if self.truth is None else self._read_truth(preparation)
         return Recording(
-            content.frames, content.waveform, content.seconds, truth, content.picture_seconds
+            content.frames,
+            content.waveform,
+            content.seconds,
+            truth,
+            content.picture_seconds,
+            content.notes,
         )
 
     def _read_truth(self, preparation: Preparation) -> Example:
@@ -228,10 +238,10 @@ def prepare_clip(clip: Clip, preparation: Preparation) -> Example | Reject:
 
     The example holds `clip_id`; `frames`, a list of JPEGs; `fbank`, the log-mel of the whole clip
     `[rows, 128]`, not normalised; `seconds`, over which the frames are spread (see
-    `audio.frame_time`); `labels`. Clips with truth also get `frame_class`, `frame_mask` (a list of
-    1-bit PNGs in the frames' geometry) and `events`. `frame_silent_class` and `frame_silent_mask`
-    are the same of an object that makes no sound; both are empty where the source says nothing of
-    it.
+    `audio.frame_time`); `labels`; `notes`, keys of `NOTES`. Clips with truth also get
+    `frame_class`, `frame_mask` (a list of 1-bit PNGs in the frames' geometry) and `events`.
+    `frame_silent_class` and `frame_silent_mask` are the same of an object that makes no sound; both
+    are empty where the source says nothing of it.
 
     Raises:
       UserError: the clip's truth is missing or doesn't fit it.
@@ -260,8 +270,18 @@ def prepare_clip(clip: Clip, preparation: Preparation) -> Example | Reject:
         "fbank": stored(fbank),
         "seconds": recording.picture_seconds or recording.seconds,
         "labels": list(clip.labels),
+        "notes": sorted(recording.notes | ({"still"} if is_still(recording.frames) else set())),
         **recording.truth,
     }
+
+
+def is_still(frames: UInt8[np.ndarray, "frames height width 3"]) -> bool:
+    """Returns whether several frames all show the same picture."""
+    first = frames[0].astype(np.int16)
+    # From the last one on, which differs most where anything moves.
+    return len(frames) > 1 and all(
+        np.abs(frame - first).mean() <= _STILL for frame in frames[:0:-1]
+    )
 
 
 def encode_mask(mask: Bool[np.ndarray, "height width"], size: int) -> bytes:

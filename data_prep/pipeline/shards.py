@@ -54,6 +54,7 @@ class Schema(NamedTuple):
             "frames": feature.Sequence(text),
             "fbank": feature.Tensor(shape=(None, audio.BINS), dtype=dtype, encoding="bytes"),
             "seconds": feature.Scalar(np.float32),
+            "notes": feature.Sequence(text),
             "labels": feature.Sequence(feature.ClassLabel(names=list(self.class_names))),
         }
         if self.has_truth:

@@ -74,7 +74,7 @@ def truth(tmp_path):
 
 def test_an_example_holds_the_clip(video):
     example = prepare_clip(VideoClip("a", str(video), labels=("cat",)), PREPARATION)
-    assert set(example) == {"clip_id", "frames", "fbank", "seconds", "labels"}
+    assert set(example) == {"clip_id", "frames", "fbank", "seconds", "notes", "labels"}
     images = [decode(jpeg) for jpeg in example["frames"]]
     assert [image.shape for image in images] == [(32, 32, 3)] * 4
     assert [number(image) for image in images] == [0, 7, 15, 22]

@@ -46,12 +46,15 @@ def make_video(
     options=None,
     container_options=None,
     picture=picture,
+    interleave=False,
+    pixel_aspect=None,
 ):
     """Writes a file. `waves` [channels, samples] defaults to a tone of 440 Hz a channel.
 
     `times` (in 1/1000 s) gives a variable frame rate; codecs may be None to leave a stream out.
     `gap` (begin, end) leaves out the audio packets between two times; `cover` calls the video a
-    cover picture.
+    cover picture. With `interleave` packets come in the order of their times, as a recorder writes.
+    A pixel is shown `pixel_aspect` times as wide as high.
     """
     with av.open(str(path), "w", options=container_options or {}) as container:
         frames, blocks = [], []
@@ -60,6 +63,8 @@ def make_video(
             video.width, video.height = size
             video.pix_fmt = "yuvj420p" if codecs[0] == "mjpeg" else "yuv420p"
             video.bit_rate = 2_000_000
+            if pixel_aspect:
+                video.codec_context.sample_aspect_ratio = pixel_aspect
             if cover:
                 video.disposition = Disposition.attached_pic
             if matrix:
@@ -80,12 +85,12 @@ def make_video(
             cutter = av.AudioResampler(audio.format.name, layout, rate, frame_size=1024)
             blocks = cutter.resample(whole) + cutter.resample(None)
             blocks = [b for b in blocks if gap is None or not gap[0] <= b.pts / rate < gap[1]]
-        for frame in frames:
-            container.mux(video.encode(frame))
-        if frames:
-            container.mux(video.encode())
-        for block in blocks:
-            container.mux(audio.encode(block))
-        if blocks:
-            container.mux(audio.encode())
+        packets = [packet for frame in frames for packet in video.encode(frame)]
+        packets += video.encode() if frames else []
+        packets += [packet for block in blocks for packet in audio.encode(block)]
+        packets += audio.encode() if blocks else []
+        if interleave:
+            packets.sort(key=lambda packet: packet.dts * packet.time_base)
+        for packet in packets:
+            container.mux(packet)
     return path

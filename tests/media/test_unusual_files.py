@@ -1,0 +1,191 @@
+"""Files that players show, and a plain reading gets wrong: mirrored, stretched, late, damaged."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from media_files import CLOCKWISE, make_video, number, tone
+
+from cavmae_sync_jax.media import decoding, images, sound_files
+from data_prep.pipeline.clips import Preparation, Reject, VideoClip, is_still, prepare_clip
+
+ONE = 1 << 16
+# Matrix, and where the red upper left corner comes to lie, as (lower, right).
+MATRICES = {
+    "as it is": ([ONE, 0, 0, 0, ONE, 0, 0, 0, 1 << 30], (0, 0)),
+    "mirrored": ([-ONE, 0, 0, 0, ONE, 0, 0, 0, 1 << 30], (0, 1)),
+    "upside down and mirrored": ([ONE, 0, 0, 0, -ONE, 0, 0, 0, 1 << 30], (1, 0)),
+    "turned by 180": ([-ONE, 0, 0, 0, -ONE, 0, 0, 0, 1 << 30], (1, 1)),
+    "clockwise": (CLOCKWISE, (0, 1)),
+    "counterclockwise": ([0, -ONE, 0, ONE, 0, 0, 0, 0, 1 << 30], (1, 0)),
+    "transposed": ([0, ONE, 0, ONE, 0, 0, 0, 0, 1 << 30], (0, 0)),
+    "transposed over the other diagonal": ([0, -ONE, 0, -ONE, 0, 0, 0, 0, 1 << 30], (1, 1)),
+}
+
+
+def red_corner(image):
+    """The corner that is red, as (lower, right), and the red part of height and width."""
+    red = image[:, :, 0].astype(int) - image[:, :, 1] > 100
+    rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
+    lower, right = int(rows.mean() > len(red) / 2), int(columns.mean() > red.shape[1] / 2)
+    return (lower, right), (len(rows) / len(red), len(columns) / red.shape[1])
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_display_matrices(tmp_path, name):
+    matrix, corner = MATRICES[name]
+    path = make_video(tmp_path / "a.mov", size=(96, 48), matrix=matrix)
+    image = decoding.read_clip(path, num_frames=1).frames[0]
+    turned = name.startswith(("clock", "counter", "transposed"))
+    assert image.shape == ((96, 48, 3) if turned else (48, 96, 3))
+    assert red_corner(image)[0] == corner
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize(("size", "aspect", "shown"), [
+    ((64, 48), Fraction(2), (48, 128)), ((96, 48), Fraction(1, 2), (48, 48)),
+    ((72, 48), Fraction(32, 27), (48, 85)),
+])  # fmt: skip
+def test_pixels_that_are_not_square(tmp_path, name, size, aspect, shown):
+    path = make_video(tmp_path / name, size=size, pixel_aspect=aspect)
+    image = decoding.read_clip(path, num_frames=1).frames[0]
+    assert image.shape == (*shown, 3)
+    assert red_corner(image)[1] == pytest.approx((1 / 3, 1 / 3), abs=0.04)
+    square = decoding.read_clip(path, num_frames=1, image_size=32).frames[0]
+    assert np.abs(square - images.resize_and_crop(image, 32).astype(int)).mean() < 3
+
+
+def test_a_stretched_picture_that_is_turned(tmp_path):
+    path = make_video(tmp_path / "a.mov", matrix=CLOCKWISE, pixel_aspect=Fraction(2))
+    image = decoding.read_clip(path, num_frames=1).frames[0]
+    assert image.shape == (128, 48, 3)
+    assert red_corner(image)[0] == (0, 1)
+
+
+LATE = {"a.ts": ("mpeg2video", "mp2"), "a.mpg": ("mpeg2video", "mp2"), "a.mkv": ("mpeg4", "aac")}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_sound_that_begins_late_in_a_file_is_found(tmp_path, name):
+    waves = tone(440, 4, 48_000)[None]
+    path = make_video(
+        tmp_path / name, seconds=12, fps=25, codecs=LATE[name], rate=48_000, waves=waves,
+        audio_start=8.0, options={"g": "12"}, interleave=True,
+    )  # fmt: skip
+    waveform = decoding.read_clip(path).waveform / 32768
+    assert np.abs(waveform[: 78 * 1600]).max() < 0.01
+    assert np.abs(waveform[82 * 1600 : 110 * 1600]).max() > 0.2
+    assert len(sound_files.read_sound(path)) > 3.5 * 16_000
+
+
+def test_a_file_without_sound_stays_without(tmp_path):
+    path = make_video(tmp_path / "a.ts", codecs=("mpeg2video", None), fps=25)
+    with pytest.raises(decoding.MediaError) as error:
+        decoding.read_clip(path)
+    assert error.value.reason == "no_audio"
+
+
+def packets_of(path, kind):
+    with av.open(str(path)) as container:
+        streams = {"video": container.streams.video, "audio": container.streams.audio}
+        found = container.demux(streams[kind][0])
+        return [(packet.pos, packet.size) for packet in found if packet.size]
+
+
+def damage(path, kind, numbers):
+    """Overwrites packets whole, so that they can't be decoded."""
+    data = bytearray(path.read_bytes())
+    places = packets_of(path, kind)
+    for index in numbers:
+        position, size = places[index]
+        data[position + 8 : position + size] = b"\xff" * (size - 8)
+    path.write_bytes(data)
+
+
+def mkv(folder):
+    return make_video(
+        folder / "a.mkv", seconds=10, fps=10, codecs=("mpeg4", "ac3"), rate=48_000,
+        options={"g": "5"},
+    )  # fmt: skip
+
+
+def reject(path, **settings):
+    found = prepare_clip(
+        VideoClip("a", str(path)), Preparation(image_size=32, **{"num_frames": 4} | settings)
+    )
+    assert isinstance(found, Reject)
+    return found.reason, found.detail
+
+
+def test_damage_to_frames_that_are_not_needed_is_kept_and_noted(tmp_path):
+    path = mkv(tmp_path)
+    whole = decoding.read_clip(path, num_frames=4)
+    assert whole.notes == frozenset()
+    damage(path, "video", [4, 13, 14])  # the frames needed are 0, 25, 50 and 75
+    read = decoding.read_clip(path, num_frames=4)
+    assert read.notes == {"damaged"}
+    np.testing.assert_array_equal(read.frames, whole.frames)
+    example = prepare_clip(VideoClip("a", str(path)), Preparation(num_frames=4, image_size=32))
+    assert example["notes"] == ["damaged"]
+
+
+def test_damage_to_frames_that_are_needed_is_told(tmp_path):
+    path = mkv(tmp_path)
+    damage(path, "video", [25, 26])
+    reason, detail = reject(path)
+    assert reason == "unreadable"
+    assert "1 of the 4 frames that are needed are damaged" in detail
+
+
+def test_a_little_damaged_sound_is_kept_and_more_is_told(tmp_path):
+    path = mkv(tmp_path)
+    damage(path, "audio", [40, 150])  # each is 32 ms of 10 s
+    read = decoding.read_clip(path, num_frames=4)
+    assert read.notes == {"damaged"}
+    assert [number(frame) for frame in read.frames] == [0, 25, 50, 75 % 55]
+    spectrum = np.abs(np.fft.rfft(read.waveform[100_000:116_000]))
+    assert spectrum.argmax() == 440
+    damage(path, "audio", range(60, 70))
+    reason, detail = reject(path)
+    assert reason == "unreadable"
+    assert "3.8% of its sound is damaged" in detail
+
+
+def test_a_file_whose_tail_is_cut_by_little(tmp_path):
+    path = make_video(
+        tmp_path / "a.mp4", seconds=10, fps=10, codecs=("mpeg4", "aac"),
+        container_options={"movflags": "faststart"},
+    )  # fmt: skip
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: size - 300])
+    read = decoding.read_clip(path, num_frames=4)
+    assert [number(frame) for frame in read.frames] == [0, 25, 50, 75 % 55]
+    assert len(read.waveform) > 9.5 * 16_000
+
+
+def test_hdr_is_noted(tmp_path):
+    for transfer, notes in (("smpte2084", {"hdr"}), ("arib-std-b67", {"hdr"}), ("bt709", set())):
+        path = make_video(tmp_path / f"{transfer}.mp4", options={"color_trc": transfer})
+        assert decoding.read_clip(path, num_frames=2).notes == notes
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_stills_are_noted(tmp_path, codec):
+    def still(_, size):
+        noise = np.random.default_rng(0).integers(0, 255, (size[1] // 8, size[0] // 8, 3), np.uint8)
+        return noise.repeat(8, axis=0).repeat(8, axis=1)
+
+    preparation = Preparation(num_frames=4, image_size=32)
+    path = make_video(tmp_path / "still.mp4", picture=still, codecs=(codec, "aac"))
+    assert prepare_clip(VideoClip("a", str(path)), preparation)["notes"] == ["still"]
+    path = make_video(tmp_path / "moving.mp4", codecs=(codec, "aac"))
+    assert prepare_clip(VideoClip("a", str(path)), preparation)["notes"] == []
+
+
+def test_one_frame_is_no_still():
+    assert not is_still(np.zeros((1, 8, 8, 3), np.uint8))
+    frames = np.zeros((3, 8, 8, 3), np.uint8)
+    assert is_still(frames)
+    frames[1] = 9
+    assert not is_still(frames)
