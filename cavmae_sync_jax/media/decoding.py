@@ -7,7 +7,7 @@ import itertools
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -200,6 +200,8 @@ def _read_waveform(
 ) -> tuple[np.ndarray, float, frozenset[str]]:
     """Returns the audio of the span (int16), when it ends, and notes."""
     sound, run, lost = _Sound(round((end - start) * SAMPLE_RATE)), None, 0.0
+    usual = end - start  # of a packet that doesn't know how long it lasts: beyond what is bearable
+    broken = False
     for one in decoded(path, "audio", start):
         time, frame = one.time, one.frame
         if time is None:
@@ -207,13 +209,17 @@ def _read_waveform(
         if time > end + _RUN_OUT:
             break
         if one.damaged and time >= start:
-            # A packet that doesn't know how long it lasts counts as beyond what is bearable.
-            lost += one.seconds or end - start
+            lost += one.seconds or usual
         if frame is None:
+            broken = True
             continue
-        if run is not None and not run.continues_with(time, frame):
+        usual = frame.samples / frame.rate
+        # After a loss the time stamps tell the place, although it is nearly where the run ended.
+        broken = broken and one.time is not None
+        if run is not None and (broken or not run.continues_with(time, frame)):
             run.add(None, sound)
             run = None
+        broken = False
         if run is None:
             index = round((time - start) * SAMPLE_RATE)
             run = _Run(time, frame, index, Channels(path, frame, channel))
@@ -317,12 +323,13 @@ def _picture(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Returns a decoded frame as a player shows it, as RGB."""
     frame, aspect = shown.frame, shown.source.pixel_aspect
+    assert isinstance(frame, av.VideoFrame)
     check_size(path, frame.width, frame.height)
     check_size(path, max(1, round(frame.width * aspect)), frame.height)
     image = frame.to_ndarray(format="rgb24", threads=1)
     if image_size is None and aspect != 1:
         image, aspect = with_square_pixels(image, aspect), 1
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:
         image, turned = displayed(image, np.frombuffer(matrix, np.int32))
         aspect = 1 / aspect if turned else aspect

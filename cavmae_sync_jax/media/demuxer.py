@@ -238,10 +238,13 @@ def decoded(path: str | Path, kind: Kind, start: float) -> Iterator[Decoded]:
         seconds = float((packet.duration or 0) * (packet.time_base or 0))
         try:
             frames = packet.decode()
-        except av.error.InvalidDataError:
+        except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
             time = source.seconds(packet.pts, packet.time_base)
-            # In the middle of a file, decoders stumble until they have found their feet.
-            if time is None or time >= start:
+            # In the middle of a file, decoders stumble until they have found their feet. The empty
+            # packet at the end only asks for what is left.
+            if packet.size and (time is None or time >= start):
                 yield Decoded(source, time, None, seconds)
             continue
         for frame in frames:

@@ -257,6 +257,20 @@ def test_flaws_that_a_checksum_does_not_see(truth):
     assert verify.flaw(record, larger) == "frame 0 has 32 x 32 pixels, not 48 x 48"
 
 
+def test_notes_are_counted(tmp_path):
+    grey = dict.fromkeys(range(20), np.full((48, 64, 3), 90, np.uint8))
+    still = make_video(tmp_path / "still.mp4", seconds=2, picture=lambda i, _: grey[i])
+    moving = make_video(tmp_path / "a.mp4", seconds=2, fps=10)
+    clips = [VideoClip(path.stem, str(path)) for path in (still, moving)]
+    write(tmp_path / "out", {"train": clips})
+    sample = inspect_dataset.measure(open_dataset(tmp_path / "out"), "train", 2)
+    assert inspection_text.notes([sample, sample]).splitlines() == [
+        "notes, of the 4 clips read:",
+        "  2 still: all frames show the same picture",
+    ]
+    assert inspection_text.notes([sample._replace(notes={})]) == "notes: none"
+
+
 def test_numbers_that_are_not_finite(output):
     dataset = open_dataset(output)
     _, record = RawRecords(dataset, "eval")[0]

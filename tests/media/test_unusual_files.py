@@ -140,12 +140,15 @@ def test_damage_to_frames_that_are_needed_is_told(tmp_path):
 
 def test_a_little_damaged_sound_is_kept_and_more_is_told(tmp_path):
     path = mkv(tmp_path)
+    whole = decoding.read_clip(path, num_frames=4)
     damage(path, "audio", [40, 150])  # each is 32 ms of 10 s
     read = decoding.read_clip(path, num_frames=4)
     assert read.notes == {"damaged"}
     assert [number(frame) for frame in read.frames] == [0, 25, 50, 75 % 55]
     spectrum = np.abs(np.fft.rfft(read.waveform[100_000:116_000]))
     assert spectrum.argmax() == 440
+    # What follows a loss stays in its place.
+    np.testing.assert_allclose(read.waveform[30_000:60_000], whole.waveform[30_000:60_000], atol=99)
     damage(path, "audio", range(60, 70))
     reason, detail = reject(path)
     assert reason == "unreadable"
@@ -162,6 +165,48 @@ def test_a_file_whose_tail_is_cut_by_little(tmp_path):
     read = decoding.read_clip(path, num_frames=4)
     assert [number(frame) for frame in read.frames] == [0, 25, 50, 75 % 55]
     assert len(read.waveform) > 9.5 * 16_000
+
+
+def moving(index, size):
+    """Noise that moves and grows brighter, so that every packet has much to say."""
+    noise = np.random.default_rng(0).integers(0, 120, (size[1], size[0], 3), np.uint8)
+    return np.roll(noise, index, axis=1) + np.uint8(index)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_flipped_byte_in_a_slice_costs_no_clip(tmp_path, codec):
+    path = make_video(tmp_path / "a.mp4", seconds=10, fps=10, codecs=(codec, "aac"), picture=moving)
+    whole = decoding.read_clip(path, num_frames=4)
+    data = bytearray(path.read_bytes())
+    position, size = packets_of(path, "video")[33]
+    data[position + size // 2] ^= 0x55
+    path.write_bytes(data)
+    read = decoding.read_clip(path, num_frames=4)
+    np.testing.assert_array_equal(read.frames[:2], whole.frames[:2])
+    assert np.abs(read.frames.astype(int) - whole.frames).mean() < 30
+    np.testing.assert_array_equal(read.waveform, whole.waveform)
+
+
+def test_lost_packets_of_a_transport_stream(tmp_path):
+    path = make_video(
+        tmp_path / "a.ts", seconds=10, fps=25, codecs=("libx264", "aac"), picture=moving,
+        rate=48_000, interleave=True,
+    )  # fmt: skip
+    data = path.read_bytes()
+    packets = [data[at : at + 188] for at in range(0, len(data), 188)]
+    sound = [i for i, one in enumerate(packets) if (one[1] & 0x1F) << 8 | one[2] == 0x101]
+    pictures = [i for i, one in enumerate(packets) if (one[1] & 0x1F) << 8 | one[2] == 0x100]
+
+    def without(lost):
+        path.write_bytes(b"".join(one for i, one in enumerate(packets) if i not in lost))
+        return VideoClip("a", str(path))
+
+    preparation = Preparation(num_frames=4, image_size=32)
+    few = {pictures[len(pictures) // 3], pictures[len(pictures) * 2 // 3]}
+    assert prepare_clip(without(few), preparation)["notes"] == ["damaged"]
+    many = prepare_clip(without(set(sound[5::10])), preparation)
+    assert many.reason == "unreadable"
+    assert "% of its sound is damaged" in many.detail
 
 
 def test_hdr_is_noted(tmp_path):
