@@ -148,14 +148,14 @@ def test_the_encoded_video_shows_the_frames_and_sounds_that_the_truth_is_about(t
         render.render_clip(renderer(size=64), "eval", number, path)
         rng = render.generator(0, "eval", number)
         whole = composer.compose(OBJECTS, scene_objects.drawn_background, 64, 10.0, rng)
-        frames, waveform, seconds, _ = decoding.read_clip(path, num_frames=16)
+        clip = decoding.read_clip(path, num_frames=16)
         video = composer.render(whole).astype(np.float32)
-        assert seconds == pytest.approx(10)
-        for index, frame in enumerate(frames):
+        assert clip.seconds == clip.picture_seconds == pytest.approx(10)
+        for index, frame in enumerate(clip.frames):
             errors = np.abs(frame - video).mean(axis=(1, 2, 3))
             assert errors[10 * index] == pytest.approx(errors.min(), abs=0.1)
             assert errors[10 * index] < 6
-        assert np.corrcoef(waveform / 32768, whole.waveform)[0, 1] > 0.99
+        assert np.corrcoef(clip.waveform / 32768, whole.waveform)[0, 1] > 0.99
 
 
 def test_the_truth_file_tells_the_same_as_the_scene(tmp_path):
