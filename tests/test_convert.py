@@ -497,6 +497,8 @@ def test_settings_that_weights_can_not_follow_are_refused(small, tmp_path):
     assert "are learned, which" in refused(source, tmp_path / "ours", drop)
     none = [*HEADS, "--config.data.num_frames=0"]
     assert "config.data.num_frames=0 must be" in refused(source, tmp_path / "ours", none)
+    wide = [*HEADS, "--config.data.window_spread=wide"]
+    assert "must be one of clip, padded" in refused(source, tmp_path / "ours", wide)
     with pytest.raises(UserError, match="would be a folder"):
         convert.import_weights(source, str(tmp_path / "ours.pth"), HEADS)
 
