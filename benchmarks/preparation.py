@@ -108,7 +108,7 @@ def speed(groups: dict[str, list[str]], repeats: int) -> dict[str, float]:
 
     def whole(path: str) -> None:
         record = shards.prepare_record(VideoClip("clip", path), job)
-        if not isinstance(record, bytes):
+        if not isinstance(record, shards.Record):
             raise UserError(f"{path} gives no example: {record.detail}")
 
     for name, paths in groups.items():

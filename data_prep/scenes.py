@@ -160,6 +160,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.size % 2 or not 32 <= arguments.size <= 1024:
         raise UserError(f"--size must be even and from 32 to 1024, not {arguments.size}")
     counts = {split: count for split, count in counts.items() if count}
+    if arguments.dry_run:
+        print(*(f"{split}: {count:,} clips." for split, count in counts.items()), sep="\n")
+        return
     preparation = flags.preparation(arguments, **FIXED)
     renderer = SceneRenderer(
         objects=find_objects(arguments),

@@ -1,19 +1,24 @@
 """Prepares videos of any common format as a dataset to train and evaluate on.
 
 A SOURCE is a folder (searched with its subfolders; hidden files are left out), a media file, or a
-.txt list with one path a line, relative to the list. A file longer than --clip_seconds gives
-consecutive clips; a rest of under a second is left out. Clips that can't be used, such as those
-without sound, are listed with the reason in OUTPUT/rejects.csv.
+.txt list with one path per line, relative to the list. A file longer than --clip_seconds gives
+consecutive clips. A rest shorter than --min_seconds gives none; by default this is half a clip.
+Clips that can't be used, such as those without sound, are listed with the reason in
+OUTPUT/rejects.csv. OUTPUT/summary.json counts everything. --dry_run only counts.
 
 Labels are optional. --labels is a CSV with the header video,label and a row for each label of a
-video, where video is a file's name, or its path inside of SOURCE. A third column, split, with train
-or eval, says which split a video goes to. Without it a hash of the file's name decides, so that all
-clips of a file stay together, and files keep their split when others are added.
+video. There, video is a file's name, or its path inside of SOURCE, with or without the extension. A
+third column, split, says which split a video goes to: train, eval (or test), val. Without it a hash
+of the file's name decides, so that all clips of a file stay together, and files keep their split
+when others are added.
 
 With --segments the clips are the spans that a CSV names: AudioSet's or VGGSound's as published, or
 one with the header video,start,end,label,split. A segment whose file is not there is rejected. The
-published lists name videos by YouTube's id, of which files may be called ID, YID (both the whole
-video, or the segment alone with --trimmed), ID_SSSSSS or ID_START_END (the segment alone).
+published lists name videos by YouTube's id, which is found wherever it stands in a file's name:
+ID.mp4, "Title [ID].mp4", YID.mp4. A number behind it says that the file holds a piece of the video:
+ID_30, ID_000030, ID_30.0-40.0, or in milliseconds ID_30000_40000. Without a number a file holds
+the whole video, or with --trimmed the segment alone. --name_pattern reads all other names: it is a
+regular expression with the group (?P<id>…) and, if wanted, (?P<start>…) and (?P<end>…).
 
 Examples:
   python -m data_prep.videos ~/videos --labels=labels.csv --output=data/videos
@@ -25,43 +30,79 @@ Examples:
 
 import argparse
 import collections
-import contextlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tqdm import tqdm
 
 from cavmae_sync_jax.media import decoding
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.pipeline import flags, readers
+from data_prep.pipeline import flags, readers, tfds_writer
 from data_prep.pipeline.clips import Preparation, VideoClip
-from data_prep.pipeline.executors import Failure, Workers
-from data_prep.sources import csv_files, segments, video_files
+from data_prep.pipeline.executors import Engine, Failure, Workers
+from data_prep.pipeline.summary import Findings
+from data_prep.sources import csv_files, segment_files, segments, video_files
 from data_prep.sources.csv_files import EVAL, TRAIN, Classes, LabelRow
 from data_prep.sources.video_files import Video
 
 SOURCE = "videos"
-# A file's rest that is shorter than this, in seconds, makes no clip of its own.
-SHORTEST_REST = 1.0
+# A passing fault, of a network or for lack of memory, must not cost a file.
+_TRIES = 2
+# Why a file has no length and will have none when it is asked again.
+_FINAL = ("no_video", "no_audio", "too_large")
 
 
-def duration(path: str) -> float:
-    """Returns a file's seconds, 0 for one that can't be read."""
-    with contextlib.suppress(decoding.MediaError), readers.local(path) as here:
-        return decoding.probe(here).duration
-    return 0.0
+def duration(path: str) -> float | Failure:
+    """Returns a file's seconds, or why nobody knows them."""
+    try:
+        with readers.local(path) as here:
+            return decoding.probe(here).duration
+    except decoding.MediaError as error:
+        return Failure(error.reason, error.detail)
+
+
+def durations(
+    paths: Sequence[str], ask: Callable[[Sequence[str]], Iterable[tuple[str, float | Failure]]]
+) -> dict[str, float | Failure]:
+    """Returns what `ask` says of each path; what may be a passing failure is asked twice.
+
+    Args:
+      paths: files.
+      ask: yields each path with its seconds or its failure.
+    """
+    known: dict[str, float | Failure] = {}
+    todo = list(paths)
+    for _ in range(_TRIES):
+        known.update(ask(todo))
+        todo = [
+            path
+            for path in todo
+            if isinstance(known[path], Failure) and known[path].reason not in _FINAL
+        ]
+    return known
 
 
 def split_clips(
-    video: Video, clip_id: str, labels: tuple[str, ...], whole: float, seconds: decoding.Seconds
+    video: Video,
+    clip_id: str,
+    labels: tuple[str, ...],
+    whole: float | Failure,
+    seconds: decoding.Seconds,
+    rest: decoding.Seconds = 1.0,
 ) -> list[VideoClip]:
     """Returns the consecutive clips of `seconds` that a file of `whole` seconds gives.
 
-    Of several, each has its start in whole seconds after its id. A file that can't be read (0 s)
-    gives one clip too: preparing that clip will tell why.
+    Of several, each has its start in whole seconds after its id. What is left at the file's end
+    gives a clip, too, where it has at least `rest` seconds. A file whose length nobody knows gives
+    one clip, which is refused.
     """
-    count = max(1, math.ceil((whole - SHORTEST_REST) / seconds))
+    if isinstance(whole, Failure):
+        detail = (
+            whole.detail if str(video.path) in whole.detail else f"{video.path}: {whole.detail}"
+        )
+        refusal = whole.reason, detail
+        return [VideoClip(clip_id, str(video.path), labels=labels, refusal=refusal)]
+    count = video_files.clip_count(whole, seconds, rest)
     return [
         VideoClip(
             clip_id if count == 1 else f"{clip_id}_{int(number * seconds):06d}",
@@ -79,16 +120,18 @@ def assign_splits(
 ) -> dict[str, list[Video]]:
     """Returns the videos of each split, by the labels CSV if it says so, else by hash.
 
+    A video that the CSV doesn't name is in no split then.
+
     Raises:
-      UserError: a video has no split, or a split that should have videos has none.
+      UserError: a split that should have videos has none.
     """
     by_row = any(row.split for row in rows.values())
     splits: dict[str, list[Video]] = {TRAIN: [], EVAL: []}
     for video in videos:
         if by_row and video not in rows:
-            raise UserError(f"{video.path} has no row in the labels CSV, so it has no split")
+            continue
         split = rows[video].split if by_row else segments.hashed_split(video.name, eval_share)
-        splits[split].append(video)
+        splits.setdefault(split, []).append(video)
     if not by_row and eval_share > 0 and not all(splits.values()):
         empty = EVAL if splits[TRAIN] else TRAIN
         raise UserError(
@@ -108,75 +151,127 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--segments has the labels already: leave out --labels")
     if arguments.trimmed and not arguments.segments:
         raise UserError("--trimmed says what the files of --segments hold: give that, too")
+    if arguments.name_pattern and not arguments.segments:
+        raise UserError("--name_pattern reads the names of files for --segments: give that, too")
     preparation, engine = flags.preparation(arguments), flags.engine(arguments)
+    # Of a longer file, a short rest is nearly all padding; a short file may be all that there is.
+    rest = arguments.min_seconds or max(preparation.min_seconds, preparation.clip_seconds / 2)
+    if not arguments.dry_run:
+        tfds_writer.check_output(arguments.output, SOURCE, arguments.overwrite)
     classes = csv_files.read_classes(arguments.classes) if arguments.classes else None
-    videos = video_files.find_videos(arguments.sources)
-    unlabelled = 0
+    skipped = collections.Counter()
+    videos = video_files.find_videos(arguments.sources, skipped)
+    findings = Findings(len(videos), skipped)
     if arguments.segments:
-        clips, classes = _segments(arguments, videos, classes)
+        clips, classes = _segments(arguments, videos, classes, rest, findings)
     else:
-        names = video_files.by_name(videos)
-        rows = csv_files.read_labels(arguments.labels, names) if arguments.labels else {}
-        labels = [label for row in rows.values() for label in row.labels]
-        classes = classes or csv_files.classes_of(labels)
-        rows = {
-            video: row._replace(
-                labels=tuple(classes.named(label, arguments.labels) for label in row.labels)
-            )
-            for video, row in rows.items()
-        }
-        unlabelled = len(videos) - len(rows) if arguments.labels else 0
-        splits = assign_splits(videos, rows, arguments.eval_share)
-        with Workers(engine.workers, engine.time_limit) as workers:
-            clips = whole_clips(splits, rows, preparation, workers)
-    summary = flags.write(arguments, clips, preparation, class_names=classes.names, source=SOURCE)
-    if unlabelled:
-        print(f"{unlabelled} of {len(videos)} videos have no label in {arguments.labels}.")
+        labels = csv_files.Labels({}, [], {})
+        if arguments.labels:
+            labels = csv_files.read_labels(arguments.labels, video_files.by_name(videos))
+            findings.absent = labels.absent
+            findings.unused = [str(video.name) for video in videos if video not in labels.rows]
+        names = [label for row in labels.rows.values() for label in row.labels]
+        classes = classes or csv_files.classes_of(names)
+        labels = labels._replace(
+            rows={
+                video: row._replace(
+                    labels=tuple(classes.named(label, arguments.labels) for label in row.labels)
+                )
+                for video, row in labels.rows.items()
+            }
+        )
+        splits = assign_splits(videos, labels.rows, arguments.eval_share)
+        videos = [video for members in splits.values() for video in members]
+        # A dry run looks at no file, so that each gives one clip.
+        seconds = {} if arguments.dry_run else _look(videos, engine)
+        clips, findings.tails = whole_clips(splits, labels, seconds, preparation, rest)
+    summary = flags.write(
+        arguments, clips, preparation, class_names=classes.names, source=SOURCE, findings=findings
+    )
     flags.finish(arguments, summary)
 
 
 def whole_clips(
     splits: Mapping[str, Sequence[Video]],
-    rows: Mapping[Video, LabelRow],
+    labels: csv_files.Labels,
+    seconds: Mapping[str, float | Failure],
     preparation: Preparation,
-    workers: Workers,
-) -> dict[str, list[VideoClip]]:
-    """Returns the clips of whole videos by split; the workers find out how long the files are."""
+    rest: decoding.Seconds,
+) -> tuple[dict[str, list[VideoClip]], list[float]]:
+    """Returns the clips of whole videos by split, and the rests that are too short for one.
+
+    Args:
+      splits: the videos of each split.
+      labels: of the videos.
+      seconds: the length of each path; a path that it lacks gives one clip.
+      preparation: what is stored.
+      rest: the shortest rest, in seconds, that gives a clip.
+    """
     videos = [video for members in splits.values() for video in members]
     ids = dict(zip(videos, video_files.clip_ids(videos), strict=True))
-    seconds = {}
-    found = workers.results(duration, [str(video.path) for video in videos])
-    for path, whole in tqdm(found, total=len(videos), unit="file", desc="looking at files"):
-        seconds[path] = 0.0 if isinstance(whole, Failure) else whole
-    clips = collections.defaultdict(list)
+    clips, tails = collections.defaultdict(list), []
     for split, members in splits.items():
         for video in members:
-            labels = rows[video].labels if video in rows else ()
-            whole = seconds[str(video.path)]
-            clips[split] += split_clips(video, ids[video], labels, whole, preparation.clip_seconds)
-    return dict(clips)
+            names = labels.rows[video].labels if video in labels.rows else ()
+            whole = seconds.get(str(video.path), 0.0)
+            if video in labels.ambiguous:
+                whole = Failure("ambiguous", labels.ambiguous[video])
+            made = split_clips(video, ids[video], names, whole, preparation.clip_seconds, rest)
+            clips[split] += made
+            if not isinstance(whole, Failure) and whole - made[-1].end >= segments.SMALLEST_TAIL:
+                tails.append(whole - made[-1].end)
+    return dict(clips), tails
+
+
+def _look(videos: Sequence[Video], engine: Engine) -> dict[str, float | Failure]:
+    """Returns the length of each file; a progress bar tells how far it is."""
+    with Workers(engine.workers, engine.time_limit) as workers:
+        return durations(
+            [str(video.path) for video in videos],
+            lambda paths: tqdm(
+                workers.results(duration, paths),
+                total=len(paths),
+                unit="file",
+                desc="looking at files",
+                disable=not paths,
+            ),
+        )
 
 
 def _segments(
-    arguments: argparse.Namespace, videos: Sequence[Video], classes: Classes | None
+    arguments: argparse.Namespace,
+    videos: Sequence[Video],
+    classes: Classes | None,
+    rest: decoding.Seconds,
+    findings: Findings,
 ) -> tuple[dict[str, list[VideoClip]], Classes]:
-    """Returns the clips of all --segments by split, and their classes."""
+    """Returns the clips of all --segments by split, and their classes; tells `findings` the rest.
+
+    Raises:
+      UserError: no segment has a file.
+    """
     found = []
     for given in arguments.segments:
         split, equals, path = given.partition("=")
-        named = bool(equals) and split in (TRAIN, EVAL)
-        found += segments.read_segments(path if named else given, split if named else None)
+        named = bool(equals) and split in csv_files.SPLITS
+        split = csv_files.SPLITS[split] if named else None
+        found += segments.read_segments(path if named else given, split)
     labels = [label for segment in found for label in segment.labels]
     classes = classes or csv_files.classes_of(labels)
-    clips = segments.segment_clips(
+    pattern = arguments.name_pattern
+    made = segments.segment_clips(
         videos,
         found,
         classes,
         trimmed=arguments.trimmed,
         seconds=arguments.clip_seconds,
         eval_share=arguments.eval_share,
+        rest=rest,
+        pattern=segment_files.read_pattern(pattern) if pattern else None,
     )
-    return clips, classes
+    findings.unused = [str(video.name) for video in made.unused]
+    findings.tails = made.tails
+    return made.splits, classes
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -194,12 +289,16 @@ def _parser() -> argparse.ArgumentParser:
         "--trimmed", action="store_true", help="files called ID hold nothing but their segment"
     )
     parser.add_argument(
+        "--name_pattern", metavar="REGEX", help="reads ids, and spans, of files' names"
+    )
+    parser.add_argument(
         "--eval_share",
         type=float,
         default=0.1,
         help="share of the files for the split eval, where no CSV gives one",
     )
     flags.add_flags(parser)
+    parser.set_defaults(min_seconds=None)  # else a rest could not have another default
     return parser
 
 

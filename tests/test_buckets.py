@@ -59,7 +59,7 @@ def test_an_evaluation_and_the_summary_write_to_a_bucket(bucket, tmp_path, capsy
 
 def test_metrics_in_a_bucket_are_appended_and_dropped(bucket, monkeypatch):
     class Board:
-        def __init__(self, path):
+        def __init__(self, path, purge_step=None):
             assert path == f"{bucket}/run"
 
         def add_scalar(self, *args):
@@ -108,7 +108,7 @@ def test_a_dataset_is_written_to_a_bucket_and_replaced(bucket, tmp_path):
     rejects = (epath.Path(bucket) / "data/rejects.csv").read_text()
     assert "ZeroDivisionError" in rejects
     left = {path.name for path in (epath.Path(bucket) / "data").iterdir()}
-    assert left == {"noise", "rejects.csv"}
+    assert left == {"noise", "rejects.csv", "summary.json"}
     assert not list(tmp_path.glob("gs:*"))
 
 

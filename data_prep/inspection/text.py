@@ -11,7 +11,7 @@ from etils import epath
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.inspection.dataset import Dataset, unfinished
 from data_prep.pipeline.clips import NOTES, REASONS
-from data_prep.pipeline.tfds_writer import REJECTS
+from data_prep.pipeline.summary import REJECTS
 
 _EXTREMES = 5  # classes named at either end of the frequencies
 _LONGEST_NAME = 32

@@ -18,6 +18,8 @@ from data_prep.pipeline import readers
 # Why a clip makes no example.
 REASONS = decoding.REASONS | {
     "missing": "a file of the clip is not there",
+    "ambiguous": "the clip may be one of several files",
+    "wrong_length": "the file's length is not what its name or its list says",
     "outside": "a name in the source's list would leave its folder",
     "frames_missing": "there are fewer frames than --num_frames",
     "bad_name": "the image is no .jpg, so that its annotation has no name",
@@ -33,6 +35,8 @@ NOTES = decoding.NOTES | {"still": "all frames show the same picture"}
 # Grey levels by which, on average, frames of a still picture may differ.
 _STILL = 1.0
 FBANK_DTYPES = {"float16": np.float16, "uint8": np.uint8}
+# Seconds by which a file may differ from what its name says: cuts are at frames, codecs pad.
+ROUGH_LENGTH = 1.0
 
 Example = dict[str, Any]
 
@@ -138,12 +142,16 @@ class VideoClip(Clip):
     """A span of a media file.
 
     `end` None means `Preparation.clip_seconds` after `start` (seconds); a file may end earlier.
-    `truth` is the path of an .npz, see `read`, or None.
+    `truth` is the path of an .npz, see `read`, or None. `cut_to` is how many seconds the file lasts
+    if it is the piece of a video that its name says, None for a whole video. `listed` is the span
+    of the video that a published list names, None without such a list.
     """
 
     start: decoding.Seconds = 0.0
     end: decoding.Seconds | None = None
     truth: str | None = field(default=None, kw_only=True)
+    cut_to: decoding.Seconds | None = field(default=None, kw_only=True)
+    listed: tuple[decoding.Seconds, ...] | None = field(default=None, kw_only=True)
 
     @property
     def has_truth(self) -> bool:
@@ -161,6 +169,7 @@ class VideoClip(Clip):
         """
         end = self.start + preparation.clip_seconds if self.end is None else self.end
         with readers.local(self.path) as path:
+            self._check_length(path)
             content = decoding.read_clip(
                 path,
                 start=self.start,
@@ -178,6 +187,28 @@ class VideoClip(Clip):
             content.picture_seconds,
             content.notes,
         )
+
+    def _check_length(self, path: str) -> None:
+        """Refuses a file that is not what its name or its list says, for its sound is another."""
+        if self.cut_to is None and self.listed is None:
+            return
+        lasts = decoding.probe(path).duration
+        if self.cut_to is not None:
+            if lasts > self.cut_to + ROUGH_LENGTH:
+                raise MediaError(
+                    "wrong_length",
+                    f"{path} lasts {lasts:.2f} s, but {self.cut_to:.2f} s by its name: where in it "
+                    "the segment lies is unknown; cut it exactly (yt-dlp: "
+                    "--force-keyframes-at-cuts).",
+                )
+            return
+        begin, end = self.listed
+        if begin > 0 and abs(lasts - (end - begin)) <= ROUGH_LENGTH and lasts < end - ROUGH_LENGTH:
+            raise MediaError(
+                "wrong_length",
+                f"{path} lasts {lasts:.2f} s, as if it held nothing but its segment, which ends at "
+                f"{end:.2f} s of the video: if such files do, give --trimmed.",
+            )
 
     def _read_truth(self, preparation: Preparation) -> Example:
         try:

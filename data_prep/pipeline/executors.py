@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import shards
 from data_prep.pipeline.clips import Clip, Reject
-from data_prep.pipeline.shards import Job, Shard
+from data_prep.pipeline.shards import Job, Record, Shard
 
 Item = TypeVar("Item")
 _AHEAD = 8  # items in flight for each worker, so that a slow one does not hold up the others
@@ -128,7 +128,7 @@ def _start_worker() -> None:
 
 def prepared(
     clips: Iterable[Clip], job: Job, workers: Workers, bar: tqdm
-) -> Iterator[tuple[Clip, bytes | Reject]]:
+) -> Iterator[tuple[Clip, Record | Reject]]:
     """Yields each clip, in order, with its record or why there is none."""
     for clip, result in workers.results(shards.prepare_record, clips, job):
         bar.update()

@@ -7,9 +7,11 @@ from typing import Any
 
 from cavmae_sync_jax.media.resampler import CHANNELS
 from cavmae_sync_jax.utils.errors import Unsatisfied, UserError
+from data_prep.pipeline import summary as summaries
 from data_prep.pipeline import tfds_writer
 from data_prep.pipeline.clips import FBANK_DTYPES, Clip, Preparation
 from data_prep.pipeline.executors import Engine
+from data_prep.pipeline.summary import Findings, Summary
 
 _PREPARATION = {
     "num_frames": "frames stored a clip",
@@ -66,6 +68,9 @@ def add_flags(
         help="store mean and deviation of the training clips' log-mel, class counts and weights",
     )
     parser.add_argument(
+        "--dry_run", action="store_true", help="say what would be prepared, and prepare nothing"
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace a dataset that OUTPUT holds already"
     )
 
@@ -73,6 +78,7 @@ def add_flags(
 def preparation(arguments: argparse.Namespace, **fixed: Any) -> Preparation:
     """Returns what the flags say is stored, with the fields that a source sets itself."""
     flags = {name: getattr(arguments, name) for name in _PREPARATION if name not in fixed}
+    flags = {name: value for name, value in flags.items() if value is not None}
     if not 0 <= arguments.max_reject_share <= 1:
         raise UserError(f"--max_reject_share must be 0 to 1, not {arguments.max_reject_share:g}")
     return Preparation(**flags, **fixed)
@@ -98,12 +104,20 @@ def write(
     *,
     class_names: Sequence[str],
     source: str,
-) -> tfds_writer.Summary:
-    """Prepares a dataset as the flags say and prints what came of it.
+    findings: Findings | None = None,
+) -> Summary | None:
+    """Prepares a dataset as the flags say; prints what it will prepare, and what came of it.
+
+    Returns:
+      None after a dry run.
 
     Raises:
-      UserError: see `datasets.write_dataset`.
+      UserError: see `tfds_writer.write_dataset`.
     """
+    findings = findings or Findings()
+    print(summaries.plan_report(splits, findings), flush=True)
+    if arguments.dry_run:
+        return None
     summary = tfds_writer.write_dataset(
         arguments.output,
         splits,
@@ -113,18 +127,19 @@ def write(
         engine=engine(arguments),
         overwrite=arguments.overwrite,
         compute_stats=arguments.compute_stats,
+        findings=findings,
     )
     print(summary.report())
     return summary
 
 
-def finish(arguments: argparse.Namespace, summary: tfds_writer.Summary) -> None:
-    """Ends a program whose dataset is written.
+def finish(arguments: argparse.Namespace, summary: Summary | None) -> None:
+    """Ends a program whose dataset is written, or was not meant to be.
 
     Raises:
       Unsatisfied: more clips were rejected than the flags allow.
     """
-    if summary.reject_share > arguments.max_reject_share:
+    if summary is not None and summary.reject_share > arguments.max_reject_share:
         raise Unsatisfied(
             f"{summary.reject_share:.1%} of the clips were rejected, more than "
             f"--max_reject_share={arguments.max_reject_share:g}; the dataset is complete without"

@@ -5,6 +5,7 @@ So the same clips give the same shards on any engine, examples lie shuffled in t
 shuffle, and a preparation that was killed goes on with the shards that have no mark of completion.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -31,6 +32,8 @@ from data_prep.pipeline.clips import FBANK_DTYPES, Clip, Preparation, Reject, pr
 MOST_SHARDS, FEWEST_CLIPS = 1000, 64
 # JPEGs do not shrink any more, and reading is twice as fast; one record can be read alone.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
+# So many rows does a log-mel lack at its end, for windows are there only where they fit.
+_LAST_WINDOW = 2
 
 
 class Schema(NamedTuple):
@@ -90,12 +93,20 @@ class Shard(NamedTuple):
         return f"{self.split}-{self.index:05d}"
 
 
+class Record(NamedTuple):
+    """An example as bytes, and what the summary sums up about it, such as `padded_seconds`."""
+
+    data: bytes
+    notes: dict[str, float]
+
+
 class Outcome(NamedTuple):
-    """What became of a shard's clips."""
+    """What became of a shard's clips; `notes` are sums of its records'."""
 
     examples: int
     bytes: int
     rejects: tuple[Reject, ...]
+    notes: dict[str, float]
 
 
 def plan(splits: Mapping[str, Sequence[Clip]]) -> list[Shard]:
@@ -127,14 +138,17 @@ def fingerprint(shards: Sequence[Shard], job: Job) -> str:
     return digest.hexdigest()
 
 
-def prepare_record(clip: Clip, job: Job) -> bytes | Reject:
-    """Returns a clip's example as the bytes of a record, or why there is none."""
+def prepare_record(clip: Clip, job: Job) -> Record | Reject:
+    """Returns a clip's example as a record, or why there is none."""
     example = prepare_clip(clip, job.preparation)
     if isinstance(example, Reject):
         return example
     features, serializer = _serializer(job.schema)
     proto = serializer.get_tf_example(features.encode_example(example))
-    return proto.SerializeToString(deterministic=True)  # a map's order is else up to the process
+    data = proto.SerializeToString(deterministic=True)  # a map's order is else up to the process
+    seconds = (len(example["fbank"]) + _LAST_WINDOW) / audio.ROWS_PER_SECOND
+    padded = round(job.preparation.clip_seconds - seconds, 2)
+    return Record(data, {"padded_seconds": padded} if padded > 0 else {})
 
 
 @functools.lru_cache(maxsize=1)
@@ -144,7 +158,7 @@ def _serializer(schema: Schema) -> tuple[tfds.features.FeaturesDict, ExampleSeri
 
 
 def write_shard(
-    shard: Shard, results: Iterable[tuple[Clip, bytes | Reject]], folder: epath.Path
+    shard: Shard, results: Iterable[tuple[Clip, Record | Reject]], folder: epath.Path
 ) -> Outcome:
     """Writes a shard's records to `folder`, then its mark of completion, and returns the latter.
 
@@ -157,6 +171,7 @@ def write_shard(
       UserError: the files can't be written.
     """
     rejects, examples, size = [], 0, 0
+    notes = collections.Counter()
     bucket = "://" in str(folder)
     with tempfile.TemporaryDirectory(dir=None if bucket else str(folder)) as scratch:
         path = Path(scratch) / shard.name
@@ -166,8 +181,9 @@ def write_shard(
                 if isinstance(result, Reject):
                     rejects.append(result)
                 else:
-                    writer.write(result)
-                    examples, size = examples + 1, size + len(result)
+                    writer.write(result.data)
+                    examples, size = examples + 1, size + len(result.data)
+                    notes.update(result.notes)
         finally:
             _close(writer, path)
         if examples + len(rejects) != len(shard.clips):
@@ -175,7 +191,7 @@ def write_shard(
                 f"{len(shard.clips)} clips of {shard.name} became {examples} examples and "
                 f"{len(rejects)} rejects"
             )
-        outcome = Outcome(examples, size, tuple(rejects))
+        outcome = Outcome(examples, size, tuple(rejects), dict(notes))
         if examples:
             _move(path, data_path(folder, shard))
         mark = path.with_suffix(".json")
@@ -231,7 +247,8 @@ def finished(shard: Shard, folder: epath.Path) -> Outcome | None:
     if mark["examples"] and not _holds(data_path(folder, shard), mark["examples"]):
         return None
     rejects = tuple(Reject(**entry) for entry in mark["rejects"])
-    return Outcome(mark["examples"], mark["bytes"], rejects)
+    # Version 0.1.0 took no notes.
+    return Outcome(mark["examples"], mark["bytes"], rejects, mark.get("notes", {}))
 
 
 def _holds(path: epath.Path, examples: int) -> bool:

@@ -1,8 +1,9 @@
 """Clips to a TFDS dataset in ArrayRecord format, without TensorFlow.
 
 A dataset is a folder `OUTPUT/SOURCE/VERSION` with TFDS's metadata, and `OUTPUT/rejects.csv` beside
-it lists the clips that did not become examples. While it is being prepared its shards are in
-`OUTPUT/.incomplete`; the same command, started again after whatever stopped it, goes on from there.
+it lists the clips that did not become examples; `OUTPUT/summary.json` counts all of them. While it
+is being prepared its shards are in `OUTPUT/.incomplete`; the same command, started again after
+whatever stopped it, goes on from there.
 """
 
 import collections
@@ -14,7 +15,6 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -25,34 +25,18 @@ from data_prep.pipeline import executors, shards, stats
 from data_prep.pipeline.clips import Clip, Preparation, Reject
 from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.shards import Job, Outcome, Schema, Shard
+from data_prep.pipeline.summary import (
+    REJECTS,
+    Findings,
+    SplitSummary,
+    Summary,
+    count_files,
+    count_reasons,
+)
 
 # Of the features: raise it when a reader of the old ones could not read the new ones.
 VERSION = "1.0.0"
-REJECTS = "rejects.csv"
 INCOMPLETE, OLD = ".incomplete", "replaced"
-
-
-class Summary(NamedTuple):
-    """What came of the clips: the dataset's folder, examples per split, and the rejects."""
-
-    directory: epath.Path
-    examples: dict[str, int]
-    rejects: tuple[Reject, ...]
-
-    @property
-    def reject_share(self) -> float:
-        """The part of all clips that were rejected."""
-        return len(self.rejects) / (sum(self.examples.values()) + len(self.rejects))
-
-    def report(self) -> str:
-        """Returns the same in words."""
-        counts = ", ".join(f"{count} in {name}" for name, count in self.examples.items())
-        report = f"{self.directory} has {sum(self.examples.values())} examples: {counts}."
-        if self.rejects:
-            path = self.directory.parent.parent / REJECTS
-            report += f"\n{len(self.rejects)} clips were rejected ({count_reasons(self.rejects)}); "
-            report += f"{path} lists them."
-        return report
 
 
 def write_dataset(
@@ -65,13 +49,15 @@ def write_dataset(
     engine: Engine = Engine(),  # noqa: B008 (immutable)
     overwrite: bool = False,
     compute_stats: bool = False,
+    findings: Findings | None = None,
 ) -> Summary:
     """Prepares the clips of all splits and writes them as the TFDS dataset `OUTPUT/SOURCE/VERSION`.
 
     The dataset is complete or absent: it is moved to its place when it is finished, and whatever
     it replaces stays until then. Shards that an interrupted call with the same arguments has
-    finished are used, not prepared again. The metadata hold `source`, `class_names`, `has_truth`,
-    `preparation` (a dict of its fields) and `code_version`.
+    finished are used, not prepared again. A split of which no clip can be used is left out. The
+    metadata hold `source`, `class_names`, `has_truth`, `preparation` (a dict of its fields) and
+    `code_version`.
 
     Args:
       output: the folder to write to; it may hold other things. gs:// works, too.
@@ -82,19 +68,28 @@ def write_dataset(
       engine: what does the work; it has no influence on the dataset.
       overwrite: whether a dataset in `output` may be replaced.
       compute_stats: whether to store `statistics.compute` of the split train with the dataset.
+      findings: what the source has seen, for the summary.
 
     Raises:
       UserError: there is a dataset already, an id comes twice, a label is not a class name, or
-        nothing is left of a split.
+        no clip can be used.
     """
     output = epath.Path(output)
     has_truth = _check_clips(splits, class_names)
     engine.check()
-    if compute_stats and stats.SPLIT not in splits:
-        raise UserError(f"--compute_stats is of the split {stats.SPLIT!r}, which is not there")
+    there = {
+        split: clips
+        for split, clips in splits.items()
+        if any(clip.refusal is None for clip in clips)
+    }
     old = check_output(output, source, overwrite)
+    findings, directory = findings or Findings(), output / source / VERSION
+    if not there:  # told at once, for this costs no decoding
+        _refuse_empty(output, old, Summary(directory, _count(splits, (), ()), findings))
+    if compute_stats and stats.SPLIT not in there:
+        raise UserError(f"--compute_stats is of the split {stats.SPLIT!r}, which has no clip")
     schema = Schema(tuple(class_names), preparation.num_frames, has_truth, preparation.fbank_dtype)
-    planned = shards.plan(splits)
+    planned = shards.plan(there)
     job = Job(schema, preparation)
     with _workplace(output, shards.fingerprint(planned, job)) as work:
         folder = work / "shards"
@@ -104,24 +99,49 @@ def write_dataset(
             print(f"{len(planned) - len(todo)} of {len(planned)} shards are finished already.")
         _prepare(todo, job, folder, engine)
         outcomes = _outcomes(planned, folder)
-        rejects = tuple(reject for outcome in outcomes for reject in outcome.rejects)
-        _check_splits(output, old, planned, outcomes, work)
+        summary = Summary(directory, _count(splits, planned, outcomes), findings)
+        if not summary.examples:
+            work.rmtree()
+            _refuse_empty(output, old, summary)
+        if compute_stats and stats.SPLIT not in summary.examples:
+            raise UserError(
+                f"none of the clips of the split {stats.SPLIT!r} can be used: leave out "
+                "--compute_stats; what is prepared is kept"
+            )
         new = work / source
         new.rmtree(missing_ok=True)
         _assemble(planned, outcomes, folder, new / VERSION, schema, _metadata(source, job))
         if compute_stats:
             stats.store(new / VERSION, stats.compute(new / VERSION))
-        _write_rejects(output / REJECTS, rejects)
+        _write_rejects(output / REJECTS, summary.rejects)
+        summary.write(output)
         if old:
             (work / OLD).rmtree(missing_ok=True)
             (work / OLD).mkdir()
             old.rename(work / OLD / source)
         new.rename(output / source)
         work.rmtree()
-    counts = collections.Counter()
-    for shard, outcome in zip(planned, outcomes, strict=True):
-        counts[shard.split] += outcome.examples
-    return Summary(output / source / VERSION, dict(counts), rejects)
+    return summary
+
+
+def _count(
+    splits: Mapping[str, Sequence[Clip]], planned: Sequence[Shard], outcomes: Sequence[Outcome]
+) -> dict[str, SplitSummary]:
+    """Returns what came of each split; clips of a split without a shard are all refused."""
+    counted = {}
+    for split, clips in splits.items():
+        ours = [o for s, o in zip(planned, outcomes, strict=True) if s.split == split]
+        notes = collections.Counter()
+        for outcome in ours:
+            notes.update(outcome.notes)
+        rejects = tuple(reject for outcome in ours for reject in outcome.rejects)
+        if not ours:
+            rejects = tuple(Reject(clip.clip_id, clip.path, *clip.refusal) for clip in clips)
+        examples = sum(outcome.examples for outcome in ours)
+        counted[split] = SplitSummary(
+            count_files(clips), len(clips), examples, rejects, dict(notes)
+        )
+    return counted
 
 
 def _prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: Engine) -> None:
@@ -174,26 +194,16 @@ def _outcomes(planned: Sequence[Shard], folder: epath.Path) -> list[Outcome]:
     return outcomes
 
 
-def _check_splits(
-    output: epath.Path,
-    old: epath.Path | None,
-    planned: Sequence[Shard],
-    outcomes: Sequence[Outcome],
-    work: epath.Path,
-) -> None:
-    """Refuses a split of which nothing is left; then nothing but the rejects' list stays."""
-    for split in dict.fromkeys(shard.split for shard in planned):
-        ours = [o for s, o in zip(planned, outcomes, strict=True) if s.split == split]
-        if any(outcome.examples for outcome in ours):
-            continue
-        refused = [reject for outcome in ours for reject in outcome.rejects]
-        if not old:  # where the old dataset stays, so does its list
-            _write_rejects(output / REJECTS, [r for o in outcomes for r in o.rejects])
-        work.rmtree()
-        raise UserError(
-            f"none of the {len(refused)} clips of the split {split!r} can be used "
-            f"({count_reasons(refused)}); the first: {refused[0].detail}"
-        )
+def _refuse_empty(output: epath.Path, old: epath.Path | None, summary: Summary) -> None:
+    """Raises a UserError, for there is no example; what was rejected stays in OUTPUT."""
+    if not old:  # where the old dataset stays, so does its list
+        cli.make_folder(output)
+        _write_rejects(output / REJECTS, summary.rejects)
+        summary.write(output)
+    raise UserError(
+        f"none of the {len(summary.rejects)} clips can be used "
+        f"({count_reasons(summary.rejects)}); the first: {summary.rejects[0].detail}"
+    )
 
 
 def _metadata(source: str, job: Job) -> tfds.core.MetadataDict:
@@ -223,6 +233,8 @@ def _assemble(
             for shard, outcome in zip(planned, outcomes, strict=True)
             if shard.split == split and outcome.examples
         ]
+        if not kept:
+            continue
         template = tfds.core.ShardedFileTemplate(
             data_dir=directory,
             dataset_name=directory.parent.name,
@@ -244,12 +256,6 @@ def _assemble(
         description="Clips: frames as JPEG and the log-mel of one audio channel.",
         metadata=metadata,
     )
-
-
-def count_reasons(rejects: Sequence[Reject]) -> str:
-    """Returns for example "3 silent, 1 unreadable", the most frequent reason first."""
-    counts = collections.Counter(reject.reason for reject in rejects)
-    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
 def _check_clips(splits: Mapping[str, Sequence[Clip]], class_names: Sequence[str]) -> bool:

@@ -18,6 +18,8 @@ from etils import epath
 from cavmae_sync_jax.utils.errors import UserError
 
 TRAIN, EVAL = "train", "eval"
+# What lists call the splits. VGGSound's held-out split is test.
+SPLITS = {TRAIN: TRAIN, EVAL: EVAL, "test": EVAL, "val": "val", "validation": "val"}
 _CLASS_COLUMNS = ("index", "mid", "display_name")
 
 
@@ -62,20 +64,31 @@ class Lines:
         return f"{self._path}, line {self._reader.line_num}"
 
 
-def read_labels(path: str | Path, names: Mapping[str, Sequence[Any]]) -> dict[Any, LabelRow]:
+class Labels(NamedTuple):
+    """A CSV of labels.
+
+    Attributes:
+      rows: what it says about each video that it names.
+      absent: the names of which there is no video.
+      ambiguous: why the row of a video may be another's.
+    """
+
+    rows: dict[Any, LabelRow]
+    absent: list[str]
+    ambiguous: dict[Any, str]
+
+
+def read_labels(path: str | Path, names: Mapping[str, Sequence[Any]]) -> Labels:
     """Reads a CSV with the header video,label or video,label,split, a row for each label.
 
     Args:
       path: the file.
       names: the videos that are called by each name.
 
-    Returns:
-      What it says about each video that it names.
-
     Raises:
-      UserError: the file or a row of it is malformed, or names no video, or more than one.
+      UserError: the file or a row of it is malformed, or none of its rows names a video.
     """
-    rows: dict[Any, LabelRow] = {}
+    labels = Labels({}, [], {})
     with lines_of(path) as lines:
         header = next(iter(lines), [])
         if header not in (["video", "label"], ["video", "label", "split"]):
@@ -84,21 +97,30 @@ def read_labels(path: str | Path, names: Mapping[str, Sequence[Any]]) -> dict[An
             if len(cells) != len(header) or not all(cells):
                 raise UserError(f"{lines.where}: need {len(header)} cells, none empty")
             found = names.get(str(Path(cells[0])), ())
-            if len(found) != 1:
+            split = SPLITS.get(cells[2]) if len(cells) > 2 else None
+            if len(cells) > 2 and split is None:
                 raise UserError(
-                    f"{lines.where}: {cells[0]!r} is the name of {len(found)} videos; "
-                    "give the path of one inside of SOURCE"
+                    f"{lines.where}: split must be one of {', '.join(SPLITS)}, not {cells[2]!r}"
                 )
-            (video,) = found
-            split = cells[2] if len(cells) > 2 else None
-            if split not in (None, TRAIN, EVAL):
-                raise UserError(f"{lines.where}: split must be {TRAIN} or {EVAL}, not {split!r}")
-            before = rows.get(video, LabelRow((), split))
-            if before.split != split:
-                raise UserError(f"{lines.where}: {cells[0]!r} is in {before.split} already")
-            labels = dict.fromkeys([*before.labels, cells[1]])
-            rows[video] = LabelRow(tuple(labels), split)
-    return rows
+            if not found:
+                labels.absent.append(cells[0])
+            elif len(found) > 1:
+                files = " or ".join(str(video.path) for video in found)
+                why = f"{lines.where}: {cells[0]!r} may be {files}; give the path inside of SOURCE."
+                labels.ambiguous.update(dict.fromkeys(found, why))
+            for video in found:
+                before = labels.rows.get(video, LabelRow((), split))
+                if before.split != split:
+                    raise UserError(f"{lines.where}: {cells[0]!r} is in {before.split} already")
+                both = dict.fromkeys([*before.labels, cells[1]])
+                labels.rows[video] = LabelRow(tuple(both), split)
+    if labels.absent and not labels.rows:
+        raise UserError(
+            f"no row of {path} names one of the videos, such as {labels.absent[0]!r}: give a "
+            "file's name, or its path inside of SOURCE, with or without the extension"
+        )
+    labels.absent[:] = dict.fromkeys(labels.absent)
+    return labels
 
 
 class Classes(NamedTuple):

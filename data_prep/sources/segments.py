@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cavmae_sync_jax.media import decoding
+from cavmae_sync_jax.utils import clip_names
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline.clips import VideoClip, clip_name
 from data_prep.sources import csv_files, video_files
 from data_prep.sources.csv_files import EVAL, TRAIN, Classes, Lines
+from data_prep.sources.segment_files import Found, SegmentFiles
 from data_prep.sources.video_files import Video
 
-# VGGSound calls its held-out split test.
-_SPLITS = {TRAIN: TRAIN, EVAL: EVAL, "test": EVAL}
 _LATEST = 1e7  # seconds; a time beyond this is a mistake
 _COLUMNS = ("video", "start", "end", "label", "split")
-# YouTube's id of 11 characters, with the segment's seconds where a file holds nothing else.
-_YOUTUBE = re.compile(r"Y?([\w-]{11})(?:_(\d+(?:\.\d+)?)(?:_\d+(?:\.\d+)?)?)?")
+# AudioSet's and VGGSound's segments last so many seconds where their lists give no end.
+_PUBLISHED = 10.0
+SMALLEST_TAIL = 0.5  # seconds; files end so raggedly that less is no rest
+NAMED = 5  # of the files that may hold a segment
 
 
 class Segment(NamedTuple):
@@ -62,7 +64,7 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
             raise UserError(f"{path} has no segment")
         if first[0] == "video":
             segments = _own(lines, rows, first)
-        elif len(first) == 4 and _SPLITS.get(first[3].strip()):
+        elif len(first) == 4 and csv_files.SPLITS.get(first[3].strip()):
             segments = _published(lines, first, rows, _vggsound)
         else:
             segments = _published(lines, first, rows, _audioset)
@@ -84,10 +86,12 @@ def _published(lines: Lines, first: list[str], rows, parse) -> list[Segment]:
 
 
 def _vggsound(cells: list[str], where: str) -> Segment:
-    if len(cells) != 4 or cells[3].strip() not in _SPLITS:
+    if len(cells) != 4 or cells[3].strip() not in csv_files.SPLITS:
         raise UserError(f"{where}: need YTID,start,label,split with train or test as the split")
     video, start, label, split = (cell.strip() for cell in cells)
-    return Segment(video, _seconds(start, where), None, (label,), _SPLITS[split], True, where)
+    return Segment(
+        video, _seconds(start, where), None, (label,), csv_files.SPLITS[split], True, where
+    )
 
 
 def _audioset(cells: list[str], where: str) -> Segment:
@@ -119,9 +123,9 @@ def _own(lines: Lines, rows: Iterator[list[str]], header: list[str]) -> list[Seg
             raise UserError(f"{where}: {row['video']!r} is no name of a file")
         start = _seconds(row["start"], where)
         end = _seconds(row["end"], where) if row.get("end") else None
-        if (split := row.get("split") or None) not in (None, *_SPLITS):
+        if (split := row.get("split") or None) not in (None, *csv_files.SPLITS):
             raise UserError(f"{where}: split must be {TRAIN} or {EVAL}, not {split!r}")
-        split = _SPLITS.get(split) if split else None
+        split = csv_files.SPLITS.get(split) if split else None
         new = _span(Segment(row["video"], start, end, (), split, False, where))
         segment = segments.setdefault((row["video"], start, end), new)
         if segment.split != split:
@@ -134,40 +138,18 @@ def _own(lines: Lines, rows: Iterator[list[str]], header: list[str]) -> list[Seg
     return list(segments.values())
 
 
-class _Index:
-    """Finds the file of a segment by the names that such files have."""
+class SegmentClips(NamedTuple):
+    """The clips of segments.
 
-    def __init__(self, videos: Sequence[Video], trimmed: bool):
-        self._trimmed = trimmed
-        self._whole: dict[str, list[Video]] = collections.defaultdict(list)
-        self._cut: dict[tuple[str, float], list[Video]] = collections.defaultdict(list)
-        self._named = video_files.by_name(videos)
-        for video in videos:
-            match = _YOUTUBE.fullmatch(video.name.stem)
-            if match and match[2]:
-                self._cut[match[1], float(match[2])].append(video)
-            elif match:
-                self._whole[match[1]].append(video)
+    Attributes:
+      splits: the clips of each split.
+      unused: the files that no segment names.
+      tails: how long the rests are, in seconds, that were too short for a clip.
+    """
 
-    def find(self, segment: Segment) -> tuple[Video | None, bool]:
-        """Returns the segment's file, None if there is none, and whether it is the segment alone.
-
-        Raises:
-          UserError: there are several such files.
-        """
-        if not segment.youtube:
-            name = str(Path(segment.video))
-            return self._only(segment, self._named.get(name, [])), self._trimmed
-        cut = self._cut.get((segment.video, segment.start))
-        if cut:
-            return self._only(segment, cut), True
-        return self._only(segment, self._whole.get(segment.video, [])), self._trimmed
-
-    def _only(self, segment: Segment, found: Sequence[Video]) -> Video | None:
-        if len(found) > 1:
-            files = f"{found[0].path} and {found[1].path}"
-            raise UserError(f"{segment.where}: {segment.video!r} may be {files}")
-        return found[0] if found else None
+    splits: dict[str, list[VideoClip]]
+    unused: list[Video]
+    tails: list[float]
 
 
 def segment_clips(
@@ -178,36 +160,125 @@ def segment_clips(
     trimmed: bool,
     seconds: decoding.Seconds,
     eval_share: float,
-) -> dict[str, list[VideoClip]]:
-    """Returns the clip of each segment by split; one without a file is refused as missing.
+    rest: decoding.Seconds = 0.0,
+    pattern: re.Pattern[str] | None = None,
+) -> SegmentClips:
+    """Returns the clips of segments; one without a file, or with several, is refused.
 
-    A clip's id is its video's with the start in six digits, VGGSound's own way of naming.
+    A segment longer than `seconds` gives consecutive clips. A clip's id is its video's with the
+    start in six digits, VGGSound's own way of naming; clips that would share it have the whole name
+    of the video, and the end, too.
+
+    Args:
+      videos: the files.
+      segments: of `read_segments`, of all lists.
+      classes: of the segments' labels.
+      trimmed: whether a file without a span in its name holds nothing but its segment.
+      seconds: length of a clip.
+      eval_share: share of the videos for the split eval, where a segment has no split.
+      rest: the shortest rest of a segment, in seconds, that gives a clip after others.
+      pattern: of `segment_files.read_pattern`.
 
     Raises:
-      UserError: a label is not a class, or a segment may be one of several files.
+      UserError: a label is not a class, or a segment is in two splits.
     """
-    index, clips = _Index(videos, trimmed), collections.defaultdict(list)
-    for segment in segments:
+    segments = _merge(segments)
+    names = (segment.video for segment in segments)
+    files = SegmentFiles(videos, names, trimmed=trimmed, pattern=pattern)
+    splits, used, tails = collections.defaultdict(list), set(), []
+    made = [(segment, files.find(*_wanted(segment))) for segment in segments]
+    often = collections.Counter(
+        clip_names.with_start(_stem(segment), start)
+        for segment in segments
+        for start, _ in _spans(segment, seconds, rest)
+    )
+    for segment, found in made:
+        used.update(one.video for one in found)
         labels = tuple(classes.named(label, segment.where) for label in segment.labels)
-        video, alone = index.find(segment)
-        start, end = segment.start, segment.end or segment.start + seconds
-        first, end = (0.0, end - start) if alone else (start, end)
-        number = f"{start:06.0f}" if start == int(start) else f"{start:010.3f}"
-        stem = segment.video if segment.youtube else str(Path(segment.video).with_suffix(""))
-        name = Path(segment.video)
-        clips[segment.split or hashed_split(name, eval_share)].append(
-            VideoClip(
-                f"{clip_name(stem)}_{number}",
-                segment.where if video is None else str(video.path),
-                first,
-                end,
-                labels=labels,
-                refusal=None
-                if video
-                else ("missing", f"{segment.where}: there is no file of {segment.video!r}."),
+        split = segment.split or hashed_split(Path(segment.video), eval_share)
+        spans = _spans(segment, seconds, rest)
+        left = 0.0 if segment.end is None else segment.end - spans[-1][1]
+        tails += [left] if left >= SMALLEST_TAIL else []
+        for start, end in spans:
+            clip_id = clip_names.with_start(_stem(segment), start)
+            if often[clip_id] > 1:
+                clip_id = clip_names.with_start(clip_name(segment.video), start)
+                clip_id = clip_names.with_start(clip_id, end)
+            splits[split].append(_clip(clip_id, segment, found, start, end, labels))
+    unused = [video for video in videos if video not in used]
+    return SegmentClips(dict(splits), unused, tails)
+
+
+def _merge(segments: Sequence[Segment]) -> list[Segment]:
+    """Returns each span of a video once, with the labels of all its rows."""
+    merged: dict[tuple[str, float, float | None], Segment] = {}
+    for segment in segments:
+        key = segment.video, segment.start, segment.end
+        before = merged.setdefault(key, segment)
+        if before.split != segment.split:
+            raise UserError(
+                f"{segment.where}: {segment.video!r} is in {before.split} already, by "
+                f"{before.where}"
             )
-        )
-    return dict(clips)
+        labels = dict.fromkeys([*before.labels, *segment.labels])
+        merged[key] = before._replace(labels=tuple(labels))
+    return list(merged.values())
+
+
+def _wanted(segment: Segment) -> tuple[str, float, float | None, bool]:
+    end = segment.end
+    if end is None and segment.youtube:
+        end = segment.start + _PUBLISHED
+    return segment.video, segment.start, end, segment.youtube
+
+
+def _stem(segment: Segment) -> str:
+    name = segment.video
+    return clip_name(name if segment.youtube else clip_names.without_extension(name))
+
+
+def _spans(
+    segment: Segment, seconds: decoding.Seconds, rest: decoding.Seconds
+) -> list[tuple[float, float]]:
+    """Returns start and end of a segment's clips, in seconds of the video."""
+    start, end = segment.start, segment.end
+    if end is None:
+        return [(start, start + seconds)]
+    count = video_files.clip_count(end - start, seconds, rest)
+    edges = [start + index * seconds for index in range(count + 1)]
+    return [(edges[index], min(end, edges[index + 1])) for index in range(count)]
+
+
+def _clip(
+    clip_id: str,
+    segment: Segment,
+    found: Sequence[Found],
+    start: float,
+    end: float,
+    labels: tuple[str, ...],
+) -> VideoClip:
+    if len(found) != 1:
+        why = "missing", f"{segment.where}: there is no file of {segment.video!r}."
+        if found:
+            some = " or ".join(str(one.video.path) for one in found[:NAMED])
+            why = (
+                "ambiguous",
+                f"{segment.where}: {segment.video!r} may be {some}; keep one of them.",
+            )
+        return VideoClip(clip_id, segment.where, start, end, labels=labels, refusal=why)
+    (file,) = found
+    first = file.start + start - segment.start
+    listed = segment.youtube and file.cut_to is None
+    _, begin, until, _ = _wanted(segment)
+    return VideoClip(
+        clip_id,
+        str(file.video.path),
+        first,
+        first + end - start,
+        labels=labels,
+        cut_to=file.cut_to,
+        listed=(begin, until) if listed else None,
+    )
 
 
 def hashed_split(name: Path, eval_share: float) -> str:

@@ -3,22 +3,21 @@
 import collections
 import contextlib
 import hashlib
-import itertools
 import os
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import fsspec
 from etils import epath
 
+from cavmae_sync_jax.utils import clip_names
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline.clips import clip_name
 
-EXTENSIONS = (
-    *(".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
-)
+EXTENSIONS = clip_names.VIDEOS
+_FILE_SYSTEMS = {"gs": "gcs"}  # what fsspec calls the scheme of a path
 
 
 class Video(NamedTuple):
@@ -28,8 +27,14 @@ class Video(NamedTuple):
     name: Path
 
 
-def find_videos(sources: Iterable[str]) -> list[Video]:
+def find_videos(
+    sources: Iterable[str], skipped: collections.Counter[str] | None = None
+) -> list[Video]:
     """Returns the media files of all sources, each file once.
+
+    Args:
+      sources: folders, files, or lists of paths (.txt).
+      skipped: gets the number of other files in the folders, by extension.
 
     Raises:
       UserError: a source, a folder in it or a file of a list doesn't exist or can't be read, or a
@@ -38,12 +43,14 @@ def find_videos(sources: Iterable[str]) -> list[Video]:
     found: dict[str, Video] = {}
     for source in map(epath.Path, sources):
         try:
-            videos = _videos(source)
+            videos = _videos(source, collections.Counter() if skipped is None else skipped)
             places = [os.path.realpath(video.path) for video in videos]
         except OSError as error:
             raise UserError(
                 f"{error.filename or source} can't be read: {error.strerror or error}"
             ) from error
+        except ImportError as error:
+            raise UserError(f"{source} needs pip install '.[gcs]' ({error})") from error
         if not videos:
             raise UserError(f"{source} has no media files ({' '.join(EXTENSIONS)})")
         for place, video in zip(places, videos, strict=True):
@@ -51,9 +58,16 @@ def find_videos(sources: Iterable[str]) -> list[Video]:
     return list(found.values())
 
 
-def _videos(source: epath.Path) -> list[Video]:
+def _videos(source: epath.Path, skipped: collections.Counter[str]) -> list[Video]:
     if source.is_dir():
-        return [Video(path, Path(path.relative_to(source))) for path in _media_files(source)]
+        files = _in_bucket(source) if "://" in str(source) else _in_folder(source)
+        found = []
+        for path in files:
+            if path.suffix.lower() in EXTENSIONS:
+                found.append(Video(path, Path(path.relative_to(source))))
+            else:
+                skipped[path.suffix.lower() or "none"] += 1
+        return sorted(found, key=lambda video: video.path)
     if source.suffix.lower() == ".txt" and source.is_file():
         return list(_listed(source))
     if source.is_file():
@@ -61,14 +75,20 @@ def _videos(source: epath.Path) -> list[Video]:
     raise UserError(f"there is no file or folder {source}")
 
 
-def _media_files(folder: epath.Path) -> list[epath.Path]:
+def _in_bucket(folder: epath.Path) -> Iterator[epath.Path]:
+    """Lists everything at once: a question for each of a million objects would take days."""
+    scheme, _, place = str(folder).partition("://")
+    files = fsspec.filesystem(_FILE_SYSTEMS.get(scheme, scheme))
+    root = files._strip_protocol(str(folder))
+    for name in files.find(root):
+        inside = name[len(root) :].strip("/")
+        if not any(part.startswith(".") for part in inside.split("/")):
+            yield epath.Path(f"{scheme}://{place.rstrip('/')}/{inside}")
+
+
+def _in_folder(folder: epath.Path) -> Iterator[epath.Path]:
     """Follows links to folders, too, but goes into no folder twice."""
-    if "://" in str(folder):
-        inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        deeper = (_media_files(path) for path in inside if path.is_dir())
-        here = [path for path in inside if path.suffix.lower() in EXTENSIONS and path.is_file()]
-        return sorted(itertools.chain(here, *deeper))
-    walked, found = set(), []
+    walked = set()
     for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         place = os.path.realpath(parent)
         if place in walked:
@@ -76,9 +96,7 @@ def _media_files(folder: epath.Path) -> list[epath.Path]:
             continue
         walked.add(place)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        kept = (name for name in names if Path(name).suffix.lower() in EXTENSIONS)
-        found += [epath.Path(parent) / name for name in kept if not name.startswith(".")]
-    return sorted(found)
+        yield from (epath.Path(parent) / name for name in names if not name.startswith("."))
 
 
 def _refuse(error: OSError) -> None:
@@ -136,9 +154,25 @@ def _digest(name: Path) -> str:
 
 
 def by_name(videos: Sequence[Video]) -> dict[str, list[Video]]:
-    """Returns the videos that are called by each name: a file's, or its path in its source."""
-    named = collections.defaultdict(list)
+    """Returns the videos that are called by each name: a file's, or its path in its source.
+
+    A name without the extension counts where no file is called so.
+    """
+    named, stems = collections.defaultdict(list), collections.defaultdict(list)
     for video in videos:
         for name in {str(video.name), video.name.name}:
             named[name].append(video)
-    return named
+        for stem in {str(video.name.with_suffix("")), video.name.stem}:
+            stems[stem].append(video)
+    return {**stems, **named}
+
+
+def clip_count(whole: float, seconds: float, rest: float) -> int:
+    """Returns how many consecutive clips of `seconds` a span of `whole` seconds gives.
+
+    What is left after the last whole clip gives one, too, where it has at least `rest` seconds.
+    A shorter span gives one clip, and so does one of 0 seconds.
+    """
+    count = int(whole // seconds)
+    left = whole - count * seconds
+    return max(1, count + (left > 0 and left >= rest))

@@ -194,7 +194,11 @@ def test_a_killed_preparation_goes_on(tmp_path, folder):
     assert (output / "rejects.csv").read_bytes() == (straight / "rejects.csv").read_bytes()
     with (output / "rejects.csv").open() as file:
         assert [row["clip_id"] for row in csv.DictReader(file)] == ["mute"]
-    assert sorted(path.name for path in output.iterdir()) == ["rejects.csv", "videos"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "rejects.csv",
+        "summary.json",
+        "videos",
+    ]
 
 
 def test_beam_writes_the_same_dataset(tmp_path, folder):

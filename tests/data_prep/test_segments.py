@@ -11,7 +11,7 @@ from test_videos import program, splits_of
 
 from cavmae_sync_jax.media.images import decode_jpeg
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.sources import csv_files, segments
+from data_prep.sources import csv_files, segment_files, segments
 from data_prep.sources.video_files import Video
 
 AUDIOSET = """\
@@ -41,12 +41,12 @@ def classes(tmp_path):
     return csv_files.read_classes(tmp_path / "classes.csv")
 
 
-def clips(tmp_path, text, names, trimmed=False, split="train"):
+def clips(tmp_path, text, names, trimmed=False, split="train", **settings):
     videos = [Video(epath.Path("/v") / name, Path(name)) for name in names]
     found = read(tmp_path, text, split)
     known = csv_files.classes_of([label for segment in found for label in segment.labels])
     return segments.segment_clips(
-        videos, found, known, trimmed=trimmed, seconds=10.0, eval_share=0.0
+        videos, found, known, trimmed=trimmed, seconds=10.0, eval_share=0.0, **settings
     )
 
 
@@ -82,7 +82,7 @@ def test_ones_own_segments_may_have_several_labels(tmp_path):
         ("abcdefghijk,now,dog,test\n", "line 1: 'now' is no time"),
         ("abcdefghijk,nan,dog,test\n", "line 1: 'nan' is no time"),
         ("abcdefghijk,-1,dog,test\n", "line 1: '-1' is no time"),
-        (VGGSOUND + "abcdefghijk,1,dog,val\n", "line 3: need YTID,start,label,split"),
+        (VGGSOUND + "abcdefghijk,1,dog,dev\n", "line 3: need YTID,start,label,split"),
         (AUDIOSET + 'abcdefghijk, 30.000, 20.000, "/m/1"\n', "line 6: the end 20 is not after 30"),
         (AUDIOSET + "abcdefghijk, 30.000\n", "line 6: need YTID, start, end"),
         ("video,start,lable\na,1,dog\n", "line 1: the header may have video,start,end,label,split"),
@@ -107,14 +107,27 @@ def test_malformed_lists_are_told_with_their_line(tmp_path, text, message):
         ("--PJHxphWEs.mp4", False, (30.0, 40.0)),
         ("--PJHxphWEs.mp4", True, (0.0, 10.0)),
         ("sub/Y--PJHxphWEs.mkv", False, (30.0, 40.0)),
+        ("A dog [--PJHxphWEs].webm", False, (30.0, 40.0)),
+        ("A dog [--PJHxphWEs] 25-45.webm", False, (5.0, 15.0)),
+        ("--PJHxphWEs/video.mp4", False, (30.0, 40.0)),
+        ("00017_--PJHxphWEs.mp4", False, (30.0, 40.0)),
+        ("--PJHxphWEs_video.mp4", False, (30.0, 40.0)),
+        ("--PJHxphWEs_1080p.mp4", False, (30.0, 40.0)),
+        ("--PJHxphWEs.f137.mp4", False, (30.0, 40.0)),
         ("--PJHxphWEs_000030.mp4", False, (0.0, 10.0)),
         ("--PJHxphWEs_30.000_40.000.mp4", False, (0.0, 10.0)),
+        ("--PJHxphWEs_30000_40000.mp4", False, (0.0, 10.0)),
+        ("--PJHxphWEs_30000.mp4", False, (0.0, 10.0)),
+        ("--PJHxphWEs_30.0-40.0.mp4", False, (0.0, 10.0)),
+        ("x--PJHxphWEs_30_40_out.mp4", False, (0.0, 10.0)),
         ("--PJHxphWEs_000031.mp4", False, None),
+        ("--PJHxphWEs_31000_41000.mp4", False, None),
+        ("--PJHxphWEs_10_20.mp4", False, None),
         ("--PJHxphWEx.mp4", False, None),
     ],
 )
 def test_files_have_the_names_that_downloads_give_them(tmp_path, name, trimmed, span):
-    made = clips(tmp_path, AUDIOSET, [name], trimmed)["train"]
+    made = clips(tmp_path, AUDIOSET, [name], trimmed).splits["train"]
     assert [clip.clip_id for clip in made] == ["--PJHxphWEs_000030", "--ZhevVpy1s_000000.500"]
     if span is None:
         assert made[0].refusal[0] == "missing"
@@ -126,9 +139,102 @@ def test_files_have_the_names_that_downloads_give_them(tmp_path, name, trimmed, 
     assert made[1].refusal[0] == "missing"
 
 
-def test_two_files_of_one_segment_are_told(tmp_path):
-    with pytest.raises(UserError, match=r"line 4: '--PJHxphWEs' may be /v/a/.*mp4 and /v/b/"):
-        clips(tmp_path, AUDIOSET, ["a/--PJHxphWEs.mp4", "b/--PJHxphWEs.webm"])
+def test_a_piece_is_as_long_as_its_name_says_and_a_whole_video_longer_than_its_segment(tmp_path):
+    def first(name, trimmed=False):
+        return clips(tmp_path, AUDIOSET, [name], trimmed).splits["train"][0]
+
+    assert first("--PJHxphWEs_30_40.mp4").cut_to == 10
+    assert first("--PJHxphWEs_25000_45000.mp4").cut_to == 20
+    assert first("--PJHxphWEs_000030.mp4").cut_to == 10
+    assert first("--PJHxphWEs.mp4", trimmed=True).cut_to == 10
+    whole = first("--PJHxphWEs.mp4")
+    assert whole.cut_to is None and whole.listed == (30, 40)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a/--PJHxphWEs.mp4", "b/--PJHxphWEs.webm"),
+        ("--PJHxphWEs.mp4", "--PJHxphWEs.mkv"),
+        ("--PJHxphWEs_30_40.mp4", "--PJHxphWEs_30000_40000.mp4"),
+    ],
+)
+def test_a_segment_with_two_files_is_a_reject_that_names_both(tmp_path, names):
+    made = clips(tmp_path, AUDIOSET, [*names, "--ZhevVpy1s.mp4"])
+    first, second = made.splits["train"]
+    assert first.refusal[0] == "ambiguous" and second.refusal is None
+    assert "line 4: '--PJHxphWEs' may be" in first.refusal[1]
+    assert all(f"/v/{name}" in first.refusal[1] for name in names)
+    assert made.unused == []
+
+
+def test_a_merged_file_goes_before_its_parts_and_a_piece_before_the_whole(tmp_path):
+    for names in (
+        ("--PJHxphWEs.f137.mp4", "--PJHxphWEs.mp4", "--PJHxphWEs.temp.mp4"),
+        ("--PJHxphWEs.mkv", "--PJHxphWEs_30_40.mp4", "--PJHxphWEs_50_60.mp4"),
+        ("--PJHxphWEs_20_50.mp4", "--PJHxphWEs_30_40.mp4"),
+    ):
+        clip = clips(tmp_path, AUDIOSET, names).splits["train"][0]
+        assert clip.path == f"/v/{names[1]}"
+
+
+def test_names_that_no_segment_has_are_told(tmp_path):
+    made = clips(tmp_path, AUDIOSET, ["--PJHxphWEs.mp4", "x.mp4", "--PJHxphWEs_50_60.mp4"])
+    assert [video.name.name for video in made.unused] == ["x.mp4", "--PJHxphWEs_50_60.mp4"]
+
+
+def test_a_pattern_reads_any_names(tmp_path):
+    pattern = segment_files.read_pattern(r"clip(?P<start>\d+)-(?P<end>\d+)/(?P<id>.{11})$")
+    made = clips(tmp_path, AUDIOSET, ["clip30-40/--PJHxphWEs.mp4"], pattern=pattern)
+    clip = made.splits["train"][0]
+    assert (clip.start, clip.end, clip.cut_to) == (0.0, 10.0, 10.0)
+    own = segment_files.read_pattern("^film_(?P<id>[0-9]+)")
+    text = "video,start,end\n17,5,15\n"
+    (clip,) = clips(tmp_path, text, ["film_17_hd.mp4"], pattern=own).splits["train"]
+    assert (clip.path, clip.start, clip.end) == ("/v/film_17_hd.mp4", 5.0, 15.0)
+    for wrong in ("(", "[a-z]+"):
+        with pytest.raises(UserError, match="--name_pattern="):
+            segment_files.read_pattern(wrong)
+
+
+def test_a_long_segment_is_cut_into_clips(tmp_path):
+    text = "video,start,end,label\na.mp4,0,30,dog\na.mp4,40,64,cat\na.mp4,80,87,cat\n"
+    made = clips(tmp_path, text, ["a.mp4"], rest=5.0)
+    spans = [(clip.clip_id, clip.start, clip.end, clip.labels) for clip in made.splits["train"]]
+    assert spans == [
+        ("a_000000", 0, 10, ("dog",)),
+        ("a_000010", 10, 20, ("dog",)),
+        ("a_000020", 20, 30, ("dog",)),
+        ("a_000040", 40, 50, ("cat",)),
+        ("a_000050", 50, 60, ("cat",)),
+        ("a_000080", 80, 87, ("cat",)),
+    ]
+    assert made.tails == [4.0]
+    longer = clips(tmp_path, text, ["a.mp4"], rest=4.0)
+    assert longer.splits["train"][5].clip_id == "a_000060" and longer.tails == []
+
+
+def test_spans_that_share_a_start_have_ids_of_their_own(tmp_path):
+    text = "video,start,end\na.mp4,0,10\na.mp4,0,5\nb.mp4,0,5\nb.mkv,0,5\n"
+    made = clips(tmp_path, text, ["a.mp4", "b.mp4", "b.mkv"]).splits["train"]
+    assert [clip.clip_id for clip in made] == [
+        "a.mp4_000000_000010",
+        "a.mp4_000000_000005",
+        "b.mp4_000000_000005",
+        "b.mkv_000000_000005",
+    ]
+
+
+def test_a_segment_of_two_lists_is_one_clip_in_one_split(tmp_path):
+    first, second = read(tmp_path, AUDIOSET, "train"), read(tmp_path, AUDIOSET, "train")
+    known = csv_files.classes_of([*first[0].labels, *first[1].labels, "x"])
+    more = [second[0]._replace(labels=("x",))]
+    settings = {"trimmed": False, "seconds": 10.0, "eval_share": 0.0}
+    made = segments.segment_clips([], [*first, *more], known, **settings).splits["train"]
+    assert [clip.labels for clip in made] == [("/m/09x0r", "/t/dd00088", "x"), ("/m/012xff",)]
+    with pytest.raises(UserError, match=r"'--PJHxphWEs' is in train already, by .* line 4"):
+        other = [more[0]._replace(split="eval")]
+        segments.segment_clips([], [*first, *other], known, **settings)
 
 
 def test_mids_become_names_and_strangers_are_told(tmp_path):

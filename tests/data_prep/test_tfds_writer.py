@@ -206,7 +206,7 @@ def test_a_dataset_comes_back_as_it_was_written(tmp_path, video, silent):
     assert "3 examples: 2 in train, 1 in eval" in summary.report()
     assert "1 silent" in summary.report()
     assert str(tmp_path / "rejects.csv") in summary.report()
-    assert {path.name for path in tmp_path.iterdir()} == {"little", "rejects.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"little", "rejects.csv", "summary.json"}
 
 
 def test_truth_comes_back(tmp_path, video, truth):
@@ -236,18 +236,19 @@ def test_an_existing_dataset_stays_until_its_successor_is_complete(tmp_path, vid
     with pytest.raises(UserError, match=r"none of the 1 clips .*1 silent"):
         write(tmp_path, {"train": [VideoClip("bad", str(silent))]}, overwrite=True)
     assert rejects_in(tmp_path) == []
-    assert {path.name for path in tmp_path.iterdir()} == {"little", "rejects.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"little", "rejects.csv", "summary.json"}
     with pytest.raises(UserError, match="little is another dataset; give another --output"):
         write(tmp_path, good, overwrite=True, source="other")
     new = write(tmp_path, {"train": [VideoClip("new", str(video))]}, overwrite=True)
     assert [record["clip_id"] for record in records(new, "train")] == [b"new"]
-    assert {path.name for path in tmp_path.iterdir()} == {"little", "rejects.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"little", "rejects.csv", "summary.json"}
 
 
 def test_a_failure_leaves_no_dataset_but_the_rejects(tmp_path, silent):
     with pytest.raises(UserError, match="none of the 1 clips"):
         write(tmp_path / "out", {"train": [VideoClip("bad", str(silent))]})
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejects.csv"]
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"rejects.csv", "summary.json"}
     assert rejects_in(tmp_path / "out")[0]["path"] == str(silent)
 
 

@@ -116,7 +116,8 @@ def test_ids_never_have_path_separators(parts):
 
 
 @pytest.mark.parametrize(
-    ("duration", "count"), [(3.0, 1), (10.9, 1), (11.1, 2), (60.0, 6), (61.0, 6), (61.5, 7)]
+    ("duration", "count"),
+    [(3.0, 1), (10.9, 1), (11.1, 2), (59.99, 6), (60.0, 6), (60.9, 6), (61.0, 7), (61.5, 7)],
 )
 def test_long_files_give_consecutive_clips(duration, count):
     clips = videos.split_clips(named("a.mp4")[0], "a", ("dog",), duration, 10.0)
@@ -133,9 +134,41 @@ def test_labels_by_name_or_path(tmp_path):
     files = named("a.mp4", "x/b.mp4", "y/b.mp4")
     table = tmp_path / "labels.csv"
     table.write_text("\ufeffvideo,label\na.mp4,dog\na.mp4,cat\na.mp4,dog\nx/b.mp4,cat\n")
-    assert csv_files.read_labels(table, video_files.by_name(files)) == {
+    found = csv_files.read_labels(table, video_files.by_name(files))
+    assert found.rows == {
         files[0]: LabelRow(("dog", "cat"), None),
         files[1]: LabelRow(("cat",), None),
+    }
+    assert not found.absent and not found.ambiguous
+
+
+def test_labels_by_stem_of_absent_files_and_of_two(tmp_path):
+    files = named("a.mp4", "x/b.mp4", "y/b.mp4", "c.mp4.mkv", "c.mp4")
+    table = tmp_path / "labels.csv"
+    table.write_text("video,label\na,dog\nz.mp4,cat\nx/b,cat\nc.mp4,cow\nz.mp4,dog\n")
+    found = csv_files.read_labels(table, video_files.by_name(files))
+    assert found.rows == {
+        files[0]: LabelRow(("dog",), None),
+        files[1]: LabelRow(("cat",), None),
+        files[4]: LabelRow(("cow",), None),  # a file that is called so goes first
+    }
+    assert found.absent == ["z.mp4"]
+    table.write_text("video,label\na,dog\nb.mp4,cat\n")
+    found = csv_files.read_labels(table, video_files.by_name(files))
+    assert set(found.ambiguous) == {files[1], files[2]}
+    assert "line 3: 'b.mp4' may be /v/x/b.mp4 or /v/y/b.mp4" in found.ambiguous[files[1]]
+
+
+def test_splits_have_the_names_that_lists_give_them(tmp_path):
+    files = named("a.mp4", "b.mp4", "c.mp4", "d.mp4")
+    table = tmp_path / "labels.csv"
+    table.write_text("video,label,split\na,x,train\nb,x,test\nc,x,val\nd,x,eval\n")
+    rows = csv_files.read_labels(table, video_files.by_name(files)).rows
+    assert [rows[file].split for file in files] == ["train", "eval", "val", "eval"]
+    assert videos.assign_splits(files, rows, 0.1) == {
+        "train": files[:1],
+        "eval": [files[1], files[3]],
+        "val": [files[2]],
     }
 
 
@@ -147,9 +180,8 @@ def test_labels_by_name_or_path(tmp_path):
         ("video,label\na.mp4\n", "line 2: need 2 cells"),
         ("video,label\na.mp4,dog,cat\n", "line 2: need 2 cells"),
         ("video,label\na.mp4,dog\na.mp4,\n", "line 3: need 2 cells"),
-        ("video,label\nz.mp4,dog\n", r"line 2: 'z\.mp4' is the name of 0 videos"),
-        ("video,label\nb.mp4,dog\n", r"line 2: 'b\.mp4' is the name of 2 videos"),
-        ("video,label,split\na.mp4,dog,test\n", "line 2: split must be train or eval"),
+        ("video,label\nz.mp4,dog\n", r"no row of .* names one of the videos, such as 'z\.mp4'"),
+        ("video,label,split\na.mp4,dog,dev\n", "line 2: split must be one of train, eval, test"),
         ("video,label,split\na.mp4,dog,train\na.mp4,cat,eval\n", "line 3: .* in train already"),
     ],
 )
@@ -183,8 +215,8 @@ def test_splits_by_column_and_without_eval():
     rows = {files[0]: LabelRow(("x",), "eval"), files[1]: LabelRow(("x",), "train")}
     assert videos.assign_splits(files, rows, 0.1) == {"train": [files[1]], "eval": [files[0]]}
     assert videos.assign_splits(files, {}, 0.0) == {"train": files}
-    with pytest.raises(UserError, match=r"b\.mp4 has no row"):
-        videos.assign_splits(files, {files[0]: rows[files[0]]}, 0.1)
+    # With a split column, a file that the CSV doesn't name is in no split.
+    assert videos.assign_splits(files, {files[0]: rows[files[0]]}, 0.1) == {"eval": [files[0]]}
     with pytest.raises(UserError, match="--eval_share=0"):
         videos.assign_splits(files, {}, 1e-9)
 

@@ -1,0 +1,170 @@
+"""What a preparation found and what came of it: printed, and kept as `OUTPUT/summary.json`."""
+
+import collections
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from data_prep.pipeline.clips import Clip, Reject
+
+SUMMARY, REJECTS = "summary.json", "rejects.csv"
+_NAMED = 5  # names that a sentence gives as examples
+_KEPT = 100  # names that the file keeps
+
+
+@dataclass
+class Findings:
+    """What a source has seen before any clip is prepared.
+
+    Attributes:
+      files: media files that were found.
+      skipped: other files, by extension.
+      unused: names of media files that no list names.
+      absent: names in a list of which there is no file.
+      tails: lengths in seconds of what was left over and too short for a clip.
+    """
+
+    files: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    unused: Sequence[str] = ()
+    absent: Sequence[str] = ()
+    tails: Sequence[float] = ()
+
+    def lines(self) -> list[str]:
+        """Returns the same in sentences, without what is zero."""
+        lines = []
+        if self.files:
+            other = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.skipped.items()))
+            lines.append(f"{self.files:,} media files were found" + (other and f"; not: {other}"))
+        if self.unused:
+            lines.append(f"{len(self.unused):,} files are named by no list{_such(self.unused)}")
+        if self.absent:
+            lines.append(f"{len(self.absent):,} names of a list have no file{_such(self.absent)}")
+        if self.tails:
+            lines.append(
+                f"{len(self.tails):,} rests, {sum(self.tails):.1f} s in all, are too short for a "
+                "clip (--min_seconds)"
+            )
+        return [f"{line}." for line in lines]
+
+    def stored(self) -> dict[str, Any]:
+        """Returns the same for the file."""
+        return {
+            "files": self.files,
+            "skipped": dict(self.skipped),
+            "names_without_row": {"count": len(self.unused), "names": self.unused[:_KEPT]},
+            "rows_without_file": {"count": len(self.absent), "names": self.absent[:_KEPT]},
+            "tails_left_out": {"count": len(self.tails), "seconds": sum(self.tails)},
+        }
+
+
+def _such(names: Sequence[str]) -> str:
+    return ", such as " + ", ".join(map(repr, names[:_NAMED]))
+
+
+class SplitSummary(NamedTuple):
+    """What came of the clips of a split.
+
+    Attributes:
+      files: how many files they are of.
+      clips: how many there were.
+      examples: how many are in the dataset.
+      rejects: the others.
+      notes: sums over the examples, such as `padded_seconds`.
+    """
+
+    files: int
+    clips: int
+    examples: int
+    rejects: tuple[Reject, ...]
+    notes: dict[str, float]
+
+
+class Summary(NamedTuple):
+    """What came of a preparation: the dataset's folder, each split, and what was found before."""
+
+    directory: epath.Path
+    splits: dict[str, SplitSummary]
+    findings: Findings
+
+    @property
+    def examples(self) -> dict[str, int]:
+        """The examples of each split that the dataset has."""
+        return {name: split.examples for name, split in self.splits.items() if split.examples}
+
+    @property
+    def rejects(self) -> tuple[Reject, ...]:
+        """The clips that are no examples."""
+        return tuple(reject for split in self.splits.values() for reject in split.rejects)
+
+    @property
+    def reject_share(self) -> float:
+        """The part of the clips that were rejected, in the splits that the dataset has."""
+        there = [split for split in self.splits.values() if split.examples]
+        return sum(len(split.rejects) for split in there) / sum(split.clips for split in there)
+
+    def report(self) -> str:
+        """Returns the same in words."""
+        counts = ", ".join(f"{count} in {name}" for name, count in self.examples.items())
+        lines = [f"{self.directory} has {sum(self.examples.values())} examples: {counts}."]
+        for name, split in self.splits.items():
+            if not split.examples:
+                reasons = count_reasons(split.rejects)
+                lines.append(f"There is no split {name!r}: none of its clips is left ({reasons}).")
+        if self.rejects:
+            path = self.directory.parent.parent / REJECTS
+            reasons = count_reasons(self.rejects)
+            lines.append(f"{len(self.rejects)} clips were rejected ({reasons}); {path} lists them.")
+        padded = sum(split.notes.get("padded_seconds", 0.0) for split in self.splits.values())
+        if padded:
+            lines.append(f"The clips lack {padded:.1f} s to their full length.")
+        return "\n".join(lines)
+
+    def write(self, output: epath.Path) -> None:
+        """Puts the summary to OUTPUT."""
+        stored = {
+            "dataset": str(self.directory),
+            **self.findings.stored(),
+            "splits": {
+                name: {
+                    "files": split.files,
+                    "clips": split.clips,
+                    "examples": split.examples,
+                    "rejects": dict(_reasons(split.rejects)),
+                    **split.notes,
+                }
+                for name, split in self.splits.items()
+            },
+        }
+        text = json.dumps(stored, indent=2, ensure_ascii=False) + "\n"
+        (output / SUMMARY).write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def plan_report(splits: Mapping[str, Sequence[Clip]], findings: Findings) -> str:
+    """Returns what will be prepared, in words."""
+    lines = findings.lines()
+    for name, clips in splits.items():
+        refused = collections.Counter(clip.refusal[0] for clip in clips if clip.refusal is not None)
+        line = f"{name}: {len(clips):,} clips of {count_files(clips):,} files"
+        if refused:
+            line += "; these can't be used: "
+            line += ", ".join(f"{count:,} {reason}" for reason, count in refused.most_common())
+        lines.append(f"{line}.")
+    return "\n".join(lines)
+
+
+def count_files(clips: Iterable[Clip]) -> int:
+    """Returns the number of files of the clips that are not refused."""
+    return len({clip.path for clip in clips if clip.refusal is None})
+
+
+def count_reasons(rejects: Sequence[Reject]) -> str:
+    """Returns for example "3 silent, 1 unreadable", the most frequent reason first."""
+    return ", ".join(f"{count} {reason}" for reason, count in _reasons(rejects))
+
+
+def _reasons(rejects: Sequence[Reject]) -> list[tuple[str, int]]:
+    return collections.Counter(reject.reason for reject in rejects).most_common()

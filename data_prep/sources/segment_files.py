@@ -1,0 +1,150 @@
+"""Which file holds a segment: the names that downloaders give to videos and to pieces of them."""
+
+import collections
+import contextlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cavmae_sync_jax.utils import clip_names
+from cavmae_sync_jax.utils.clip_names import Span
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.sources import video_files
+from data_prep.sources.video_files import Video
+
+# Seconds by which two starts may differ and be the same: names are rounded to milliseconds.
+_SAME = 0.01
+# Seconds by which a piece may end before its segment.
+_SHORT = 1.0
+# yt-dlp's names of what it has not merged or finished.
+_UNMERGED = re.compile(r"\.(f\d+(-\w+)?|temp)$")
+
+
+class Found(NamedTuple):
+    """A file that may hold a segment.
+
+    Attributes:
+      video: the file.
+      start: the segment's start in the file, in seconds.
+      cut_to: how long the file is by its name, in seconds; None for a whole video.
+    """
+
+    video: Video
+    start: float
+    cut_to: float | None
+
+
+class _File(NamedTuple):
+    """A file of an id, and the span that its name says."""
+
+    video: Video
+    span: Span | None
+
+
+def read_pattern(text: str) -> re.Pattern[str]:
+    """Returns the regular expression of `--name_pattern`.
+
+    Raises:
+      UserError: it is none, or has no group `id`.
+    """
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise UserError(f"--name_pattern={text} is no regular expression: {error}") from error
+    if "id" not in pattern.groupindex:
+        raise UserError(
+            f"--name_pattern={text} needs a group (?P<id>…), and may have (?P<start>…), (?P<end>…)"
+        )
+    return pattern
+
+
+class SegmentFiles:
+    """Finds the files of segments among videos."""
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        ids: Iterable[str],
+        *,
+        trimmed: bool = False,
+        pattern: re.Pattern[str] | None = None,
+    ):
+        """Looks at all names once.
+
+        Args:
+          videos: the files.
+          ids: the names of the segments' videos.
+          trimmed: whether a file without a span in its name holds nothing but its segment.
+          pattern: of `read_pattern`, searched in a file's path without its extension; None finds
+            an id of YouTube's form wherever it stands.
+        """
+        self._trimmed = trimmed
+        self._named = video_files.by_name(videos) if pattern is None else {}
+        self._files: dict[str, list[_File]] = collections.defaultdict(list)
+        known = set(ids)
+        for video in videos:
+            match = _by_pattern(video, pattern) if pattern else _by_id(video, known)
+            if match is not None:
+                self._files[match[0]].append(_File(video, match[1]))
+
+    def find(self, name: str, start: float, end: float | None, youtube: bool) -> list[Found]:
+        """Returns the files that may hold the segment of a video; one file is the right outcome.
+
+        Args:
+          name: YouTube's id, or a file's name or path, with or without its extension.
+          start: of the segment, in seconds of the whole video.
+          end: None where nobody knows.
+          youtube: whether `name` can't be a file's name.
+        """
+        if not youtube and (files := self._named.get(str(Path(name)))):
+            return [self._whole(video, start, end) for video in files]
+        files = self._files.get(name, [])
+        fits = [_fit(file.video, file.span, start, end) for file in files if file.span is not None]
+        if found := [fit for fit in fits if fit is not None]:
+            least = min(fit[0] for fit in found)
+            return [fit[1] for fit in found if fit[0] == least]
+        whole = [file.video for file in files if file.span is None]
+        merged = [video for video in whole if not _UNMERGED.search(video.name.stem)]
+        return [self._whole(video, start, end) for video in merged or whole]
+
+    def _whole(self, video: Video, start: float, end: float | None) -> Found:
+        if self._trimmed:
+            return Found(video, 0.0, None if end is None else end - start)
+        return Found(video, start, None)
+
+
+def _by_pattern(video: Video, pattern: re.Pattern[str]) -> tuple[str, Span | None] | None:
+    match = pattern.search(video.name.with_suffix("").as_posix())
+    groups = {} if match is None else match.groupdict()
+    if not groups.get("id"):
+        return None
+    with contextlib.suppress(TypeError, ValueError):  # no group, or no number
+        end = groups.get("end")
+        return groups["id"], Span(float(groups.get("start")), None if end is None else float(end))
+    return groups["id"], None
+
+
+def _by_id(video: Video, known: set[str]) -> tuple[str, Span | None] | None:
+    """Looks into the file's name, then into its folders' from the innermost on."""
+    for part in (video.name.stem, *reversed(video.name.parts[:-1])):
+        if found := clip_names.find_id(part, known):
+            return found[0], clip_names.span_behind(found[1])
+    return None
+
+
+def _fit(video: Video, span: Span, start: float, end: float | None) -> tuple[float, Found] | None:
+    """Returns how far the span of a file's name is from a segment; None if it holds it not."""
+    fits = []
+    for reading in span.readings():
+        if reading.end is None:
+            # Some write whole seconds of a start that has a fraction.
+            if abs(reading.start - start) <= _SAME or reading.start == int(start):
+                fits.append((0.0, Found(video, 0.0, None if end is None else end - start)))
+            continue
+        early = max(0.0, start - reading.start)
+        holds = reading.start - _SAME <= start < reading.end
+        if holds and (end is None or end <= reading.end + _SHORT):
+            miss = early + (0.0 if end is None else abs(reading.end - end))
+            fits.append((miss, Found(video, early, reading.end - reading.start)))
+    return min(fits, key=lambda fit: fit[0], default=None)
