@@ -66,6 +66,8 @@ class Records:
         missing = [field for field in fields if field not in self.features]
         if missing:
             raise UserError(f"{self.directory} has no {', '.join(missing)}, which this needs")
+        # Datasets of version 0.1.0 don't tell; each of their records is checked when it is read.
+        self.longest_rows: int | None = (builder.info.metadata or {}).get("longest_rows")
         self._source = builder.as_data_source(split=split)
         self._length = info.num_examples
         if not self._length:
@@ -116,6 +118,18 @@ class PairSpec(NamedTuple):
         sizes = model.audio_rows, model.audio_bins, model.image_size
         return cls(data.num_frames, data.clip_rows, *sizes, data.window_spread)
 
+    def check_rows(self, rows: int | None) -> None:
+        """Refuses a dataset with clips of so many log-mel rows, if the frames of one can't fit.
+
+        Raises:
+          UserError: they are clearly more than `clip_rows`.
+        """
+        if rows is not None and rows > audio.LONGEST * self.clip_rows:
+            raise UserError(
+                f"config.data.clip_rows={self.clip_rows}, but the dataset holds clips of {rows} "
+                f"rows, over which their frames are spread: set --config.data.clip_rows={rows}"
+            )
+
     def pair(self, record: Mapping[str, Any], frame: int) -> Batch:
         """Frame `frame` of `num_frames` evenly chosen from those stored, and its window.
 
@@ -131,11 +145,7 @@ class PairSpec(NamedTuple):
             raise UserError(
                 f"config.model.audio_bins={self.audio_bins}, but the dataset has {bins}"
             )
-        if rows > audio.LONGEST * self.clip_rows:
-            raise UserError(
-                f"config.data.clip_rows={self.clip_rows}, but the dataset holds clips of {rows} "
-                f"rows, over which their frames are spread: set --config.data.clip_rows={rows}"
-            )
+        self.check_rows(rows)
         if self.num_frames > stored:
             raise UserError(
                 f"config.data.num_frames={self.num_frames}, but the dataset holds {stored} frames "
@@ -218,8 +228,10 @@ def train_batches(
       `clip` `[share]` (indices of the records).
 
     Raises:
-      UserError: if the workers' batches don't fit into the shared memory.
+      UserError: at once, if the dataset's longest clip has too many rows, or the workers' batches
+        don't fit into the shared memory.
     """
+    pair_spec.check_rows(records.longest_rows)
     count, rank = jax.process_count(), jax.process_index()
     chosen = _shuffled(len(records), seed).random_map(_RandomFrame(pair_spec))[start:]
     shares = chosen.batch(batch_size // count)[rank::count].map(_Pairs(records, pair_spec))
@@ -308,8 +320,10 @@ def clip_batches(
       width, 3]`, `clip` `[share]` and `valid` `[share]`.
 
     Raises:
-      UserError: if the workers' batches don't fit into the shared memory.
+      UserError: at once, if the dataset's longest clip has too many rows, or the workers' batches
+        don't fit into the shared memory.
     """
+    pair_spec.check_rows(records.longest_rows)
     count, rank = jax.process_count(), jax.process_index()
     order = np.arange(len(records)) if order is None else order
     padded = -(-len(order) // batch_size) * batch_size

@@ -72,7 +72,7 @@ class Selected(loader.Records):
 
     def __init__(self, records: loader.Records, indices: Sequence[int]):
         self.directory, self.split = records.directory, records.split
-        self.features = records.features
+        self.features, self.longest_rows = records.features, records.longest_rows
         digest = hashlib.sha256(repr(list(indices)).encode()).hexdigest()[:16]
         self.identity = f"{records.identity}; {len(indices)} of them chosen ({digest})"
         self._records, self._indices = records, list(indices)

@@ -94,19 +94,24 @@ class Shard(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An example as bytes, and what the summary sums up about it, such as `padded_seconds`."""
+    """An example as bytes, its log-mel rows, and what the summary sums up about it.
+
+    `notes` are numbers by name, such as `padded_seconds`.
+    """
 
     data: bytes
+    rows: int
     notes: dict[str, float]
 
 
 class Outcome(NamedTuple):
-    """What became of a shard's clips; `notes` are sums of its records'."""
+    """What became of a shard's clips; `notes` are sums of its records', `rows` the largest."""
 
     examples: int
     bytes: int
     rejects: tuple[Reject, ...]
     notes: dict[str, float]
+    rows: int
 
 
 def plan(splits: Mapping[str, Sequence[Clip]]) -> list[Shard]:
@@ -146,9 +151,10 @@ def prepare_record(clip: Clip, job: Job) -> Record | Reject:
     features, serializer = _serializer(job.schema)
     proto = serializer.get_tf_example(features.encode_example(example))
     data = proto.SerializeToString(deterministic=True)  # a map's order is else up to the process
-    seconds = (len(example["fbank"]) + _LAST_WINDOW) / audio.ROWS_PER_SECOND
+    rows = len(example["fbank"])
+    seconds = (rows + _LAST_WINDOW) / audio.ROWS_PER_SECOND
     padded = round(job.preparation.clip_seconds - seconds, 2)
-    return Record(data, {"padded_seconds": padded} if padded > 0 else {})
+    return Record(data, rows, {"padded_seconds": padded} if padded > 0 else {})
 
 
 @functools.lru_cache(maxsize=1)
@@ -170,7 +176,7 @@ def write_shard(
     Raises:
       UserError: the files can't be written.
     """
-    rejects, examples, size = [], 0, 0
+    rejects, examples, size, rows = [], 0, 0, 0
     notes = collections.Counter()
     bucket = "://" in str(folder)
     with tempfile.TemporaryDirectory(dir=None if bucket else str(folder)) as scratch:
@@ -183,6 +189,7 @@ def write_shard(
                 else:
                     writer.write(result.data)
                     examples, size = examples + 1, size + len(result.data)
+                    rows = max(rows, result.rows)
                     notes.update(result.notes)
         finally:
             _close(writer, path)
@@ -191,7 +198,7 @@ def write_shard(
                 f"{len(shard.clips)} clips of {shard.name} became {examples} examples and "
                 f"{len(rejects)} rejects"
             )
-        outcome = Outcome(examples, size, tuple(rejects), dict(notes))
+        outcome = Outcome(examples, size, tuple(rejects), dict(notes), rows)
         if examples:
             _move(path, data_path(folder, shard))
         mark = path.with_suffix(".json")
@@ -248,7 +255,8 @@ def finished(shard: Shard, folder: epath.Path) -> Outcome | None:
         return None
     rejects = tuple(Reject(**entry) for entry in mark["rejects"])
     # Version 0.1.0 took no notes.
-    return Outcome(mark["examples"], mark["bytes"], rejects, mark.get("notes", {}))
+    notes, rows = mark.get("notes", {}), mark.get("rows", 0)
+    return Outcome(mark["examples"], mark["bytes"], rejects, notes, rows)
 
 
 def _holds(path: epath.Path, examples: int) -> bool:

@@ -38,15 +38,17 @@ class Findings:
         lines = []
         if self.files:
             other = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.skipped.items()))
-            lines.append(f"{self.files:,} media files were found" + (other and f"; not: {other}"))
+            lines.append(f"Media files: {self.files:,}" + (other and f"; other files: {other}"))
         if self.unused:
-            lines.append(f"{len(self.unused):,} files are named by no list{_such(self.unused)}")
+            lines.append(f"Files that no list names: {len(self.unused):,}{_such(self.unused)}")
         if self.absent:
-            lines.append(f"{len(self.absent):,} names of a list have no file{_such(self.absent)}")
+            lines.append(
+                f"Names in a list without a file: {len(self.absent):,}{_such(self.absent)}"
+            )
         if self.tails:
             lines.append(
-                f"{len(self.tails):,} rests, {sum(self.tails):.1f} s in all, are too short for a "
-                "clip (--min_seconds)"
+                f"Ends of files that are too short for a clip of their own (--min_seconds): "
+                f"{len(self.tails):,}, {sum(self.tails):.1f} s in all"
             )
         return [f"{line}." for line in lines]
 
@@ -134,6 +136,7 @@ class Summary(NamedTuple):
                     "clips": split.clips,
                     "examples": split.examples,
                     "rejects": dict(_reasons(split.rejects)),
+                    "padded_seconds": 0.0,
                     **split.notes,
                 }
                 for name, split in self.splits.items()
@@ -148,9 +151,9 @@ def plan_report(splits: Mapping[str, Sequence[Clip]], findings: Findings) -> str
     lines = findings.lines()
     for name, clips in splits.items():
         refused = collections.Counter(clip.refusal[0] for clip in clips if clip.refusal is not None)
-        line = f"{name}: {len(clips):,} clips of {count_files(clips):,} files"
+        line = f"Split {name}: clips {len(clips):,}, files {count_files(clips):,}"
         if refused:
-            line += "; these can't be used: "
+            line += ", rejected already: "
             line += ", ".join(f"{count:,} {reason}" for reason, count in refused.most_common())
         lines.append(f"{line}.")
     return "\n".join(lines)

@@ -56,8 +56,8 @@ def write_dataset(
     The dataset is complete or absent: it is moved to its place when it is finished, and whatever
     it replaces stays until then. Shards that an interrupted call with the same arguments has
     finished are used, not prepared again. A split of which no clip can be used is left out. The
-    metadata hold `source`, `class_names`, `has_truth`, `preparation` (a dict of its fields) and
-    `code_version`.
+    metadata hold `source`, `class_names`, `has_truth`, `preparation` (a dict of its fields),
+    `longest_rows` of a log-mel and `code_version`.
 
     Args:
       output: the folder to write to; it may hold other things. gs:// works, too.
@@ -110,7 +110,9 @@ def write_dataset(
             )
         new = work / source
         new.rmtree(missing_ok=True)
-        _assemble(planned, outcomes, folder, new / VERSION, schema, _metadata(source, job))
+        _assemble(
+            planned, outcomes, folder, new / VERSION, schema, _metadata(source, job, outcomes)
+        )
         if compute_stats:
             stats.store(new / VERSION, stats.compute(new / VERSION))
         _write_rejects(output / REJECTS, summary.rejects)
@@ -200,18 +202,23 @@ def _refuse_empty(output: epath.Path, old: epath.Path | None, summary: Summary) 
         cli.make_folder(output)
         _write_rejects(output / REJECTS, summary.rejects)
         summary.write(output)
+    unused = summary.findings.unused
+    hint = (
+        f" No list names {unused[0]!r}: --help says which names are understood." if unused else ""
+    )
     raise UserError(
         f"none of the {len(summary.rejects)} clips can be used "
-        f"({count_reasons(summary.rejects)}); the first: {summary.rejects[0].detail}"
+        f"({count_reasons(summary.rejects)}); the first: {summary.rejects[0].detail}{hint}"
     )
 
 
-def _metadata(source: str, job: Job) -> tfds.core.MetadataDict:
+def _metadata(source: str, job: Job, outcomes: Sequence[Outcome]) -> tfds.core.MetadataDict:
     return tfds.core.MetadataDict(
         source=source,
         class_names=list(job.schema.class_names),
         has_truth=job.schema.has_truth,
         preparation=dataclasses.asdict(job.preparation),
+        longest_rows=max(outcome.rows for outcome in outcomes),
         code_version=cli.version(),
     )
 

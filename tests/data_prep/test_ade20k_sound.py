@@ -172,7 +172,9 @@ def test_a_dataset_is_replaced_only_when_asked_and_only_by_a_whole_one(published
     summary = write(output, table, overwrite=True)
     assert summary.examples == {"eval": 1} and [r.reason for r in summary.rejects] == ["missing"]
     assert list(stored(output)[1]) == ["a_3"]
-    assert sorted(path.name for path in output.iterdir()) == ["ade20k_sound", "rejects.csv"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        *("ade20k_sound", "rejects.csv", "summary.json")
+    ]
 
 
 @pytest.mark.parametrize(
