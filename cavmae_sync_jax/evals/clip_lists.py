@@ -1,9 +1,12 @@
 """Published lists of clips, and a split's records that are on one.
 
-An id of a list must equal a dataset's `clip_id`, which `data_prep` makes from the file's name.
+Lists name clips in many ways: by the dataset's own `clip_id`, by a file's name, by YouTube's id
+alone, or by rows of AudioSet's and VGGSound's lists. `select` understands them where one clip fits.
 """
 
 import collections
+import contextlib
+import csv
 import hashlib
 import json
 import pathlib
@@ -13,14 +16,19 @@ from typing import Any
 from etils import epath
 
 from cavmae_sync_jax.data import loader
-from cavmae_sync_jax.utils import console
+from cavmae_sync_jax.utils import clip_names, console
 from cavmae_sync_jax.utils.errors import UserError
 
 NAMED = 3  # of the clips that are missing
+# What the first column of a list may be called in its header.
+_HEADERS = ("video", "video_id", "clip", "clip_id", "id", "ytid", "youtube_id", "file", "filename")
 
 
 def read(path: epath.PathLike) -> list[str]:
-    """The clip ids of a published list: CAV-MAE's JSON, or text with an id a line.
+    """The entries of a published list: the ids of CAV-MAE's JSON, or the lines of a text.
+
+    A line may be a row of a CSV whose first column names the clip. Comments with "#" and a header
+    are left out.
 
     Raises:
       UserError: if it can't be read, is neither, names no clip or one of them twice.
@@ -44,7 +52,10 @@ def read(path: epath.PathLike) -> list[str]:
             )
         ids = [_id_of(entry, number, path) for number, entry in enumerate(entries, 1)]
     else:
-        ids = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = (line.strip() for line in text.splitlines())
+        ids = [line for line in lines if line and not line.startswith("#")]
+        if ids and "," in ids[0] and ids[0].split(",")[0].strip().lower() in _HEADERS:
+            ids = ids[1:]
     if not ids:
         raise UserError(f"the list of clips {path} names no clip")
     often, count = collections.Counter(ids).most_common(1)[0]
@@ -90,12 +101,76 @@ class Selected(loader.Records):
         return self._records.pairs(self._indices[index], pair_spec, frames)
 
 
+class _Clips:
+    """Finds a dataset's clips by what lists call them."""
+
+    def __init__(self, ids: Sequence[str]):
+        """Takes the clip ids of all records."""
+        self._exact = {clip_id: index for index, clip_id in enumerate(ids)}
+        self._of_video: dict[str, list[int]] = collections.defaultdict(list)
+        for index, clip_id in enumerate(ids):
+            self._of_video[clip_names.split_start(clip_id)[0]].append(index)
+
+    def find(self, entry: str) -> list[int]:
+        """Returns the records that an entry may mean; one is the right outcome."""
+        names = list(_names(entry))
+        for name in names:
+            if name in self._exact:
+                return [self._exact[name]]
+        spans = [(stem, start) for name in names for stem, start in _spans(name)]
+        for stem, start in spans:
+            if (one := clip_names.with_start(stem, start)) in self._exact:
+                return [self._exact[one]]
+        for stem, _ in spans:
+            if stem in self._exact:  # of a dataset whose ids have no start
+                return [self._exact[stem]]
+        for name in names:
+            # A name with a start means no clip that starts elsewhere.
+            if (clips := self._of_video.get(name)) and (not spans or _is_youtube(name)):
+                return clips
+        return []
+
+
+def _is_youtube(name: str) -> bool:
+    return clip_names.YOUTUBE.fullmatch(name) is not None
+
+
+def _names(entry: str) -> Iterable[str]:
+    """Yields what an entry may call its clip, the most literal first."""
+    cells = [entry]
+    with contextlib.suppress(csv.Error, StopIteration):
+        cells = [cell.strip() for cell in next(csv.reader([entry], skipinitialspace=True))]
+    starts = []
+    with contextlib.suppress(ValueError, IndexError):  # AudioSet's and VGGSound's rows: ID,start,…
+        starts = [clip_names.with_start(cells[0], float(cells[1]))]
+    file = pathlib.PurePosixPath(cells[0]).name
+    literal = (entry, clip_names.without_extension(entry))
+    own = (cells[0], file, clip_names.without_extension(file))
+    # With a start of its own, a row means no other clip of its video.
+    return dict.fromkeys((*literal, *starts) if starts else (*literal, *own))
+
+
+def _spans(name: str) -> Iterable[tuple[str, float]]:
+    """Yields the video and the start that a name may mean, in seconds and in milliseconds."""
+    stem, start = clip_names.split_start(name)
+    if start is not None and not _is_youtube(name):
+        yield stem, float(start)
+    for begin in (0, 1) if name.startswith("Y") else (0,):
+        video, behind = name[begin : begin + 11], name[begin + 11 :]
+        if _is_youtube(video) and (span := clip_names.span_behind(behind)) is not None:
+            for reading in span.readings():
+                yield video, reading.start
+
+
 def select(records: loader.Records, wanted: Sequence[str], name: str) -> tuple[Selected, list[str]]:
-    """The records whose ids are wanted, in the split's order, and the ids that it lacks.
+    """The records that a list's entries mean, in the split's order, and the entries without one.
+
+    An entry means the clip whose id it is; else the clip of the same video and start; else, if the
+    entry or the dataset tells no start, the only clip of the same video.
 
     Args:
       records: the whole split.
-      wanted: clip ids, each once.
+      wanted: of `read`.
       name: of the list, for messages.
 
     Raises:
@@ -106,18 +181,23 @@ def select(records: loader.Records, wanted: Sequence[str], name: str) -> tuple[S
         for index in range(len(records)):
             ids += records.ids([index])
             bar.update()
-    have = {clip: index for index, clip in enumerate(ids)}
-    indices = sorted(have[clip] for clip in wanted if clip in have)
+    clips = _Clips(ids)
+    found = {entry: clips.find(entry) for entry in wanted}
+    indices = sorted(
+        {one for several in found.values() for one in several[:1] if len(several) == 1}
+    )
     if not indices:
         raise UserError(
             f"{where} has none of the {len(wanted)} clips of {name}: the list begins with "
             f"{wanted[0]!r}, the dataset with {ids[0]!r}"
         )
-    missing = [clip for clip in wanted if clip not in have]
+    missing = [entry for entry, several in found.items() if len(several) != 1]
     if missing:
         first = ", ".join(missing[:NAMED]) + (", …" if len(missing) > NAMED else "")
+        unclear = sum(len(several) > 1 for several in found.values())
+        also = f", {unclear} of which may be several clips" if unclear else ""
         console.log(
-            f"{len(missing)} of the {len(wanted)} clips of {name} are not in {where} ({first}); "
-            f"the scores are of the other {len(indices)}"
+            f"{len(missing)} of the {len(wanted)} clips of {name} are not in {where} ({first})"
+            f"{also}; the scores are of the other {len(indices)}"
         )
     return Selected(records, indices), missing

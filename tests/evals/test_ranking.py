@@ -221,6 +221,64 @@ def test_only_the_listed_clips_are_embedded(model, dataset_dir, tmp_path, monkey
     )
 
 
+class Ids(loader.Records):
+    """A split of which only the ids are asked."""
+
+    directory, split, features, longest_rows, identity = "data/x", "eval", {}, None, "x"
+
+    def __init__(self, *ids):
+        self._ids = ids
+
+    def __len__(self):
+        return len(self._ids)
+
+    def ids(self, indices):
+        return [self._ids[index] for index in indices]
+
+
+YOUTUBE = (
+    "--4gqARaEJE_000030",
+    "---g-f_I2yQ_000001",
+    "abc_1234567_000007",
+    "x",
+    "abc_1234567_000009",
+)
+
+
+@pytest.mark.parametrize(
+    ("ids", "entry", "index"),
+    [
+        (YOUTUBE, "--4gqARaEJE", 0),
+        (YOUTUBE, "--4gqARaEJE_000030.mp4,dog barking", 0),
+        (YOUTUBE, '---g-f_I2yQ_000001.mp4,"railroad car, train wagon"', 1),
+        (YOUTUBE, "---g-f_I2yQ,1,dog,test", 1),
+        (YOUTUBE, '--4gqARaEJE, 30.000, 40.000, "/m/1,/m/2"', 0),
+        (YOUTUBE, "--4gqARaEJE_30000_40000.flac", 0),
+        (YOUTUBE, "Y--4gqARaEJE_30.0-40.0", 0),
+        (YOUTUBE, "audio/--4gqARaEJE.wav", 0),
+        (YOUTUBE, "--4gqARaEJE_000300", None),
+        (YOUTUBE, "--4gqARaEJE,300,dog,test", None),
+        (YOUTUBE, "abc_1234567", None),  # of two clips
+        (YOUTUBE, "abc_1234567,7,a,test", 2),
+        (("--4gqARaEJE", "b"), "--4gqARaEJE_000030", 0),
+        (("--4gqARaEJE", "b"), "--4gqARaEJE,30,a,test", 0),
+        (("rain, snow_000010", "rain"), "rain, snow_000010", 0),
+        (("film_000010", "film_000020"), "film", None),
+        (("film_000010", "other_000020"), "film.mov", 0),
+    ],
+)
+def test_entries_mean_a_clip_where_it_is_the_only_one(ids, entry, index):
+    records = Ids(*ids, "sure")
+    selected, missing = clip_lists.select(records, [entry, "sure"], "list")
+    assert missing == ([entry] if index is None else [])
+    assert selected._indices == ([] if index is None else [index]) + [len(ids)]
+
+
+def test_lists_may_have_a_header_and_comments(tmp_path):
+    (tmp_path / "l.csv").write_text("# made today\nvideo_id,label\na_000001.mp4,dog\n")
+    assert clip_lists.read(tmp_path / "l.csv") == ["a_000001.mp4,dog"]
+
+
 def test_selections_are_told_apart_and_keep_their_records(dataset_dir):
     records = loader.Records(dataset_dir, "train")
     ids = records.ids(list(range(20)))
