@@ -51,6 +51,7 @@ class Records:
         self.split = split
         builder = tfds.builder_from_directory(str(self.directory))
         self.features = builder.info.features
+        self.splits = tuple(builder.info.splits)
         if split not in builder.info.splits:
             have = ", ".join(builder.info.splits)
             raise UserError(

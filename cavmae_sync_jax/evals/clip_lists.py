@@ -82,7 +82,7 @@ class Selected(loader.Records):
     """Some of a split's records, by their indices."""
 
     def __init__(self, records: loader.Records, indices: Sequence[int]):
-        self.directory, self.split = records.directory, records.split
+        self.directory, self.split, self.splits = records.directory, records.split, records.splits
         self.features, self.longest_rows = records.features, records.longest_rows
         digest = hashlib.sha256(repr(list(indices)).encode()).hexdigest()[:16]
         self.identity = f"{records.identity}; {len(indices)} of them chosen ({digest})"

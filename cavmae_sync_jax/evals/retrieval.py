@@ -38,9 +38,10 @@ from cavmae_sync_jax.evals.metrics import ranking
 from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
 from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.inference.features import Arrays
-from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import UserError
 
+FITTED_ON = "train"  # the split that the linear baseline is fitted on
 DIRECTIONS = ("visual_to_audio", "audio_to_visual")
 Scores = dict[str, dict[str, float]]
 
@@ -64,9 +65,9 @@ def run(
       output: a folder for `retrieval.json` and `retrieval.png`; None writes and prints nothing.
       mesh: the devices; None means all.
       strategies: of `scores.STRATEGIES`.
-      with_baselines: also scores chance, an untrained model of the same shape, a linear baseline
-        fitted on the split "train" and, where the dataset knows the truth and the whole split is
-        scored, an oracle.
+      with_baselines: also scores chance and an untrained model of the same shape; a linear
+        baseline, where the dataset has a split "train" to fit it on; and an oracle, where the
+        dataset knows the truth and the whole split is scored.
       clips: a file that lists the ids of the clips that count, see `clip_lists.read`; None: all.
       cache: see `features.extract`.
 
@@ -77,7 +78,6 @@ def run(
       UserError: if `clips` is no such list, or `records` has none of its clips.
     """
     mesh = mesh or sharding.make_mesh()
-    fitted = loader.Records(records.directory, "train") if with_baselines else None
     chosen: dict[str, Any] = {}
     if clips is not None:
         wanted = clip_lists.read(clips)
@@ -88,8 +88,8 @@ def run(
         }
     embedded = features.extract(features.embeddings, model, records, mesh, cache)
     result = {"clips": len(records), **chosen, **_scored(embedded, strategies)}
-    if fitted is not None:
-        result["baselines"] = _baselines(model, fitted, records, mesh)
+    if with_baselines:
+        result["baselines"] = _baselines(model, records, mesh)
     result |= common.describe(model, records)
     if output is not None:
         common.write(output, "retrieval", result, format_table(result))
@@ -143,16 +143,19 @@ def _one_frame(frames: dict[str, int]) -> bool:
     return set(frames.values()) == {1}
 
 
-def _baselines(
-    model: Pretrained, train: loader.Records, records: loader.Records, mesh: Mesh
-) -> dict[str, Scores]:
+def _baselines(model: Pretrained, records: loader.Records, mesh: Mesh) -> dict[str, Scores]:
     pair_spec = loader.PairSpec.of(model.config)
     embedded = features.extract(features.embeddings, common.untrained(model), records, mesh)
     result = {
         "chance": baselines.chance(len(records)),
         "untrained model": ranking.retrieval(**embedded),
-        "linear (CCA of colours and mean log-mel)": baselines.linear(train, records, pair_spec),
     }
+    if FITTED_ON in records.splits:
+        train = loader.Records(records.directory, FITTED_ON)
+        linear = baselines.linear(train, records, pair_spec)
+        result["linear (CCA of colours and mean log-mel)"] = linear
+    else:
+        console.log(f"no linear baseline: {records.directory} has no split {FITTED_ON!r} to fit it")
     # The oracle knows whole splits only.
     if "frame_class" in records.features and not isinstance(records, clip_lists.Selected):
         result["oracle (true class of each frame)"] = baselines.oracle(records, pair_spec)
@@ -242,7 +245,8 @@ def main() -> None:
     arguments.add_argument(
         "--baselines",
         action="store_true",
-        help="also score chance, an untrained model, a linear baseline and an oracle",
+        help="also score chance, an untrained model, and, where they can be had, a linear baseline "
+        "and an oracle",
     )
     arguments.add_argument("--clips", metavar="LIST", help="score only the clips of this list")
     arguments.add_argument(

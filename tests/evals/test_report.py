@@ -142,6 +142,15 @@ class Page(html.parser.HTMLParser):
         self.words.append(data)
 
 
+@pytest.mark.parametrize("name", [name for name in RESULTS if name != "mine"])
+def test_results_without_baselines_are_summed_up(name, tmp_path, capsys):
+    bare = {k: v for k, v in (RESULTS[name] | ABOUT).items() if k not in ("baselines", "untrained")}
+    (tmp_path / f"{name}.json").write_text(json.dumps(bare))
+    summary.run(tmp_path, tmp_path / "all.json", page=tmp_path / "report.html")
+    assert "nothing to compare with" in capsys.readouterr().out
+    assert name in (tmp_path / "report.html").read_text()
+
+
 def test_the_page_needs_nothing_else_and_has_everything(folder, capsys):
     page = folder / "out" / "report.html"
     summary.run(folder / "evals", folder / "results.json", workdir=folder / "train", page=page)

@@ -170,6 +170,15 @@ def test_retrieval_writes_what_it_promises(trained, dataset_dir, tmp_path, capsy
     assert "model, diagonal mean" in printed and "chance" in printed
 
 
+def test_baselines_of_a_dataset_without_train(trained, dataset_dir, capsys):
+    records = loader.Records(dataset_dir, "eval")
+    assert set(records.splits) == {"train", "eval"}
+    records.splits = ("eval",)  # as of a dataset that was made to evaluate only
+    result = retrieval.run(load(trained), records, with_baselines=True, strategies=["max"])
+    assert set(result["baselines"]) == {"chance", "untrained model"}
+    assert "no linear baseline: " in capsys.readouterr().err
+
+
 def test_chance_by_hand():
     expected = {"R1": 1 / 8, "R5": 5 / 8, "R10": 1.0, "median_rank": 4.5}
     assert baselines.chance(8)["audio_to_visual"] == expected

@@ -163,7 +163,7 @@ def _retrieval(result: dict[str, Any]) -> Evaluation:
 
 
 def _probe(result: dict[str, Any]) -> Evaluation:
-    others = {name: _numbers(scores) for name, scores in result["baselines"].items()}
+    others = {name: _numbers(scores) for name, scores in result.get("baselines", {}).items()}
     plain = {"": others.pop(UNTRAINED)} if UNTRAINED in others else {}
     title = f"Probe, stream {result['stream']}"
     return Evaluation(title, {"": _numbers(result["scores"])}, plain, others, {})
@@ -227,7 +227,7 @@ def _temporal(result: dict[str, Any]) -> Evaluation:
 
 def _reconstruction(result: dict[str, Any]) -> Evaluation:
     shown = {modality: f"{modality} {ERROR}" for modality in result["errors"]}
-    others = {name: _numbers(row, shown) for name, row in result["baselines"].items()}
+    others = {name: _numbers(row, shown) for name, row in result.get("baselines", {}).items()}
     plain = {"": others.pop(UNTRAINED)} if UNTRAINED in others else {}
     return Evaluation("Reconstruction", {"": _numbers(result["errors"], shown)}, plain, others, {})
 
