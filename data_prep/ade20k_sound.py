@@ -12,11 +12,13 @@ Example:
 import argparse
 import contextlib
 import csv
+import io
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
@@ -110,34 +112,34 @@ class Table(NamedTuple):
     left_out: int
 
 
-def read_table(folder: str | Path) -> Table:
-    """Reads the CSV of the published folder.
+def read_table(folder: epath.PathLike) -> Table:
+    """Reads the CSV of the published folder, which may lie in a bucket.
 
     A vggsound_file that is empty or "nan" is none: the publisher's reader takes it for a number.
 
     Raises:
       UserError: the folder or its CSV is missing, malformed or without a row to keep.
     """
-    folder, kept, left_out = Path(folder), [], 0
+    folder, kept, left_out = epath.Path(folder), [], 0
     path = folder / TABLE
     if not path.is_file():
         raise UserError(f"{folder} has no {TABLE}: give the folder of ADE20K-Sound as published")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(f"{path} lacks the columns {', '.join(missing)}")
-            for cells in reader:
-                if None in cells or None in cells.values():
-                    count = len(reader.fieldnames)
-                    raise UserError(f"{path}, line {reader.line_num}: need {count} cells")
-                location, sound, number = (cells[name].strip() for name in COLUMNS)
-                class_id = _whole_number(number)
-                if sound.lower() in ("", "nan") or class_id == 0:
-                    left_out += 1
-                else:
-                    kept.append((reader.line_num, location, sound, number, class_id))
+        text = path.read_bytes().decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"{path} lacks the columns {', '.join(missing)}")
+        for cells in reader:
+            if None in cells or None in cells.values():
+                count = len(reader.fieldnames)
+                raise UserError(f"{path}, line {reader.line_num}: need {count} cells")
+            location, sound, number = (cells[name].strip() for name in COLUMNS)
+            class_id = _whole_number(number)
+            if sound.lower() in ("", "nan") or class_id == 0:
+                left_out += 1
+            else:
+                kept.append((reader.line_num, location, sound, number, class_id))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} can't be read as a CSV file in UTF-8: {error}") from error
     if not kept:
@@ -157,7 +159,7 @@ def _whole_number(text: str) -> int | None:
 
 
 def _row(
-    folder: Path,
+    folder: epath.Path,
     classes: list[int],
     line: int,
     location: str,

@@ -1,7 +1,9 @@
 """Imports point one way, by folder, and neither a file nor a folder outgrows a reader."""
 
 import ast
+import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -119,3 +121,11 @@ def test_no_module_shadows_the_standard_library():
     # A program may be run by its path, which puts its folder first on the search path.
     tops = [path.stem for path in sources() if path.name != "__init__.py"]
     assert set(tops) & set(sys.stdlib_module_names) == set()
+
+
+@pytest.mark.parametrize("path", ["data_prep/scenes.py", "cavmae_sync_jax/convert.py"])
+def test_a_program_runs_by_its_path(path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # as where the package is installed
+    command = [sys.executable, path, "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "--" in done.stdout, done.stderr

@@ -1,5 +1,6 @@
 """Results go to gs:// as they go to a folder; the bucket is a file system in memory."""
 
+import collections
 import json
 from typing import ClassVar
 
@@ -10,10 +11,13 @@ from etils import epath
 from faulty_clips import faulty
 from fsspec.implementations.memory import MemoryFileSystem
 from media_files import make_video
+from test_ade20k_sound import Published, ids_of
 
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.evals import retrieval, summary
 from cavmae_sync_jax.training import metric_writer
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep import ade20k_sound
 from data_prep.pipeline.clips import Preparation, VideoClip, prepare_clip
 from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.tfds_writer import write_dataset
@@ -126,6 +130,42 @@ def test_clips_are_read_from_a_bucket(bucket, tmp_path):
     np.testing.assert_array_equal(here["fbank"], there["fbank"])
     gone = prepare_clip(VideoClip("a", f"{bucket}/videos/b.mp4"), small)
     assert gone.reason == "missing" and f"{bucket}/videos/b.mp4" in gone.detail
+
+
+def test_ade20k_sound_is_read_from_a_bucket(bucket, tmp_path):
+    published = Published(tmp_path / "published")
+    published.image("a.jpg", ids_of(300, 5))
+    published.sound("dog.wav", 0.3 * np.random.default_rng(0).normal(size=16_000).clip(-1, 1))
+    published.row("a.jpg", "x/dog.wav", 5)
+    folder = published.save()
+    for path in folder.rglob("*.*"):
+        target = epath.Path(f"{bucket}/ADE/{path.relative_to(folder)}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        epath.Path(path).copy(target)
+    (here,), (there,) = (ade20k_sound.read_table(place).rows for place in (folder, f"{bucket}/ADE"))
+    assert there.path == f"{bucket}/ADE/frames/a.jpg"
+    small = Preparation(num_frames=1, image_size=32)
+    expected, found = prepare_clip(here, small), prepare_clip(there, small)
+    assert found["frames"] == expected["frames"] and found["frame_mask"] == expected["frame_mask"]
+    np.testing.assert_array_equal(found["fbank"], expected["fbank"])
+    with pytest.raises(UserError, match=r"gs://bucket/none has no prompted_segmentation\.csv"):
+        ade20k_sound.read_table(f"{bucket}/none")
+
+
+def test_a_bucket_is_listed_once_and_what_else_is_there_counted(bucket, monkeypatch):
+    names = ["videos/b.mp4", "videos/sub/a.MKV", "videos/n.txt", "videos/.x/c.mp4", "videos/.d.mp4"]
+    for name in [*names, "videos2/e.mp4", "videos/f.mp4.part"]:
+        epath.Path(f"{bucket}/{name}").write_bytes(b"")
+    asked, find = [], Bucket.find
+    monkeypatch.setattr(Bucket, "find", lambda *a, **k: asked.append(a) or find(*a, **k))
+    for name in ("info", "exists", "isfile"):
+        monkeypatch.setattr(Bucket, name, lambda self, path, **k: asked.append(path) or {})
+    monkeypatch.setattr(epath.Path(bucket).__class__, "is_dir", lambda self: True)
+    skipped = collections.Counter()
+    found = video_files.find_videos([f"{bucket}/videos"], skipped)
+    assert [video.name.as_posix() for video in found] == ["b.mp4", "sub/a.MKV"]
+    assert str(found[1].path) == f"{bucket}/videos/sub/a.MKV"
+    assert skipped == {".txt": 1, ".part": 1} and len(asked) == 1
 
 
 def test_orbax_gets_the_buckets_own_name(bucket, monkeypatch):

@@ -257,6 +257,8 @@ def _clip(
     end: float,
     labels: tuple[str, ...],
 ) -> VideoClip:
+    if len(found) > 1 and _are_copies(found):
+        found = found[:1]
     if len(found) != 1:
         why = "missing", f"{segment.where}: there is no file of {segment.video!r}."
         if found:
@@ -279,6 +281,15 @@ def _clip(
         cut_to=file.cut_to,
         listed=(begin, until) if listed else None,
     )
+
+
+def _are_copies(found: Sequence[Found]) -> bool:
+    """Returns whether files have one name and one size, as where each label has a folder."""
+    if len({one.video.name.name for one in found}) > 1:
+        return False
+    with contextlib.suppress(OSError):
+        return len({one.video.path.stat().length for one in found}) == 1
+    return False
 
 
 def hashed_split(name: Path, eval_share: float) -> str:

@@ -109,6 +109,8 @@ def test_malformed_lists_are_told_with_their_line(tmp_path, text, message):
         ("sub/Y--PJHxphWEs.mkv", False, (30.0, 40.0)),
         ("A dog [--PJHxphWEs].webm", False, (30.0, 40.0)),
         ("A dog [--PJHxphWEs] 25-45.webm", False, (5.0, 15.0)),
+        ("[--PJHxphWEs]-[30-40].mp4", False, (0.0, 10.0)),
+        ("train/dog/v--PJHxphWEs_30_40_out.mkv", False, (0.0, 10.0)),
         ("--PJHxphWEs/video.mp4", False, (30.0, 40.0)),
         ("00017_--PJHxphWEs.mp4", False, (30.0, 40.0)),
         ("--PJHxphWEs_video.mp4", False, (30.0, 40.0)),
@@ -166,6 +168,22 @@ def test_a_segment_with_two_files_is_a_reject_that_names_both(tmp_path, names):
     assert "line 4: '--PJHxphWEs' may be" in first.refusal[1]
     assert all(f"/v/{name}" in first.refusal[1] for name in names)
     assert made.unused == []
+
+
+def test_copies_in_the_folders_of_several_labels_are_one_file(tmp_path):
+    for name, content in (("dog", b"xy"), ("bark", b"xy"), ("cat", b"other")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "--PJHxphWEs_30_40.mp4").write_bytes(content)
+    found = read(tmp_path, AUDIOSET, "train")
+    known = csv_files.classes_of([label for segment in found for label in segment.labels])
+    for names, refused in ((("bark", "dog"), None), (("bark", "cat"), "ambiguous")):
+        files = [Path(name) / "--PJHxphWEs_30_40.mp4" for name in names]
+        both = [Video(epath.Path(tmp_path / file), file) for file in files]
+        made = segments.segment_clips(
+            both, found, known, trimmed=False, seconds=10.0, eval_share=0.0
+        )
+        refusal = made.splits["train"][0].refusal
+        assert (refusal and refusal[0]) == refused and made.unused == []
 
 
 def test_a_merged_file_goes_before_its_parts_and_a_piece_before_the_whole(tmp_path):
