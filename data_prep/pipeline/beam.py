@@ -74,6 +74,8 @@ class _PrepareShard(beam.DoFn):
 
     def process(self, element: str) -> None:
         shard = shards.load(epath.Path(element), self._clip_class)
+        if shards.finished(shard, epath.Path(self._folder)) is not None:
+            return  # the runner tries again what succeeded
         with tqdm(disable=True) as bar:
             results = executors.prepared(shard.clips, self._job, self._workers, bar)
             shards.write_shard(shard, results, epath.Path(self._folder))

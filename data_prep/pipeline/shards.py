@@ -25,6 +25,7 @@ from etils import epath
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from cavmae_sync_jax.media import audio
+from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline.clips import FBANK_DTYPES, Clip, Preparation, Reject, prepare_clip
 
@@ -105,13 +106,17 @@ class Record(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a shard's clips; `notes` are sums of its records', `rows` the largest."""
+    """What became of a shard's clips.
+
+    `notes` are sums of its records', `rows` the largest; `version` is of the code that prepared it.
+    """
 
     examples: int
     bytes: int
     rejects: tuple[Reject, ...]
     notes: dict[str, float]
     rows: int
+    version: str
 
 
 def plan(splits: Mapping[str, Sequence[Clip]]) -> list[Shard]:
@@ -198,7 +203,7 @@ def write_shard(
                 f"{len(shard.clips)} clips of {shard.name} became {examples} examples and "
                 f"{len(rejects)} rejects"
             )
-        outcome = Outcome(examples, size, tuple(rejects), dict(notes), rows)
+        outcome = Outcome(examples, size, tuple(rejects), dict(notes), rows, cli.version())
         if examples:
             _move(path, data_path(folder, shard))
         mark = path.with_suffix(".json")
@@ -255,8 +260,8 @@ def finished(shard: Shard, folder: epath.Path) -> Outcome | None:
         return None
     rejects = tuple(Reject(**entry) for entry in mark["rejects"])
     # Version 0.1.0 took no notes.
-    notes, rows = mark.get("notes", {}), mark.get("rows", 0)
-    return Outcome(mark["examples"], mark["bytes"], rejects, notes, rows)
+    notes, rows, version = mark.get("notes", {}), mark.get("rows", 0), mark.get("version", "0.1.0")
+    return Outcome(mark["examples"], mark["bytes"], rejects, notes, rows, version)
 
 
 def _holds(path: epath.Path, examples: int) -> bool:

@@ -94,9 +94,7 @@ def write_dataset(
     with _workplace(output, shards.fingerprint(planned, job)) as work:
         folder = work / "shards"
         folder.mkdir(exist_ok=True)
-        todo = [shard for shard in planned if shards.finished(shard, folder) is None]
-        if len(todo) < len(planned):
-            print(f"{len(planned) - len(todo)} of {len(planned)} shards are finished already.")
+        todo = _unfinished(planned, folder)
         _prepare(todo, job, folder, engine)
         outcomes = _outcomes(planned, folder)
         summary = Summary(directory, _count(splits, planned, outcomes), findings)
@@ -124,6 +122,21 @@ def write_dataset(
         new.rename(output / source)
         work.rmtree()
     return summary
+
+
+def _unfinished(planned: Sequence[Shard], folder: epath.Path) -> list[Shard]:
+    """Returns the shards that are to be prepared, and says what is there already."""
+    found = {shard.name: shards.finished(shard, folder) for shard in planned}
+    done = [outcome for outcome in found.values() if outcome is not None]
+    if done:
+        print(f"{len(done)} of {len(planned)} shards are finished already.")
+    others = sorted({outcome.version for outcome in done} - {cli.version()})
+    if others:
+        print(
+            f"Version {', '.join(others)} of the code prepared some of them, this is "
+            f"{cli.version()}: delete {folder.parent} to prepare all of them again."
+        )
+    return [shard for shard in planned if found[shard.name] is None]
 
 
 def _count(
@@ -219,7 +232,7 @@ def _metadata(source: str, job: Job, outcomes: Sequence[Outcome]) -> tfds.core.M
         has_truth=job.schema.has_truth,
         preparation=dataclasses.asdict(job.preparation),
         longest_rows=max(outcome.rows for outcome in outcomes),
-        code_version=cli.version(),
+        code_version=", ".join(sorted({outcome.version for outcome in outcomes})),
     )
 
 

@@ -14,8 +14,9 @@ import tensorflow_datasets as tfds
 from faulty_clips import faulty
 from media_files import make_video
 
+from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.pipeline import shards, tfds_writer
+from data_prep.pipeline import executors, shards, tfds_writer
 from data_prep.pipeline.clips import Preparation
 from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.tfds_writer import write_dataset
@@ -91,6 +92,43 @@ def test_finished_shards_are_not_prepared_again(tmp_path, monkeypatch, capsys):
         for name in ("straight", "resumed")
     )
     assert first == second
+
+
+def test_shards_of_another_version_are_told_and_named(tmp_path, monkeypatch, capsys):
+    clips = faulty(*(f"a{number}" for number in range(130)))
+    prepare, version = executors.prepare, cli.version
+
+    def interrupted(todo, *arguments):
+        prepare(todo[:1], *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executors, "prepare", interrupted)
+    monkeypatch.setattr(cli, "version", lambda: "0.0.9")
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, {"train": clips})
+    monkeypatch.setattr(executors, "prepare", prepare)
+    monkeypatch.setattr(cli, "version", version)
+    summary = write(tmp_path, {"train": clips})
+    said = capsys.readouterr().out
+    assert "1 of 2 shards are finished already" in said
+    assert f"Version 0.0.9 of the code prepared some of them, this is {version()}" in said
+    info = tfds.builder_from_directory(summary.directory).info
+    assert info.metadata["code_version"] == f"0.0.9, {version()}"
+
+
+def test_beam_leaves_a_finished_shard_as_it_is(tmp_path):
+    beam_engine = pytest.importorskip("data_prep.pipeline.beam", reason="needs apache-beam")
+    folder = tfds_writer.epath.Path(tmp_path)
+    planned = shards.plan({"train": faulty("a", "b")})
+    job = shards.Job(shards.Schema((), 2, False, "float16"), SMALL)
+    (path,) = shards.store(planned, folder)
+    results = ((clip, shards.prepare_record(clip, job)) for clip in planned[0].clips)
+    shards.write_shard(planned[0], results, folder)
+    again = beam_engine._PrepareShard(type(planned[0].clips[0]), job, str(folder), Engine())
+    again.process(str(path))  # without `setup` there are no workers to prepare anything
+    (tmp_path / f"{planned[0].name}.json").unlink()
+    with pytest.raises(AttributeError, match="_workers"):
+        again.process(str(path))
 
 
 def test_a_shard_whose_records_are_gone_is_prepared_again(tmp_path):
