@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.pipeline import flags, tfds_writer
+from data_prep.pipeline import flags
+from data_prep.pipeline import output as output_folder
 from data_prep.pipeline.clips import Preparation, VideoClip
 from data_prep.synthetic import objects, photo_objects, render
 from data_prep.synthetic.objects import Background, ObjectSource
@@ -173,7 +174,7 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     output = Path(arguments.output)
-    tfds_writer.check_output(output, SOURCE, arguments.overwrite)  # before minutes of filming
+    output_folder.check_output(output, SOURCE, arguments.overwrite)  # before minutes of filming
     clips = film(
         output / VIDEOS,
         renderer,

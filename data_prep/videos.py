@@ -37,7 +37,7 @@ from tqdm import tqdm
 from cavmae_sync_jax.media import decoding
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.pipeline import flags, readers, tfds_writer
+from data_prep.pipeline import flags, output, readers
 from data_prep.pipeline.clips import Preparation, VideoClip
 from data_prep.pipeline.executors import Engine, Failure, Workers
 from data_prep.pipeline.summary import Findings
@@ -157,7 +157,7 @@ def run(arguments: argparse.Namespace) -> None:
     # Of a longer file, a short rest is nearly all padding; a short file may be all that there is.
     rest = arguments.min_seconds or max(preparation.min_seconds, preparation.clip_seconds / 2)
     if not arguments.dry_run:
-        tfds_writer.check_output(arguments.output, SOURCE, arguments.overwrite)
+        output.check_output(arguments.output, SOURCE, arguments.overwrite)
     classes = csv_files.read_classes(arguments.classes) if arguments.classes else None
     skipped = collections.Counter()
     videos = video_files.find_videos(arguments.sources, skipped)

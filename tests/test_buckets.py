@@ -2,6 +2,8 @@
 
 import collections
 import json
+import os
+import time
 from typing import ClassVar
 
 import fsspec
@@ -14,10 +16,12 @@ from media_files import make_video
 from test_ade20k_sound import Published, ids_of
 
 from cavmae_sync_jax.checkpoints import manager
+from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.evals import retrieval, summary
 from cavmae_sync_jax.training import metric_writer
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import ade20k_sound
+from data_prep.pipeline import output
 from data_prep.pipeline.clips import Preparation, VideoClip, prepare_clip
 from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.tfds_writer import write_dataset
@@ -45,6 +49,7 @@ def bucket(monkeypatch):
     fsspec.register_implementation("gcs", Bucket, clobber=True)
     yield "gs://bucket"
     Bucket.store.clear()
+    Bucket.pseudo_dirs[:] = [""]
     if before is not None:
         fsspec.register_implementation("gcs", before, clobber=True)
 
@@ -114,6 +119,57 @@ def test_a_dataset_is_written_to_a_bucket_and_replaced(bucket, tmp_path):
     left = {path.name for path in (epath.Path(bucket) / "data").iterdir()}
     assert left == {"noise", "rejects.csv", "summary.json"}
     assert not list(tmp_path.glob("gs:*"))
+
+
+def little(bucket, **settings):
+    return write_dataset(
+        f"{bucket}/data",
+        {"train": faulty("a", "b")},
+        Preparation(num_frames=2, image_size=16, clip_seconds=2),
+        **{"class_names": (), "source": "noise", "engine": Engine(workers=1)} | settings,
+    )
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_kill_while_a_bucket_gets_its_dataset_leaves_none_or_all(
+    bucket, monkeypatch, capsys, replaces
+):
+    if replaces:
+        little(bucket)
+    place, copy, done = f"{bucket}/data/noise/1.0.0/", epath.Path(bucket).__class__.copy, []
+
+    def killed(self, target, **settings):
+        if str(target).startswith(place):
+            done.append(str(target))
+            if len(done) == 2:
+                raise KeyboardInterrupt
+        return copy(self, target, **settings)
+
+    monkeypatch.setattr(epath.Path(bucket).__class__, "copy", killed)
+    with pytest.raises(KeyboardInterrupt):
+        little(bucket, overwrite=replaces)
+    assert not any(name.endswith("dataset_info.json") for name in done)
+    with pytest.raises(UserError, match="must hold one prepared dataset, but it holds none"):
+        dataset_dir.find(f"{bucket}/data/noise")
+    summary = little(bucket)
+    assert "1 of 1 shards are finished already" in capsys.readouterr().out
+    assert summary.examples == {"train": 2} and done[-1].endswith("dataset_info.json")
+    assert dataset_dir.find(f"{bucket}/data") == summary.directory
+    left = {path.name for path in (epath.Path(bucket) / "data").iterdir()}
+    assert left == {"noise", "rejects.csv", "summary.json"}
+
+
+def test_a_bucket_is_prepared_by_one_process_at_a_time(bucket):
+    folder = epath.Path(f"{bucket}/data")
+    lock = folder / ".preparing"
+    with output.workplace(folder, "x"):
+        with pytest.raises(UserError, match="a process is preparing gs://bucket/data"):
+            little(bucket)
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert not lock.exists()
+    lock.write_text(json.dumps({"host": "gone", "time": time.time() - 3600}))  # of a killed one
+    assert little(bucket).examples == {"train": 2}
+    assert not lock.exists()
 
 
 def test_clips_are_read_from_a_bucket(bucket, tmp_path):

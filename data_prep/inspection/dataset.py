@@ -9,7 +9,7 @@ from etils import epath
 from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline.clips import Preparation
-from data_prep.pipeline.tfds_writer import INCOMPLETE
+from data_prep.pipeline.output import INCOMPLETE
 
 _FIELDS = ("clip_id", "frames", "fbank", "labels")
 _RAW = tfds.decode.DeserializeMethod.RAW_BYTES

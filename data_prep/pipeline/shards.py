@@ -231,9 +231,9 @@ def _move(path: Path, destination: epath.Path) -> None:
 
 
 def link(path: epath.Path, target: epath.Path) -> None:
-    """Gives records a second name, so that they need not be copied; in a bucket, another one."""
+    """Gives records a second name, so that they need not be copied; in a bucket, copies them."""
     if "://" in str(path):
-        path.rename(target)
+        path.copy(target, overwrite=True)  # were it renamed, a kill would cost the finished shard
         return
     try:
         os.link(path, target)

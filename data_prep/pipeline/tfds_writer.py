@@ -7,14 +7,11 @@ whatever stopped it, goes on from there.
 """
 
 import collections
-import contextlib
 import csv
 import dataclasses
-import fcntl
 import io
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -24,6 +21,7 @@ from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import executors, shards, stats
 from data_prep.pipeline.clips import Clip, Preparation, Reject
 from data_prep.pipeline.executors import Engine
+from data_prep.pipeline.output import check_output, publish, workplace
 from data_prep.pipeline.shards import Job, Outcome, Schema, Shard
 from data_prep.pipeline.summary import (
     REJECTS,
@@ -36,7 +34,6 @@ from data_prep.pipeline.summary import (
 
 # Of the features: raise it when a reader of the old ones could not read the new ones.
 VERSION = "1.0.0"
-INCOMPLETE, OLD = ".incomplete", "replaced"
 
 
 def write_dataset(
@@ -91,7 +88,7 @@ def write_dataset(
     schema = Schema(tuple(class_names), preparation.num_frames, has_truth, preparation.fbank_dtype)
     planned = shards.plan(there)
     job = Job(schema, preparation)
-    with _workplace(output, shards.fingerprint(planned, job)) as work:
+    with workplace(output, shards.fingerprint(planned, job)) as work:
         folder = work / "shards"
         folder.mkdir(exist_ok=True)
         todo = _unfinished(planned, folder)
@@ -115,11 +112,7 @@ def write_dataset(
             stats.store(new / VERSION, stats.compute(new / VERSION))
         _write_rejects(output / REJECTS, summary.rejects)
         summary.write(output)
-        if old:
-            (work / OLD).rmtree(missing_ok=True)
-            (work / OLD).mkdir()
-            old.rename(work / OLD / source)
-        new.rename(output / source)
+        publish(new, output / source, old, work)
         work.rmtree()
     return summary
 
@@ -173,29 +166,6 @@ def _prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: Engine
             f"--runner needs Apache Beam, pip install '.[beam]' brings it ({error})"
         ) from error
     beam.prepare(todo, job, folder, engine)
-
-
-@contextlib.contextmanager
-def _workplace(output: epath.Path, fingerprint: str) -> Iterator[epath.Path]:
-    """Gives `OUTPUT/.incomplete`, emptied where it is of another preparation, to one process."""
-    work = output / INCOMPLETE
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = None if "://" in str(work) else open(work / "lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"--output={output} can't be written to: {error.strerror}") from error
-    with lock or contextlib.nullcontext():
-        if lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another process is preparing {output} at this time") from error
-        plan = work / "plan.json"
-        if plan.exists() and json.loads(plan.read_text() or "null") != fingerprint:
-            print(f"{work} is of other clips or settings, so that preparation begins anew.")
-            (work / "shards").rmtree(missing_ok=True)
-        plan.write_text(json.dumps(fingerprint))
-        yield work
 
 
 def _outcomes(planned: Sequence[Shard], folder: epath.Path) -> list[Outcome]:
@@ -305,31 +275,6 @@ def _check_clips(splits: Mapping[str, Sequence[Clip]], class_names: Sequence[str
     if len(has_truth) > 1:
         raise UserError("some clips have a truth file and some have none")
     return has_truth == {True}
-
-
-def check_output(output: epath.PathLike, source: str, overwrite: bool) -> epath.Path | None:
-    """Returns the dataset `OUTPUT/SOURCE` that is to be replaced, None if there is none.
-
-    Raises:
-      UserError: there is one and `overwrite` is not set, there is another dataset, which would
-        make OUTPUT ambiguous and is not ours to delete, or something else is in the way.
-    """
-    output = epath.Path(output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output={output} is a file; give a folder")
-    stranded = output / INCOMPLETE / OLD / source
-    if stranded.exists() and not (output / source).exists():  # a replacement was interrupted
-        stranded.rename(output / source)
-    found = {path.parent.parent for path in output.glob("*/*/dataset_info.json")}
-    own = output / source
-    others = sorted(str(path) for path in found - {own})
-    if others:
-        raise UserError(f"{others[0]} is another dataset; give another --output")
-    if own in found and not overwrite:
-        raise UserError(f"{own} is a dataset already; replace it with --overwrite")
-    if own.exists() and own not in found:
-        raise UserError(f"{own} is in the way; give another --output")
-    return own if own in found else None
 
 
 def _write_rejects(path: epath.Path, rejects: Sequence[Reject]) -> None:

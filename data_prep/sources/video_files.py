@@ -9,15 +9,14 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import fsspec
 from etils import epath
 
 from cavmae_sync_jax.utils import clip_names
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline.clips import clip_name
+from data_prep.pipeline.output import bucket_files
 
 EXTENSIONS = clip_names.VIDEOS
-_FILE_SYSTEMS = {"gs": "gcs"}  # what fsspec calls the scheme of a path
 
 
 class Video(NamedTuple):
@@ -78,8 +77,7 @@ def _videos(source: epath.Path, skipped: collections.Counter[str]) -> list[Video
 def _in_bucket(folder: epath.Path) -> Iterator[epath.Path]:
     """Lists everything at once: a question for each of a million objects would take days."""
     scheme, _, place = str(folder).partition("://")
-    files = fsspec.filesystem(_FILE_SYSTEMS.get(scheme, scheme))
-    root = files._strip_protocol(str(folder))
+    files, root = bucket_files(folder)
     for name in files.find(root):
         inside = name[len(root) :].strip("/")
         if not any(part.startswith(".") for part in inside.split("/")):

@@ -16,7 +16,7 @@ from media_files import make_video
 
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.pipeline import executors, shards, tfds_writer
+from data_prep.pipeline import executors, output, shards, tfds_writer
 from data_prep.pipeline.clips import Preparation
 from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.tfds_writer import write_dataset
@@ -159,7 +159,7 @@ def test_a_replacement_that_was_interrupted_gives_the_old_dataset_back(tmp_path)
 
 def test_two_runs_do_not_share_an_output(tmp_path):
     with (
-        tfds_writer._workplace(tfds_writer.epath.Path(tmp_path), "x"),
+        output.workplace(tfds_writer.epath.Path(tmp_path), "x"),
         pytest.raises(UserError, match="another process"),
     ):
         write(tmp_path, {"train": faulty("a")})
