@@ -13,20 +13,26 @@ from cavmae_sync_jax.media import decoding, images, sound_files
 from cavmae_sync_jax.media.errors import MediaError
 from cavmae_sync_jax.media.resampler import CHANNELS
 from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline import archives
 
 _BUCKETS = ("gs://", "s3://")
 
 
 @contextlib.contextmanager
 def local(path: str) -> Iterator[str]:
-    """Gives a path on this machine: the path itself, or a copy of what lies in a bucket (gs://).
+    """Gives a path on this machine: itself, or a copy of what lies in an archive or in a bucket.
 
     Raises:
-      MediaError: missing, if the file in the bucket is not there; whatever is raised meanwhile
-        names the bucket's file instead of the copy.
+      MediaError: missing, if the file in the bucket or archive is not there; whatever is raised
+        meanwhile names that file instead of the copy.
     """
     if not path.startswith(_BUCKETS):
-        yield path
+        member = archives.split(path)
+        if member is None:
+            yield path
+            return
+        with archives.extracted(*member) as copy, _named(copy, path):
+            yield copy
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = str(Path(folder) / Path(path).name)
@@ -36,10 +42,17 @@ def local(path: str) -> Iterator[str]:
             raise MediaError("missing", f"There is no {path}.") from error
         except ImportError as error:
             raise UserError(f"{path} needs pip install '.[gcs]' ({error})") from error
-        try:
+        with _named(copy, path):
             yield copy
-        except MediaError as error:
-            raise MediaError(error.reason, error.detail.replace(copy, path)) from error
+
+
+@contextlib.contextmanager
+def _named(copy: str, path: str) -> Iterator[None]:
+    """Makes errors name the file that a copy is of."""
+    try:
+        yield
+    except MediaError as error:
+        raise MediaError(error.reason, error.detail.replace(copy, path)) from error
 
 
 def read_picture(

@@ -13,8 +13,9 @@ from etils import epath
 
 from cavmae_sync_jax.utils import clip_names
 from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline import archives
 from data_prep.pipeline.clips import clip_name
-from data_prep.pipeline.output import bucket_files
+from data_prep.pipeline.output import bucket_files, in_bucket
 
 EXTENSIONS = clip_names.VIDEOS
 
@@ -32,7 +33,7 @@ def find_videos(
     """Returns the media files of all sources, each file once.
 
     Args:
-      sources: folders, files, or lists of paths (.txt).
+      sources: folders, files, archives of files, or lists of paths (.txt).
       skipped: gets the number of other files in the folders, by extension.
 
     Raises:
@@ -62,16 +63,34 @@ def _videos(source: epath.Path, skipped: collections.Counter[str]) -> list[Video
         files = _in_bucket(source) if "://" in str(source) else _in_folder(source)
         found = []
         for path in files:
-            if path.suffix.lower() in EXTENSIONS:
+            if archives.is_archive(path.name) and not in_bucket(path):
+                found += _in_archive(path, Path(path.relative_to(source)), skipped)
+            elif path.suffix.lower() in EXTENSIONS:
                 found.append(Video(path, Path(path.relative_to(source))))
             else:
                 skipped[path.suffix.lower() or "none"] += 1
         return sorted(found, key=lambda video: video.path)
+    if archives.is_archive(source.name) and source.is_file() and not in_bucket(source):
+        return sorted(_in_archive(source, Path(), skipped))
     if source.suffix.lower() == ".txt" and source.is_file():
         return list(_listed(source))
     if source.is_file():
         return [Video(source, Path(source.name))]
     raise UserError(f"there is no file or folder {source}")
+
+
+def _in_archive(
+    archive: epath.Path, name: Path, skipped: collections.Counter[str]
+) -> Iterator[Video]:
+    """Yields an archive's videos; those that are hidden, or would lie outside, are left out."""
+    for member in archives.members(str(archive)):
+        parts = [part for part in Path(member).parts if part != "."]
+        if any(part.startswith((".", "/")) for part in parts):
+            continue
+        if Path(member).suffix.lower() in EXTENSIONS:
+            yield Video(epath.Path(f"{archive}/{member}"), name.joinpath(*parts))
+        else:
+            skipped[Path(member).suffix.lower() or "none"] += 1
 
 
 def _in_bucket(folder: epath.Path) -> Iterator[epath.Path]:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from cavmae_sync_jax.utils.errors import UserError
 from data_prep import videos
 from data_prep.pipeline.clips import Preparation, Reject, VideoClip, prepare_clip
 from data_prep.pipeline.executors import Failure
+from data_prep.sources import video_files
 
 SMALL = Preparation(num_frames=4, image_size=32)
 FLAGS = ("--num_frames=4", "--image_size=32", "--workers=1", "--eval_share=0")
@@ -116,6 +119,66 @@ def test_a_rest_is_kept_on_demand_and_its_padding_counted(tmp_path, twenty_four)
     assert set(splits_of(tmp_path / "out")["train"]) == {"a_000000", "a_000010", "a_000020"}
     assert summary["tails_left_out"]["count"] == 0
     assert summary["splits"]["train"]["padded_seconds"] == pytest.approx(6.0, abs=0.1)
+
+
+def archive(path, members):
+    """Packs files under other names; a tar gets a link, too."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            for name, source in members.items():
+                packed.write(source, name)
+    else:
+        with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as packed:
+            link = tarfile.TarInfo("link.mp4")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            packed.addfile(link)
+            for name, source in members.items():
+                packed.add(source, name)
+    return path
+
+
+@pytest.mark.parametrize("name", ["videos.tar", "vggsound_00.tar.gz", "videos.zip"])
+def test_archives_are_read_as_they_are(tmp_path, ten, twenty_four, name):
+    text = tmp_path / "x.txt"
+    text.write_text("no video")
+    members = {
+        "./scratch/---g-f_I2yQ_000001.mp4": ten,
+        "scratch/a//--0PQM4-hqg.mp4": twenty_four,
+        "../outside.mp4": ten,
+        "._hidden.mp4": ten,
+        "notes.txt": text,
+        "-0abcdefghi.mp4": text,
+    }
+    packed = archive(tmp_path / name, members)
+    lines = "---g-f_I2yQ,1,cat,train\n--0PQM4-hqg,7,dog,train\n-0abcdefghi,0,dog,train\n"
+    summary = prepare(tmp_path, {name: packed}, segments=lines)
+    examples = splits_of(tmp_path / "out")["train"]
+    assert set(examples) == {"---g-f_I2yQ_000001", "--0PQM4-hqg_000007"}
+    expected = prepare_clip(VideoClip("a", str(twenty_four), 7.0, 17.0), SMALL)
+    found = examples["--0PQM4-hqg_000007"]
+    assert list(found["frames"]) == expected["frames"]
+    np.testing.assert_array_equal(found["fbank"], expected["fbank"])
+    assert summary["files"] == 3 and summary["skipped"] == {".txt": 1}
+    (row,) = rejects(tmp_path).values()
+    assert row["reason"] == "unreadable"
+    assert row["path"] == str(tmp_path / "in" / name / "-0abcdefghi.mp4")
+    assert row["path"] in row["detail"]
+
+
+def test_damaged_archives_and_members_are_told(tmp_path, ten):
+    for name in ("a.tar", "b.tar.gz", "c.zip"):
+        (tmp_path / name).write_bytes(b"no archive at all")
+        with pytest.raises(UserError, match=f"the archive .*{name} can't be read"):
+            video_files.find_videos([str(tmp_path / name)])
+    whole = archive(tmp_path / "d.tar", {"a.mp4": ten, "b.mp4": ten})
+    found = video_files.find_videos([str(whole)])
+    assert [str(video.path) for video in found] == [f"{whole}/a.mp4", f"{whole}/b.mp4"]
+    assert videos.duration(f"{whole}/c.mp4").reason == "missing"
+    whole.write_bytes(whole.read_bytes()[: ten.stat().st_size + 4000])
+    assert videos.duration(f"{whole}/b.mp4").reason in ("missing", "unreadable")
+    (tmp_path / "e.zip").mkdir()  # a folder that is called like an archive
+    (tmp_path / "e.zip/a.mp4").write_bytes(ten.read_bytes())
+    assert videos.duration(str(tmp_path / "e.zip/a.mp4")) == pytest.approx(10, abs=0.1)
 
 
 def test_a_dry_run_decodes_nothing_and_leaves_nothing(tmp_path, capsys):

@@ -262,7 +262,12 @@ def test_the_program_makes_a_dataset_with_truth(tmp_path):
     assert sorted(read_split(output, "train")) == ["train_00000", "train_00001"]
     assert digest(output / "videos" / "train" / "train_00001.mp4") == before
     assert not (output / "videos" / "eval").exists()
-    assert sorted(path.name for path in output.iterdir()) == ["rejects.csv", "scenes", "videos"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "rejects.csv",
+        "scenes",
+        "summary.json",
+        "videos",
+    ]
 
 
 def test_the_program_says_what_it_does_and_what_is_wrong(tmp_path):
