@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -44,7 +45,7 @@ def find_videos(
     for source in map(epath.Path, sources):
         try:
             videos = _videos(source, collections.Counter() if skipped is None else skipped)
-            places = [os.path.realpath(video.path) for video in videos]
+            places = _places(videos)
         except OSError as error:
             raise UserError(
                 f"{error.filename or source} can't be read: {error.strerror or error}"
@@ -56,6 +57,16 @@ def find_videos(
         for place, video in zip(places, videos, strict=True):
             found.setdefault(place, video)
     return list(found.values())
+
+
+def _places(videos: Iterable[Video]) -> list[str]:
+    """Returns the paths without links; a folder is resolved once for all of its files."""
+    real_folder, places = functools.cache(os.path.realpath), []
+    for path in (os.fspath(video.path) for video in videos):
+        folder, name = os.path.split(path)
+        link = os.path.islink(path)
+        places.append(os.path.realpath(path) if link else f"{real_folder(folder)}/{name}")
+    return places
 
 
 def _videos(source: epath.Path, skipped: collections.Counter[str]) -> list[Video]:
