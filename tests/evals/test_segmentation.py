@@ -477,6 +477,8 @@ def test_what_cannot_be_scored_is_told_in_a_sentence(clips, dataset_dir):
 
 def test_a_model_without_a_global_token_is_scored(clips):
     config = tiny.config(model__global_token=False)
+    with config.unlocked():
+        del config["loss"]  # as a conversion's config
     module = cavmae_sync.from_config(config.model)
     params = jax.jit(module.init_params)(jax.random.key(0))
     model = Pretrained(module, params, config, 0, "nowhere")
