@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.evals.figures import save
 from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
+from cavmae_sync_jax.inference import similarity as similarity_of
 from cavmae_sync_jax.inference.features import Arrays
 from cavmae_sync_jax.media import audio as media_audio
 from cavmae_sync_jax.utils.modalities import VISUAL
@@ -31,7 +32,7 @@ def draw(
     chosen = np.linspace(0, len(records) - 1, min(queries, len(records))).astype(int)
     sounds, pictures = embedded["audio"][chosen], embedded["visual"]
     starts = range(0, len(records), SEARCHED)
-    blocks = [retrieval_metrics.diagonal_mean(sounds, pictures[i : i + SEARCHED]) for i in starts]
+    blocks = [similarity_of.diagonal_mean(sounds, pictures[i : i + SEARCHED]) for i in starts]
     similarity = np.concatenate(blocks, axis=1)
     rank = retrieval_metrics.ranks(similarity, chosen)
     columns = 2 + min(matches, len(records))

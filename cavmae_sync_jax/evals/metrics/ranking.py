@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
+from cavmae_sync_jax.inference import similarity as similarity_of
 from cavmae_sync_jax.utils import console
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -262,7 +263,7 @@ def _settle(
             clips = tuple(start + places for start, places in zip(origin, pairs, strict=True))
             if pairs[0].size > CROWDED * part.size:
                 sides = audio[origin[0] :][: len(part)], visual[origin[1] :][: part.shape[1]]
-                similarity = retrieval_metrics.STRATEGIES[strategy](*sides)[pairs]
+                similarity = similarity_of.STRATEGIES[strategy](*sides)[pairs]
             else:
                 similarity = _paired(audio, visual, clips, strategy)
             for bit, rank, query in zip((1, 2), result, clips, strict=True):
@@ -282,8 +283,8 @@ def _paired(
     for start in range(0, len(similarity), FEW):
         of = slice(start, start + FEW)
         sides = (
-            retrieval_metrics.unit(audio[pairs[0][of]]),
-            retrieval_metrics.unit(visual[pairs[1][of]]),
+            similarity_of.unit(audio[pairs[0][of]]),
+            similarity_of.unit(visual[pairs[1][of]]),
         )
         similarity[of] = retrieval_metrics.PAIRED[strategy](*sides)
     return similarity

@@ -1,6 +1,7 @@
 """The evaluations' scores as pure NumPy functions on arrays.
 
-Retrieval's are the definition: dense, in float64. `ranking` has the same ranks at scale.
+Retrieval's are dense, in float64, on the aggregations of `inference.similarity`. `ranking` has the
+same ranks at scale.
 """
 
 from collections.abc import Callable
@@ -8,69 +9,9 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-Similarity = Float[np.ndarray, "queries targets"]
-BLOCK = 64  # query clips whose frame-by-frame cosines are held at a time
+from cavmae_sync_jax.inference.similarity import STRATEGIES
+
 EQUAL = 1e-12  # similarities no further apart differ by float64's rounding only
-
-
-def unit(embeddings: Float[np.ndarray, "*shape dim"]) -> Float[np.ndarray, "*shape dim"]:
-    """Scales every vector to length one, in float64; zeros stay zeros."""
-    embeddings = embeddings.astype(np.float64, copy=False)
-    norms = np.sqrt(np.vecdot(embeddings, embeddings))[..., None]
-    return embeddings / np.maximum(norms, np.finfo(np.float64).tiny)
-
-
-def diagonal_mean(
-    queries: Float[np.ndarray, "queries frames dim"],
-    targets: Float[np.ndarray, "targets frames dim"],
-) -> Similarity:
-    """Mean cosine of equal frames (equation 5): one product of the flattened unit vectors."""
-    frames = queries.shape[1]
-    return (
-        unit(queries).reshape(len(queries), -1) @ unit(targets).reshape(len(targets), -1).T / frames
-    )
-
-
-def diagonal_max(
-    queries: Float[np.ndarray, "queries frames dim"],
-    targets: Float[np.ndarray, "targets frames dim"],
-) -> Similarity:
-    """Largest cosine of equal frames (Table 11, "diag max")."""
-    queries, targets = unit(queries), unit(targets)
-    best = queries[:, 0] @ targets[:, 0].T
-    for frame in range(1, queries.shape[1]):
-        np.maximum(best, queries[:, frame] @ targets[:, frame].T, out=best)
-    return best
-
-
-def mean(
-    queries: Float[np.ndarray, "queries query_frames dim"],
-    targets: Float[np.ndarray, "targets target_frames dim"],
-) -> Similarity:
-    """Mean cosine of all pairs of frames (Table 11, "block mean"): the product of the means."""
-    return unit(queries).mean(axis=1) @ unit(targets).mean(axis=1).T
-
-
-def maximum(
-    queries: Float[np.ndarray, "queries query_frames dim"],
-    targets: Float[np.ndarray, "targets target_frames dim"],
-) -> Similarity:
-    """Largest cosine of all pairs of frames (Table 11, "block max")."""
-    flat = unit(targets).reshape(-1, targets.shape[-1]).T
-    rows = []
-    for start in range(0, len(queries), BLOCK):
-        block = unit(queries[start : start + BLOCK])
-        cosines = block.reshape(-1, block.shape[-1]) @ flat
-        rows.append(cosines.reshape(len(block), block.shape[1], len(targets), -1).max(axis=(1, 3)))
-    return np.concatenate(rows)
-
-
-STRATEGIES: dict[str, Callable[..., Similarity]] = {
-    "diagonal_mean": diagonal_mean,
-    "diagonal_max": diagonal_max,
-    "mean": mean,
-    "max": maximum,
-}
 
 
 # The same of unit vectors of pairs of clips, `[pairs, frames, dim]`.

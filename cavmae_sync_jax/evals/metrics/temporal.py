@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from sklearn.metrics.cluster import contingency_matrix
 
-from cavmae_sync_jax.evals.metrics.retrieval import unit
+from cavmae_sync_jax.inference.similarity import unit
 
 SAME = 1e-5  # distance of unit vectors that is rounding
 KMEANS_STARTS = 10
