@@ -3,14 +3,18 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cavmae_sync_jax.checkpoints.pretrained import Pretrained
+    from cavmae_sync_jax.inference.model import Model
 
 
-def load(directory: str, step: int | None = None) -> "Pretrained":
-    """Loads a trained model: `load("DIR").encode_audio(fbank)`, `.encode_image(image)`.
+def load(directory: str, step: int | None = None) -> "Model":
+    """Loads a trained model, for files and for arrays.
 
-    Both return `(global_token [batch, dim], patch_tokens [batch, patches, dim])`, unnormalised, for
-    raw log-mel `[batch, rows, bins]` and RGB 0–255 `[batch, height, width, 3]`.
+    `embed_video`, `embed_sound` and `embed_image` take files of any length and return unit vectors.
+    `similarity` compares them, and `heatmap` shows where in a picture a sound comes from.
+
+    `encode_audio` takes raw log-mel `[batch, rows, bins]`, and `encode_image` RGB 0–255
+    `[batch, height, width, 3]`. Both return `(global_token [batch, dim], patch_tokens [batch,
+    patches, dim])`, unnormalised.
 
     Args:
       directory: the `--workdir` of a training or the destination of a conversion.
@@ -19,8 +23,6 @@ def load(directory: str, step: int | None = None) -> "Pretrained":
     Raises:
       cavmae_sync_jax.utils.cli.UserError: if there is no such checkpoint.
     """
-    from cavmae_sync_jax.checkpoints import (
-        pretrained,  # JAX is heavy, and data preparation needs none
-    )
+    from cavmae_sync_jax.inference import model  # JAX is heavy, and data preparation needs none
 
-    return pretrained.load(directory, step)
+    return model.load(directory, step)

@@ -39,7 +39,7 @@ class Pretrained(NamedTuple):
     def encode_audio(self, fbank: ArrayLike) -> cavmae_sync.Embedding:
         """Raw log-mel windows `[batch, rows, bins]` to `(global_token, patch_tokens)`.
 
-        Both unnormalised, `[batch, dim]` and `[batch, patches, dim]`; any batch size.
+        Both unnormalised and float32, `[batch, dim]` and `[batch, patches, dim]`; any batch size.
 
         Raises:
           UserError: for anything but numbers of this model's shape.
@@ -79,7 +79,8 @@ class Pretrained(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _embed(module: CavMaeSync, modality: str, params: Any, raw: jax.Array) -> cavmae_sync.Embedding:
-    return module.apply({"params": params}, modality, raw, method="embed")
+    embedding = module.apply({"params": params}, modality, raw, method="embed")
+    return jax.tree.map(lambda tokens: tokens.astype(jnp.float32), embedding)
 
 
 def load(directory: epath.PathLike, step: int | None = None) -> Pretrained:

@@ -2,12 +2,18 @@
 
 import pathlib
 
+import jax
 import media_files
 import numpy as np
 from ml_collections import ConfigDict
 
+from cavmae_sync_jax.checkpoints import manager
+from cavmae_sync_jax.models import cavmae_sync
 from configs import demo
 from data_prep import scenes
+
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def config(data_dir="", **overrides) -> ConfigDict:
@@ -35,6 +41,15 @@ def config(data_dir="", **overrides) -> ConfigDict:
         | {key.replace("__", "."): value for key, value in overrides.items()}
     )
     return tiny
+
+
+def write_model(folder: pathlib.Path, seed: int = 0, **overrides) -> pathlib.Path:
+    """Writes a workdir with an untrained model of `config`."""
+    settings = config(**overrides)
+    module = cavmae_sync.from_config(settings.model)
+    params = jax.jit(module.init_params)(jax.random.key(seed))
+    manager.write(folder, {"params": params}, settings)
+    return folder
 
 
 def write_scenes(folder: pathlib.Path, **splits: int) -> pathlib.Path:

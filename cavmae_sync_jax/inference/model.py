@@ -1,0 +1,323 @@
+"""A trained model with methods for files: embed, compare, and show where it sounds."""
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pebble
+from etils import epath
+from jaxtyping import Array, Float, Float32, UInt8
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from cavmae_sync_jax.checkpoints import pretrained
+from cavmae_sync_jax.checkpoints.pretrained import Pretrained
+from cavmae_sync_jax.data.loader import PairSpec
+from cavmae_sync_jax.inference import reading, similarity, timeline
+from cavmae_sync_jax.inference.reading import Seconds
+from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
+
+BATCH = 64  # pairs that the device gets at once
+File = str | os.PathLike | bytes
+Method = Literal["cosine"]
+
+
+class Embedded(NamedTuple):
+    """Unit vectors of a file's pairs, float32.
+
+    `times` are the moments of the pairs, in seconds from the file's start. `audio` is None for a
+    picture, `visual` for a sound. `padded` is the share of each window of sound that lies beyond
+    the sound's end; it is 0 for a picture.
+    """
+
+    times: Float[np.ndarray, " pairs"]
+    audio: Float32[np.ndarray, "pairs dim"] | None
+    visual: Float32[np.ndarray, "pairs dim"] | None
+    padded: Float32[np.ndarray, " pairs"]
+
+
+class Model(Pretrained):
+    """A trained model, see `cavmae_sync_jax.load`."""
+
+    @property
+    def pair_spec(self) -> PairSpec:
+        """The sizes of pictures and windows, and how a clip is cut into pairs."""
+        return PairSpec.of(self.config)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that differ for other weights or another architecture."""
+        digest = hashlib.sha256(self.config.model.to_json().encode())
+        for leaf in jax.tree.leaves(self.params):
+            digest.update(np.ascontiguousarray(jax.device_get(leaf)))
+        return digest.hexdigest()[:16]
+
+    def embed_video(
+        self,
+        video: File,
+        start: Seconds | None = None,
+        end: Seconds | None = None,
+        every: Seconds | None = None,
+    ) -> Embedded:
+        """Embeds the pairs of a video of any length.
+
+        By default a pair comes every 10/16 s: a clip's length divided by its number of frames. A
+        file that is no longer than a clip (10 s) gets all of a clip's pairs, spread over it. They
+        equal those that `evals.retrieval` computes for the prepared clip. So pictures are coded as
+        JPEGs of quality 95, and log-mels as float16, as preparation stores them.
+
+        Args:
+          video: a file's path, or its bytes.
+          start: where to begin, in seconds; None is the file's start.
+          end: where to end, in seconds; None is the file's end.
+          every: seconds between pairs.
+
+        Raises:
+          UserError: if it can't be read, has no sound or no picture, or has nothing in the span.
+        """
+        with _on_disk(video) as path:
+            info = reading.file_info(path)
+            if info.kind != "video":
+                raise UserError(f"{path} is a {info.kind}: use embed_{_METHODS[info.kind]}")
+            pairs = timeline.pairs_of_file(info, self.pair_spec, start, end, every)
+            return joined(self.embed_pairs(pairs))
+
+    def embed_sound(
+        self,
+        sound: File | ArrayLike,
+        sample_rate: int | None = None,
+        every: Seconds | None = None,
+    ) -> Embedded:
+        """Embeds the windows of a sound of any length, cut as if it had pictures.
+
+        Args:
+          sound: a file's path or bytes, or samples `[samples]` or `[channels, samples]`. Float
+            samples are 1 at full scale. The first channel counts. Of a video, its sound is taken.
+          sample_rate: of the samples, in hertz; None for a file.
+          every: seconds between windows, see `embed_video`.
+
+        Raises:
+          UserError: if it can't be read, is shorter than 25 ms, or has samples that are no numbers.
+        """
+        if isinstance(sound, str | os.PathLike | bytes):
+            if sample_rate is not None:
+                raise UserError("a file says its own sample_rate: leave it out")
+            with _on_disk(sound) as path:
+                info = reading.file_info(path)
+                if info.kind == "picture":
+                    raise UserError(f"{path} is a picture: use embed_image")
+                info = info._replace(kind="sound")
+                pairs = timeline.pairs_of_file(info, self.pair_spec, every=every)
+                return joined(self.embed_pairs(pairs))
+        if sample_rate is None:
+            raise UserError("samples need their sample_rate, in hertz")
+        waveform = reading.as_waveform(np.asarray(sound), sample_rate)
+        return joined(self.embed_pairs(timeline.pairs_of_waveform(waveform, self.pair_spec, every)))
+
+    def embed_image(self, image: File | np.ndarray) -> Embedded:
+        """Embeds a still picture: one row of `visual`.
+
+        The picture is scaled, cut to its central square and coded, as preparation does with frames.
+
+        Args:
+          image: a file's path or bytes, or RGB `[height, width, 3]` as uint8.
+
+        Raises:
+          UserError: if it is no picture, or has over 67 million pixels.
+        """
+        pixels = self.picture(image)
+        visual = _unit(self.encode_image(pixels[None]).global_token)
+        return Embedded(np.zeros(1), None, visual, np.zeros(1, np.float32))
+
+    def picture(self, image: File | np.ndarray) -> UInt8[np.ndarray, "size size 3"]:
+        """A still picture as `embed_image` gives it to the model."""
+        if isinstance(image, np.ndarray):
+            return timeline.picture(image, self.pair_spec.image_size)
+        with _on_disk(image) as path:
+            info = reading.file_info(path)
+            if info.kind != "picture":
+                raise UserError(f"{path} is a {info.kind}: use embed_{_METHODS[info.kind]}")
+            return timeline.picture(path, self.pair_spec.image_size)
+
+    def embed_pairs(self, pairs: Iterable[timeline.Pairs]) -> Iterator[Embedded]:
+        """Embeds pairs as they come, `BATCH` at most at once."""
+        for some in pairs:
+            for begin in range(0, len(some.times), BATCH):
+                part = slice(begin, begin + BATCH)
+                visual = None
+                if some.visual is not None:
+                    visual = _unit(self.encode_image(some.visual[part]).global_token)
+                audio = _unit(self.encode_audio(some.audio[part]).global_token)
+                yield Embedded(some.times[part], audio, visual, some.padded[part])
+
+    def embed_files(
+        self, files: Iterable[str | os.PathLike], workers: int = 1, every: Seconds | None = None
+    ) -> Iterator[tuple[str, Iterator[Embedded] | UserError]]:
+        """Yields every file with its embeddings, a part at a time, or with why there are none.
+
+        Files may be videos, sounds and pictures. Workers decode while the device computes.
+
+        Args:
+          files: their paths.
+          workers: processes that decode; 0 decodes in this one.
+          every: seconds between pairs, see `embed_video`.
+        """
+        with contextlib.ExitStack() as stack:
+            pool = None
+            if workers:
+                pool = stack.enter_context(_pool(workers))
+            for file in map(os.fspath, files):
+                try:
+                    info = reading.file_info(file)
+                    if info.kind == "picture":
+                        yield file, iter([self.embed_image(file)])
+                        continue
+                    pairs = timeline.pairs_of_file(info, self.pair_spec, every=every, pool=pool)
+                    yield file, self.embed_pairs(pairs)
+                except UserError as error:
+                    yield file, error
+
+    def similarity(
+        self,
+        sound: Embedded | ArrayLike,
+        picture: Embedded | ArrayLike,
+        strategy: str = "diagonal_mean",
+    ) -> float:
+        """How well a sound and a picture match: the number in `evals.retrieval`'s matrix.
+
+        It is a mean (or maximum) of cosines, so it lies from -1 to 1. Only its place among other
+        clips has a meaning, see `inference.similarity.percentile`.
+
+        Args:
+          sound: what `embed_video` or `embed_sound` returned, or vectors `[pairs, dim]`.
+          picture: what `embed_video` or `embed_image` returned, or vectors `[pairs, dim]`.
+          strategy: `diagonal_mean`, `diagonal_max`, `mean` or `max`. The diagonal compares equal
+            moments (equation 5). Where the numbers of pairs differ, `diagonal_mean` is `mean`, and
+            `diagonal_max` is `max`.
+
+        Raises:
+          UserError: if one has no sound, the other no picture, or there is no such strategy.
+        """
+        if strategy not in similarity.STRATEGIES:
+            known = ", ".join(similarity.STRATEGIES)
+            raise UserError(f"there is no strategy {strategy!r}; there are {known}")
+        sides = []
+        for given, name in ((sound, AUDIO), (picture, VISUAL)):
+            vectors = getattr(given, name) if isinstance(given, Embedded) else np.asarray(given)
+            if vectors is None or vectors.ndim != 2 or not vectors.size:
+                raise UserError(f"similarity needs {name} vectors [pairs, dim], in this order")
+            sides.append(vectors)
+        return similarity.of_pair(*sides, strategy)
+
+    def heatmap(
+        self,
+        image: File | np.ndarray,
+        sound: File | Embedded,
+        method: Method = "cosine",
+    ) -> Float32[np.ndarray, "size size"]:
+        """Where in a picture a sound comes from; larger is likelier.
+
+        The map covers the picture's central square, scaled to the model's size.
+
+        Args:
+          image: a file's path or bytes, or RGB `[height, width, 3]` as uint8.
+          sound: a file's path or bytes, or what `embed_sound` returned; the mean of its windows is
+            asked for.
+          method: `cosine`, the paper's (section 3.5.3): of the sound's vector with patch tokens.
+
+        Raises:
+          UserError: if one of them can't be read.
+        """
+        if not isinstance(sound, Embedded):
+            sound = self.embed_sound(sound)
+        if sound.audio is None:
+            raise UserError("the second argument has no sound")
+        query = sound.audio.mean(axis=0, keepdims=True)
+        (small,) = self.maps(self.picture(image)[None], query, method)
+        return upsample(small, self.pair_spec.image_size)
+
+    def maps(
+        self,
+        pictures: UInt8[np.ndarray, "pairs size size 3"],
+        queries: Float32[np.ndarray, "pairs dim"],
+        method: Method = "cosine",
+    ) -> Float32[np.ndarray, "pairs rows columns"]:
+        """Every picture's map of its own sound's vector, on the grid of patches.
+
+        Raises:
+          UserError: if there is no such method.
+        """
+        if method not in MAPS:
+            raise UserError(f"there is no method {method!r}; there are {', '.join(MAPS)}")
+        return np.asarray(MAPS[method](self, pictures, queries), np.float32)
+
+
+def upsample(
+    small: Float32[np.ndarray, "rows columns"], size: int
+) -> Float32[np.ndarray, "{size} {size}"]:
+    """A map in a picture's size: bilinear, with half-pixel centres."""
+    return np.asarray(Image.fromarray(small).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def joined(parts: Iterable[Embedded]) -> Embedded:
+    """The parts of a file as one."""
+    columns = zip(*parts, strict=True)
+    return Embedded(*(None if rows[0] is None else np.concatenate(rows) for rows in columns))
+
+
+def load(directory: epath.PathLike, step: int | None = None) -> Model:
+    """Loads a model for use, see `cavmae_sync_jax.load`."""
+    return Model(*pretrained.load(directory, step))
+
+
+def _cosine(
+    model: Model,
+    pictures: UInt8[np.ndarray, "pairs size size 3"],
+    queries: Float32[np.ndarray, "pairs dim"],
+) -> Float32[np.ndarray, "pairs rows columns"]:
+    grid = model.module.grids[VISUAL]
+    found = [
+        _cosines(jnp.asarray(queries[i : i + BATCH]), tokens.patch_tokens)
+        for i in range(0, len(pictures), BATCH)
+        for tokens in [model.encode_image(pictures[i : i + BATCH])]
+    ]
+    return np.concatenate(found).reshape(len(pictures), grid.rows, grid.columns)
+
+
+@jax.jit
+def _cosines(queries: Array, patches: Array) -> Array:
+    def unit(vectors: Array) -> Array:
+        norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+        return vectors / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)
+
+    return jnp.einsum("pd,pnd->pn", unit(queries), unit(patches), precision="highest")
+
+
+# Functions of (model, pictures, queries), by the name that a user gives.
+MAPS: dict[str, Any] = {"cosine": _cosine}
+_METHODS = {"video": "video", "sound": "sound", "picture": "image"}
+
+
+def _unit(tokens: Array) -> Float32[np.ndarray, "pairs dim"]:
+    return similarity.unit(np.asarray(tokens, np.float32)).astype(np.float32)
+
+
+@contextlib.contextmanager
+def _on_disk(file: File) -> Iterator[str]:
+    if not isinstance(file, bytes):
+        yield os.fspath(file)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield reading.local_copy(file, folder)
+
+
+def _pool(workers: int) -> pebble.ProcessPool:
+    # Forked, a worker would inherit JAX's threads without what they hold locked.
+    return pebble.ProcessPool(workers, context=multiprocessing.get_context("spawn"))

@@ -1,0 +1,299 @@
+"""What a file holds, read in spans: pictures as a dataset stores them, and sound at 16 kHz.
+
+Worker processes import this module, so it imports no JAX. All times are seconds.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import TimeoutError
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import av
+import numpy as np
+import pebble
+from jaxtyping import Int16, Num, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cavmae_sync_jax.media import decoding, demuxer, images
+from cavmae_sync_jax.media.audio import SAMPLE_RATE
+from cavmae_sync_jax.media.demuxer import MediaError
+from cavmae_sync_jax.utils.errors import UserError
+
+Kind = Literal["video", "sound", "picture"]
+Seconds = decoding.Seconds
+
+JPEG_QUALITY = 95  # as data_prep stores frames, if nobody asks for another
+PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Samples are 1 at full scale. Far above, somebody forgot to divide whole numbers.
+LOUDEST = 4.0
+MOST_CHANNELS = 64
+# Decoding starts this much before a span, so that decoder and resampler have settled in it.
+_RUN_UP = 1.0
+_RUN_OUT = 0.1
+_FED = 10 * SAMPLE_RATE  # samples that the resampler gets at once
+TIME_LIMIT = 600.0  # for one span in a worker
+
+
+class FileInfo(NamedTuple):
+    """What a file is, and its length in seconds (0 for a picture)."""
+
+    path: str
+    kind: Kind
+    seconds: float
+
+
+class Span(NamedTuple):
+    """A part of a file to read: [start, end) in seconds, and how many pictures of it.
+
+    `size` is the pictures' height and width in pixels.
+    """
+
+    path: str
+    kind: Kind
+    start: float
+    end: float
+    pictures: int
+    size: int
+
+
+class Content(NamedTuple):
+    """What a span holds: JPEGs in the model's size (none of a sound), and the sound at 16 kHz."""
+
+    jpegs: list[bytes]
+    waveform: Int16[np.ndarray, " samples"]
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Turns a file's error into the user's: one sentence that names the file."""
+    try:
+        yield
+    except MediaError as error:
+        raise UserError(str(error).rstrip(".")) from error
+
+
+def file_info(path: str | os.PathLike) -> FileInfo:
+    """Says what a file is, and how long.
+
+    Raises:
+      UserError: if it is not there, a folder, or neither video nor sound nor picture.
+    """
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        raise UserError(f"{name} is a folder: give a file")
+    if not os.path.exists(name):
+        raise UserError(f"there is no file {name}")
+    if os.path.isfile(name) and _is_picture(name):
+        return FileInfo(name, "picture", 0.0)
+    with told(), demuxer.errors_of(name):
+        with demuxer.open_file(name) as container:
+            streams = container.streams
+            if not (streams.video or streams.audio):
+                raise MediaError("unreadable", f"{name} has neither sound nor picture.")
+            real = [s for s in streams.video if not s.disposition & _COVER]
+            if streams.audio and not real:
+                return FileInfo(name, "sound", _sound_seconds(name))
+        return FileInfo(name, "video", decoding.probe(name).duration)
+
+
+_COVER = av.stream.Disposition.attached_pic
+
+
+def _is_picture(path: str) -> bool:
+    try:
+        with Image.open(path, formats=PICTURES):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+        return True  # it claims to be one, and reading it will say what is wrong
+
+
+def read_picture(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
+    """Reads a still picture upright, as RGB from 0 to 255.
+
+    Raises:
+      UserError: if it is none, damaged, or too large.
+    """
+    with told(), demuxer.errors_of(path):
+        try:
+            with Image.open(path, formats=PICTURES) as picture:
+                images.check_size(path, *picture.size)
+                return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        except Image.DecompressionBombError as error:
+            raise MediaError("too_large", f"{path} has too many pixels.") from error
+        except (UnidentifiedImageError, SyntaxError, ValueError) as error:
+            if isinstance(error, MediaError):
+                raise
+            raise MediaError("unreadable", f"{path} is no readable picture.") from error
+
+
+def as_stored(image: UInt8[np.ndarray, "height width 3"], size: int) -> bytes:
+    """A picture as a dataset stores it: scaled, cut to the central square, and as a JPEG.
+
+    Raises:
+      UserError: if it is too large or too long.
+    """
+    with told():
+        images.check_size("the array", image.shape[1], image.shape[0])
+    return images.encode_jpeg(images.resize_and_crop(image, size), JPEG_QUALITY)
+
+
+def read_span(span: Span) -> Content:
+    """Reads a part of a file; depends on nothing but the file and the argument.
+
+    Raises:
+      MediaError: the span can't be read, see `media.decoding`.
+    """
+    if span.kind == "sound":
+        return Content([], read_sound(span.path, span.start, span.end))
+    clip = decoding.read_clip(
+        span.path,
+        start=span.start,
+        end=span.end,
+        num_frames=span.pictures,
+        image_size=span.size,
+    )
+    jpegs = [images.encode_jpeg(frame, JPEG_QUALITY) for frame in clip.frames]
+    return Content(jpegs, clip.waveform)
+
+
+def contents(spans: Sequence[Span], pool: pebble.ProcessPool | None = None) -> Iterator[Content]:
+    """Yields what spans hold, in their order; a pool's workers read some spans ahead.
+
+    Raises:
+      UserError: if one can't be read, takes too long, or makes the decoder crash.
+    """
+    if pool is None:
+        with told():
+            yield from map(read_span, spans)
+        return
+    ahead: list[Any] = []
+    rest = iter(spans)
+    try:
+        for span in spans:
+            while len(ahead) < 3 and (later := next(rest, None)) is not None:
+                ahead.append(pool.schedule(read_span, args=[later], timeout=TIME_LIMIT))
+            yield _result(ahead.pop(0), span.path)
+    finally:
+        for future in ahead:
+            future.cancel()
+
+
+def _result(future: Any, path: str) -> Content:
+    with told():
+        try:
+            return future.result()
+        except TimeoutError as error:
+            raise UserError(f"{path} took longer than {TIME_LIMIT:.0f} s to decode") from error
+        except pebble.ProcessExpired as error:
+            raise UserError(f"{path} made the decoder crash") from error
+
+
+def read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " samples"]:
+    """Reads the sound of [start, end): the first channel at 16 kHz; short where the file is.
+
+    Raises:
+      MediaError: no_audio or unreadable.
+    """
+    waveform = np.zeros(round((end - start) * SAMPLE_RATE), np.int16)
+    resampler, index, filled = None, 0, 0
+    with demuxer.errors_of(path), demuxer.open_file(path) as container:
+        stream = container.streams.best("audio")
+        if stream is None or stream.codec_context is None:
+            raise MediaError("no_audio", f"{path} has no audio stream that can be decoded.")
+        origin = float((stream.start_time or 0) * stream.time_base)
+        if start > _RUN_UP:
+            container.seek(round((origin + start - _RUN_UP) * av.time_base))
+        for frame in container.decode(stream):
+            if resampler is None:
+                time = 0.0 if frame.pts is None else float(frame.pts * frame.time_base) - origin
+                index = round((time - start) * SAMPLE_RATE)
+                resampler = demuxer.FirstChannel(path, frame)
+            index, filled = _place(resampler.resample(frame), index, waveform, filled)
+            if index > len(waveform) + _RUN_OUT * SAMPLE_RATE:
+                break
+        if resampler is not None:
+            index, filled = _place(resampler.resample(None), index, waveform, filled)
+    if not filled:
+        raise MediaError("no_audio", f"{path} has no audio from {start:.2f} to {end:.2f} s.")
+    return waveform[:filled]
+
+
+def _place(
+    samples: Int16[np.ndarray, " new"], index: int, waveform: Int16[np.ndarray, " all"], filled: int
+) -> tuple[int, int]:
+    """Puts samples from `index` on into the waveform; returns the next index, and its end."""
+    low, high = max(index, 0), min(index + len(samples), len(waveform))
+    if low < high:
+        waveform[low:high] = samples[low - index : high - index]
+        filled = max(filled, high)
+    return index + len(samples), filled
+
+
+def _sound_seconds(path: str) -> float:
+    """The length of a sound, from its headers or else from its packets."""
+    with demuxer.errors_of(path), demuxer.open_file(path) as container:
+        stream = container.streams.best("audio")
+        if stream is None:
+            raise MediaError("no_audio", f"{path} has no audio stream that can be decoded.")
+        if stream.duration:
+            return float(stream.duration * stream.time_base)
+        if container.duration:
+            return container.duration / av.time_base
+        ends = [
+            float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            for packet in container.demux(stream)
+            if packet.pts is not None
+        ]
+        return max(ends, default=0.0)
+
+
+def as_waveform(
+    samples: Num[np.ndarray, "*shape"], sample_rate: int
+) -> Int16[np.ndarray, " samples"]:
+    """Samples of any rate, `[samples]` or `[channels, samples]`, as a file of them would be read.
+
+    Floats are 1 at full scale, whole numbers their type's largest. The first channel counts.
+
+    Raises:
+      UserError: if they are no sound.
+    """
+    if samples.ndim not in (1, 2) or not samples.size:
+        raise UserError(
+            f"a sound is [samples] or [channels, samples], not of shape {list(samples.shape)}"
+        )
+    if samples.ndim == 2 and len(samples) > MOST_CHANNELS:
+        raise UserError(f"a sound is [channels, samples], not {list(samples.shape)}: transpose it")
+    if not 1000 <= sample_rate <= 1_000_000:
+        raise UserError(f"sample_rate must be from 1000 to 1000000 Hz, not {sample_rate}")
+    first = samples if samples.ndim == 1 else samples[0]
+    if first.dtype in (np.int16, np.int32):
+        first = first / (np.iinfo(first.dtype).max + 1.0)
+    elif not np.issubdtype(first.dtype, np.floating):
+        raise UserError(f"samples must be float, int16 or int32, not {first.dtype}")
+    if not np.isfinite(first).all():
+        raise UserError("the sound has samples that are not finite")
+    if np.abs(first).max() > LOUDEST:
+        raise UserError(
+            f"the sound has samples up to {np.abs(first).max():.3g}, but 1 is the full scale: "
+            "divide them by their largest possible value"
+        )
+    parts = [np.zeros(0, np.int16)]
+    resampler = None
+    for begin in range(0, len(first), _FED):
+        block = np.ascontiguousarray(first[begin : begin + _FED], np.float32)[None]
+        frame = av.AudioFrame.from_ndarray(block, "flt", "mono")
+        frame.rate, frame.pts = sample_rate, begin
+        resampler = resampler or demuxer.FirstChannel("the array", frame)
+        parts.append(resampler.resample(frame))
+    return np.concatenate([*parts, resampler.resample(None)])
+
+
+def local_copy(data: bytes, folder: str) -> str:
+    """Writes a file's bytes into a folder, for the decoders read files only."""
+    path = Path(folder) / "given"
+    path.write_bytes(data)
+    return str(path)

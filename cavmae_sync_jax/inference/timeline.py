@@ -1,0 +1,268 @@
+"""A file of any length to pairs: pictures and the windows of sound that belong to them.
+
+A file that is no longer than a clip becomes the pairs that preparation and `evals.retrieval` make
+of it: the same pictures (as JPEGs of quality 95), the same windows of the same log-mel (as
+float16). A longer file has a pair every `every` seconds. Its windows are centred on their pictures,
+and moved inside the file at its two ends.
+
+Long files are read in blocks, so memory does not grow with their length. All times are seconds.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pebble
+from jaxtyping import Float, Float16, Float32, Int16, UInt8
+
+from cavmae_sync_jax.data.loader import PairSpec
+from cavmae_sync_jax.inference import reading
+from cavmae_sync_jax.inference.reading import FileInfo, Seconds, Span
+from cavmae_sync_jax.media import audio, images
+from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
+
+BLOCK_SECONDS = 60.0
+STORED_FRAMES = 16  # as data_prep stores, if nobody asks for another number
+# The reference spreads a clip's 10 s over 1024 rows, although they have 998.
+_ROWS_A_SECOND = 102.4
+_RAGGED = 1.05  # a file up to this many clips long is one clip, as in preparation
+_WINDOW = 400  # samples of a row
+
+
+class Pairs(NamedTuple):
+    """Pairs of a file, in their order.
+
+    `times` are the moments of the pictures, in seconds from the file's start. `audio` is raw
+    log-mel. `visual` is RGB, or None for a sound alone. `padded` is the share of each window that
+    lies beyond the sound's end.
+    """
+
+    times: Float[np.ndarray, " pairs"]
+    audio: Float[np.ndarray, "pairs rows bins"]
+    visual: UInt8[np.ndarray, "pairs size size 3"] | None
+    padded: Float32[np.ndarray, " pairs"]
+
+
+def clip_seconds(spec: PairSpec) -> float:
+    """The length of the clips that a model was trained on: 10 s for the paper's 1024 rows."""
+    return spec.clip_rows / _ROWS_A_SECOND
+
+
+def pairs_of_file(
+    info: FileInfo,
+    spec: PairSpec,
+    start: Seconds | None = None,
+    end: Seconds | None = None,
+    every: Seconds | None = None,
+    pool: pebble.ProcessPool | None = None,
+) -> Iterator[Pairs]:
+    """Yields the pairs of a video or a sound, some at a time.
+
+    Args:
+      info: the file.
+      spec: the model's sizes.
+      start: where to begin; None is the file's start.
+      end: where to end; None, or anything later, is the file's end.
+      every: seconds between pairs; None is a clip's length divided by its number of frames, and
+        makes of a file that is no longer than a clip what `evals.retrieval` does.
+      pool: processes that decode; None decodes in this one.
+
+    Raises:
+      UserError: if the file can't be read, has no picture or no sound, or nothing lies in the span.
+    """
+    begin = 0.0 if start is None else float(start)
+    until = info.seconds if end is None else min(float(end), info.seconds)
+    if begin < 0 or not begin < until:
+        raise UserError(f"{info.path} has {info.seconds:.2f} s, and nothing in the span asked for")
+    whole = clip_seconds(spec)
+    if every is None and until - begin <= _RAGGED * whole:
+        span = Span(
+            info.path,
+            info.kind,
+            begin,
+            min(until, begin + whole),
+            max(STORED_FRAMES, spec.num_frames),
+            spec.image_size,
+        )
+        (content,) = reading.contents([span], pool)
+        yield clip_pairs(content, spec, begin, span.end - begin, info.path)
+        return
+    step = whole / spec.num_frames if every is None else float(every)
+    if not step > 0:
+        raise UserError(f"every must be above 0 seconds, not {every:g}")
+    spans = _spans(info, spec, begin, until, step)
+    yield from _streamed(reading.contents(spans, pool), spans, spec, step, info)
+
+
+def pairs_of_waveform(
+    waveform: Int16[np.ndarray, " samples"], spec: PairSpec, every: Seconds | None = None
+) -> Iterator[Pairs]:
+    """Yields the windows of a 16 kHz waveform, as if it were a file; else as `pairs_of_file`.
+
+    Raises:
+      UserError: if it is shorter than 25 ms.
+    """
+    seconds, whole = len(waveform) / audio.SAMPLE_RATE, clip_seconds(spec)
+    info = FileInfo("the sound", "sound", seconds)
+    if every is None and seconds <= _RAGGED * whole:
+        cut = waveform[: round(whole * audio.SAMPLE_RATE)]
+        length = len(cut) / audio.SAMPLE_RATE
+        yield clip_pairs(reading.Content([], cut), spec, 0.0, length, info.path)
+        return
+    step = whole / spec.num_frames if every is None else float(every)
+    if not step > 0:
+        raise UserError(f"every must be above 0 seconds, not {every:g}")
+    spans = _spans(info, spec, 0.0, seconds, step)
+    parts = (
+        reading.Content([], waveform[_sample(span.start) : _sample(span.end)]) for span in spans
+    )
+    yield from _streamed(parts, spans, spec, step, info)
+
+
+def clip_pairs(
+    content: reading.Content, spec: PairSpec, start: float, seconds: float, name: str
+) -> Pairs:
+    """The pairs of one clip, by the loader's own rule on the example that preparation would make.
+
+    Raises:
+      UserError: if the sound is shorter than 25 ms.
+    """
+    fbank = _fbank(content.waveform, name)
+    stored = max(STORED_FRAMES, spec.num_frames)
+    chosen = np.arange(spec.num_frames) * stored // spec.num_frames
+    if content.jpegs:
+        record = {"frames": content.jpegs, "fbank": fbank}
+        pairs = [spec.pair(record, frame) for frame in range(spec.num_frames)]
+        windows = np.stack([pair[AUDIO] for pair in pairs])
+        visual = np.stack([pair[VISUAL] for pair in pairs])
+    else:
+        cut = [
+            audio.cut_window(fbank, int(frame), stored, spec.clip_rows, spec.audio_rows)
+            for frame in chosen
+        ]
+        windows, visual = np.stack(cut), None
+    timeline = audio.timeline_rows(len(fbank), spec.clip_rows)
+    starts = [audio.window_start(int(frame), stored, timeline, spec.audio_rows) for frame in chosen]
+    return Pairs(
+        start + chosen * seconds / stored, windows, visual, _padded(starts, len(fbank), spec)
+    )
+
+
+def _padded(starts: Iterable[int], rows: int, spec: PairSpec) -> Float32[np.ndarray, " pairs"]:
+    held = np.clip(rows - np.asarray(list(starts)), 0, spec.audio_rows)
+    return (1 - held / spec.audio_rows).astype(np.float32)
+
+
+def _fbank(waveform: Int16[np.ndarray, " samples"], name: str) -> Float16[np.ndarray, "rows bins"]:
+    if len(waveform) < _WINDOW:
+        raise UserError(
+            f"{name} has {1000 * len(waveform) / audio.SAMPLE_RATE:.0f} ms of sound: "
+            "25 ms are the shortest"
+        )
+    return audio.log_mel(waveform / np.float32(32768)).astype(np.float16)
+
+
+def _sample(seconds: float) -> int:
+    return round(seconds * audio.SAMPLE_RATE)
+
+
+def _spans(info: FileInfo, spec: PairSpec, begin: float, until: float, step: float) -> list[Span]:
+    """Blocks of whole steps; a rest of the file that is shorter than a step has no pair."""
+    count = max(1, int((until - begin) / step + 1e-6))
+    a_block = max(1, round(BLOCK_SECONDS / step))
+    spans = []
+    for first in range(0, count, a_block):
+        pictures = min(a_block, count - first)
+        start, end = begin + first * step, min(begin + (first + pictures) * step, until)
+        spans.append(Span(info.path, info.kind, start, end, pictures, spec.image_size))
+    return spans
+
+
+def _streamed(
+    contents: Iterable[reading.Content],
+    spans: list[Span],
+    spec: PairSpec,
+    step: float,
+    info: FileInfo,
+) -> Iterator[Pairs]:
+    """Cuts windows as soon as their sound is there, and forgets what none needs any more."""
+    begin = spans[0].start
+    total = _rows(_sample(spans[-1].end) - _sample(begin))
+    waveform = np.zeros(0, np.int16)  # from row `first + len(fbank)` on
+    fbank, first, jpegs, done = np.zeros((0, spec.audio_bins), np.float16), 0, [], 0
+    for span, content in zip(spans, contents, strict=True):
+        last = span is spans[-1]
+        length = _sample(span.end) - _sample(span.start)
+        # Sound that ends a little early would put all later blocks out of step.
+        missing = length - len(content.waveform)
+        new = content.waveform if last else np.pad(content.waveform, (0, max(0, missing)))
+        waveform = np.concatenate([waveform, new[:length]])
+        if last:
+            if not len(fbank) and len(waveform) < _WINDOW:
+                _fbank(waveform, info.path)
+            total = min(total, first + len(fbank) + _rows(len(waveform)))
+        ready = _rows(len(waveform))
+        if ready > 0:
+            fbank = np.concatenate([fbank, _fbank(waveform, info.path)])
+            waveform = waveform[ready * (audio.SAMPLE_RATE // audio.ROWS_PER_SECOND) :]
+        jpegs += content.jpegs
+        held = first + len(fbank)
+        numbers, starts = [], []
+        pending = sum(s.pictures for s in spans[: spans.index(span) + 1])
+        for number in range(done, pending):
+            window = _window_start(number * step, total, spec.audio_rows)
+            if not last and window + spec.audio_rows > held:
+                break
+            numbers.append(number)
+            starts.append(window)
+        if not numbers:
+            continue
+        windows = np.stack([_cut(fbank, window - first, spec.audio_rows) for window in starts])
+        shown = jpegs[: len(numbers)]
+        jpegs = jpegs[len(numbers) :]
+        visual = np.stack([images.decode_jpeg(jpeg) for jpeg in shown]) if shown else None
+        times = begin + np.array(numbers) * step
+        yield Pairs(times, windows, visual, _padded(starts, total, spec))
+        done += len(numbers)
+        following = _window_start(done * step, total, spec.audio_rows)
+        fbank, first = fbank[max(0, following - first) :], max(first, following)
+
+
+def _rows(samples: int) -> int:
+    hop = audio.SAMPLE_RATE // audio.ROWS_PER_SECOND
+    return max(0, (samples - _WINDOW) // hop + 1)
+
+
+def _window_start(seconds: float, rows: int, window: int) -> int:
+    """The first row of the window around a moment, moved inside a file of so many rows."""
+    centred = round(seconds * audio.ROWS_PER_SECOND) - window // 2
+    return max(0, min(centred, rows - window))
+
+
+def _cut(
+    fbank: Float16[np.ndarray, "rows bins"], start: int, length: int
+) -> Float16[np.ndarray, "{length} bins"]:
+    rows = fbank[start : start + length]
+    return np.pad(rows, ((0, length - len(rows)), (0, 0)))
+
+
+def picture(source: str | os.PathLike | np.ndarray, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """A still picture in a model's size, coded as a dataset stores it.
+
+    Args:
+      source: a file, or RGB `[height, width, 3]` as uint8.
+      size: height and width in pixels.
+
+    Raises:
+      UserError: if it is no picture.
+    """
+    if not isinstance(source, np.ndarray):
+        source = reading.read_picture(source)
+    if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
+        raise UserError(
+            "a picture is uint8 [height, width, 3], "
+            f"not {source.dtype} of shape {list(source.shape)}"
+        )
+    return images.decode_jpeg(reading.as_stored(source, size))

@@ -1,0 +1,294 @@
+"""Files to embeddings: retrieval's own numbers for clips, flat memory and true times for the rest."""
+
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import media_files
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+import cavmae_sync_jax
+from cavmae_sync_jax.data.loader import PairSpec, Records
+from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
+from cavmae_sync_jax.inference import features, reading, similarity, timeline
+from cavmae_sync_jax.media import audio
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline.clips import Preparation, VideoClip
+from data_prep.pipeline.executors import Engine
+from data_prep.pipeline.tfds_writer import write_dataset
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("model")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return cavmae_sync_jax.load(str(tiny.write_model(folder / "workdir", data__num_frames=16)))
+
+
+def noise(seconds, seed=0, rate=16_000):
+    """Noise whose loudness changes, so that every window is another."""
+    rng = np.random.default_rng(seed)
+    loudness = np.repeat(rng.uniform(0.01, 0.3, round(seconds * 10)), rate // 10)
+    return loudness * rng.uniform(-1, 1, len(loudness))
+
+
+def write(path, seconds, seed=0, **settings):
+    def picture(number, size):
+        rng = np.random.default_rng((seed, number))
+        return np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+
+    waves = noise(seconds, seed)[None]
+    return media_files.make_video(
+        path, seconds=seconds, fps=8, picture=picture, waves=waves, **settings
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(folder):
+    """Three files, of 10, 5 and 10.3 s, and the dataset that preparation makes of them."""
+    files = [
+        write(folder / f"{i}.mp4", seconds, seed=i) for i, seconds in enumerate((10, 5, 10.25))
+    ]
+    clips = [VideoClip(path.stem, str(path), end=None) for path in files]
+    write_dataset(
+        folder / "prepared",
+        {"eval": clips},
+        Preparation(num_frames=16, image_size=32),
+        class_names=[],
+        source="videos",
+        engine=Engine(workers=1),
+    )
+    return files, Records(folder / "prepared", "eval")
+
+
+def test_a_clip_gets_the_numbers_of_retrieval(model, prepared):
+    files, records = prepared
+    expected = features.extract(features.embeddings, model, records, sharding.make_mesh())
+    place = {name: i for i, name in enumerate(records.ids(list(range(len(records)))))}
+    found = [model.embed_video(path) for path in files]
+    for path, one in zip(files, found, strict=True):
+        for name in ("audio", "visual"):
+            rows = getattr(one, name)
+            assert rows.dtype == np.float32
+            whole = similarity.unit(expected[name][place[path.stem]])
+            np.testing.assert_allclose(rows, whole, rtol=0, atol=1e-6)
+            assert np.ptp(rows, axis=0).max() > 1e-3
+    for strategy in similarity.STRATEGIES:
+        matrix = retrieval_metrics.STRATEGIES[strategy](expected["audio"], expected["visual"])
+        for i in (0, 2):
+            for j in (0, 1):
+                own = model.similarity(found[i], found[j], strategy)
+                theirs = matrix[place[files[i].stem], place[files[j].stem]]
+                assert own == pytest.approx(theirs, abs=1e-6)
+    np.testing.assert_allclose(found[0].times, np.arange(16) * 0.625)
+    np.testing.assert_allclose(found[1].times, np.arange(16) * 5 / 16)
+    # The nominal 1024 rows of a clip are 26 more than 10 s have; the last window's end lacks them.
+    assert found[0].padded[:12].max() == 0 and found[0].padded[-1] == pytest.approx(26 / 96)
+
+
+def test_bytes_are_a_file_too(model, prepared):
+    files, _ = prepared
+    whole, again = model.embed_video(files[1]), model.embed_video(files[1].read_bytes())
+    np.testing.assert_array_equal(whole.visual, again.visual)
+
+
+@pytest.mark.parametrize("blocks", [7.0, 1000.0])
+def test_each_picture_of_a_long_file_meets_its_own_sound(folder, model, monkeypatch, blocks):
+    monkeypatch.setattr(timeline, "BLOCK_SECONDS", blocks)
+    path = folder / "long.mp4"
+    if not path.exists():
+        write(path, 30)
+    info = reading.file_info(path)
+    spec = PairSpec.of(model.config)
+    parts = list(timeline.pairs_of_file(info, spec))
+    times = np.concatenate([part.times for part in parts])
+    np.testing.assert_allclose(times, np.arange(48) * 0.625)
+    waveform = reading.read_sound(str(path), 0, 30)
+    fbank = audio.log_mel(waveform / np.float32(32768)).astype(np.float16)
+    windows = np.concatenate([part.audio for part in parts])
+    for time, window in zip(times, windows, strict=True):
+        start = min(max(0, round(100 * time) - 48), len(fbank) - 96)
+        # Blocks begin with resamplers and means of their own: equal but for rounding.
+        np.testing.assert_allclose(window, fbank[start : start + 96], atol=0.05)
+    visual = np.concatenate([part.visual for part in parts])
+    (whole,) = timeline.pairs_of_file(info, spec, 20, 30, None)
+    np.testing.assert_array_equal(whole.visual, visual[32:])
+    assert max(part.padded.max() for part in parts) == 0
+
+
+def test_memory_does_not_grow_with_the_length(model):
+    # Eight hours of sound would be 3 GB of log-mel; what is held at once is one block of it.
+    spec = PairSpec.of(model.config)
+    block = np.zeros(60 * 16_000, np.int16)
+    info = reading.FileInfo("day.mp4", "sound", 8 * 3600.0)
+    spans = timeline._spans(info, spec, 0.0, info.seconds, 0.625)
+    largest = seen = 0
+    contents = (reading.Content([], block) for _ in spans[:60])
+    for pairs in timeline._streamed(contents, spans[:60], spec, 0.625, info):
+        seen += len(pairs.times)
+        largest = max(largest, len(pairs.times))
+    assert seen == 60 * 96 and largest <= 96 + 4 and len(spans) == 480
+
+
+def test_a_sound_of_any_rate_is_heard_as_its_file(folder, model):
+    import soundfile
+
+    for rate, channels in ((44_100, 1), (48_000, 2)):
+        samples = np.stack([media_files.tone(440 * (c + 1), 3, rate) for c in range(channels)])
+        path = folder / f"{rate}.wav"
+        soundfile.write(path, samples.T, rate, subtype="FLOAT")
+        of_file, of_samples = model.embed_sound(path), model.embed_sound(samples, rate)
+        assert of_file.visual is None and of_file.audio.shape[0] == 16
+        np.testing.assert_allclose(of_file.audio, of_samples.audio, atol=1e-3)
+    whole = model.embed_sound(noise(25), 16_000)
+    np.testing.assert_allclose(whole.times, np.arange(40) * 0.625)
+    other = model.embed_sound(media_files.tone(440, 3, 44_100), 16_000)
+    assert np.abs(other.audio - of_samples.audio).max() > 1e-3
+
+
+def test_a_videos_sound_is_its_own(model, prepared):
+    files, _ = prepared
+    alone, both = model.embed_sound(files[0]), model.embed_video(files[0])
+    np.testing.assert_allclose(alone.audio, both.audio, atol=1e-4)
+    picture = model.embed_image(np.full((48, 64, 3), 90, np.uint8))
+    assert picture.audio is None and picture.visual.shape == (1, 16)
+    # Of other timelines, the mean of all cosines.
+    expected = (both.audio @ picture.visual.T).mean()
+    assert model.similarity(both, picture) == pytest.approx(expected, abs=1e-6)
+
+
+def test_little_sound_says_how_much_is_padding(model):
+    short = model.embed_sound(noise(0.5), 16_000)
+    assert short.padded == pytest.approx(np.full(16, 1 - 48 / 96))
+    assert model.embed_sound(noise(0.1)[:640], 16_000).padded == pytest.approx(1 - 2 / 96)
+    with pytest.raises(UserError, match="the sound has 19 ms of sound: 25 ms"):
+        model.embed_sound(noise(0.1)[:300], 16_000)
+
+
+def test_upright_as_the_camera_was_held(folder, model):
+    picture = np.zeros((60, 40, 3), np.uint8)
+    picture[:30] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = folder / "turned.jpg"
+    Image.fromarray(np.rot90(picture)).save(path, exif=exif, quality=95)
+    expected = model.embed_image(picture)
+    np.testing.assert_allclose(model.embed_image(path).visual, expected.visual, atol=0.02)
+    upside_down = model.embed_image(picture[::-1].copy()).visual
+    assert np.abs(model.embed_image(path).visual - upside_down).max() > 0.1
+
+
+def bad_files(folder):
+    """A name, what makes it, and what is said of it."""
+    (folder / "text.mp4").write_text("no video at all\n" * 50)
+    (folder / "empty.wav").write_bytes(b"")
+    media_files.make_video(folder / "mute.mp4", codecs=("libx264", None))
+    media_files.make_video(folder / "blind.mp4", codecs=(None, "aac"))
+    Image.new("1", (30_000, 30_000)).save(folder / "huge.png")
+    Image.new("RGB", (3000, 20)).save(folder / "strip.png")
+    (folder / "cut.png").write_bytes((folder / "strip.png").read_bytes()[:60])
+    return {
+        "nothing.mp4": "there is no file",
+        ".": "is a folder",
+        "text.mp4": "text.mp4 can't be read",
+        "empty.wav": "empty.wav can't be read",
+        "mute.mp4": "mute.mp4 has no audio stream",
+        "blind.mp4": "is a sound: use embed_sound",
+        "huge.png": "huge.png.*pixels",
+        "strip.png": "strip.png has a picture of 3000 x 20",
+        "cut.png": "cut.png",
+    }
+
+
+def test_bad_files_are_one_sentence(tmp_path, model):
+    for name, sentence in bad_files(tmp_path).items():
+        embed = model.embed_image if name.endswith("png") else model.embed_video
+        with pytest.raises(UserError, match=sentence) as raised:
+            embed(tmp_path / name)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "sentence"),
+    [
+        (np.array([0.1, np.nan] * 500), 16_000, "not finite"),
+        (np.ones(1000) * 20_000, 16_000, "1 is the full scale"),
+        (np.zeros((1000, 2)), 16_000, "transpose it"),
+        (np.zeros(1000, np.uint8), 16_000, "float, int16 or int32"),
+        (np.zeros(1000), 10, "from 1000 to"),
+        (np.zeros(1000), None, "need their sample_rate"),
+        (np.zeros(0), 16_000, "not of shape"),
+    ],
+)
+def test_bad_samples_are_one_sentence(model, samples, rate, sentence):
+    with pytest.raises(UserError, match=sentence):
+        model.embed_sound(samples, rate)
+
+
+def test_mistakes_of_arguments(model, prepared):
+    path = prepared[0][0]
+    with pytest.raises(UserError, match=r"has 10.00 s, and nothing in the span"):
+        model.embed_video(path, start=11)
+    with pytest.raises(UserError, match="every must be above 0"):
+        model.embed_video(path, every=0)
+    both = model.embed_video(path, start=2, end=4, every=0.5)
+    np.testing.assert_allclose(both.times, [2, 2.5, 3, 3.5])
+    with pytest.raises(UserError, match="there is no strategy 'best'"):
+        model.similarity(both, both, "best")
+    with pytest.raises(UserError, match="similarity needs visual vectors"):
+        model.similarity(both, model.embed_sound(path))
+
+
+def test_files_in_worker_processes(model, prepared, tmp_path):
+    files, _ = prepared
+    (tmp_path / "text.mp4").write_text("nothing")
+    given = [files[0], tmp_path / "text.mp4", files[1]]
+    results = {}
+    for name, parts in model.embed_files(given, workers=1):
+        results[name] = parts if isinstance(parts, UserError) else list(parts)
+    assert "text.mp4 can't be read" in str(results[str(given[1])])
+    (whole,) = results[str(files[1])]
+    np.testing.assert_array_equal(whole.visual, model.embed_video(files[1]).visual)
+
+
+def test_vectors_are_float32_whatever_computes_them(model):
+    half = model._replace(module=model.module.clone(dtype="bfloat16"))
+    assert isinstance(half, type(model))
+    shapes = {m: np.zeros((1, *model.module.raw_shape(m))) for m in ("audio", "visual")}
+    for tokens in (half.encode_audio(shapes["audio"]), half.encode_image(shapes["visual"])):
+        assert {part.dtype for part in tokens} == {jnp.dtype("float32")}
+
+
+def test_heatmaps_follow_the_sound(model):
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    sound = model.embed_sound(noise(3), 16_000)
+    heat = model.heatmap(picture, sound)
+    assert heat.shape == (32, 32) and heat.dtype == np.float32
+    patches = np.asarray(model.encode_image(model.picture(picture)[None]).patch_tokens)
+    query = sound.audio.mean(axis=0)
+    expected = similarity.unit(patches[0]) @ similarity.unit(query)
+    np.testing.assert_allclose(heat[[0, 0, -1, -1], [0, -1, 0, -1]], expected, atol=1e-5)
+    with pytest.raises(UserError, match="there is no method 'best'"):
+        model.heatmap(picture, sound, "best")
+
+
+def test_loading_is_silent(folder, model):
+    code = f"import cavmae_sync_jax; cavmae_sync_jax.load({str(folder / 'workdir')!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tiny.ROOT, check=True
+    )
+    assert done.stdout == done.stderr == ""
+
+
+def test_percentiles_are_places():
+    others = np.array([0.1, 0.2, 0.3, 0.4])
+    assert similarity.percentile(0.35, others) == 75
+    assert similarity.percentile(0.2, others) == 37.5
