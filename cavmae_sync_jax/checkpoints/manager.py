@@ -278,8 +278,10 @@ def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Store
         raise UserError(
             f"{directory} holds no checkpoints: give the folder of a training or a conversion"
         )
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with _manager(_absolute(folder), options) as manager:
+    with _quiet():  # Orbax warns of what it makes of these options
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        reader = _manager(_absolute(folder), options)
+    with reader as manager:
         steps = sorted(manager.all_steps())
         if not steps:
             raise UserError(f"{folder} holds no finished checkpoint")

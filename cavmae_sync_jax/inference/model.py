@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,6 @@ from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
 BATCH = 64  # pairs that the device gets at once
 File = str | os.PathLike | bytes
-Method = Literal["cosine"]
 
 
 class Embedded(NamedTuple):
@@ -220,7 +219,7 @@ class Model(Pretrained):
         self,
         image: File | np.ndarray,
         sound: File | Embedded,
-        method: Method = "cosine",
+        method: str = "cosine",
     ) -> Float32[np.ndarray, "size size"]:
         """Where in a picture a sound comes from; larger is likelier.
 
@@ -247,7 +246,7 @@ class Model(Pretrained):
         self,
         pictures: UInt8[np.ndarray, "pairs size size 3"],
         queries: Float32[np.ndarray, "pairs dim"],
-        method: Method = "cosine",
+        method: str = "cosine",
     ) -> Float32[np.ndarray, "pairs rows columns"]:
         """Every picture's map of its own sound's vector, on the grid of patches.
 

@@ -12,7 +12,6 @@ from cavmae_sync_jax.models import cavmae_sync
 from configs import demo
 from data_prep import scenes
 
-
 ROOT = pathlib.Path(__file__).parents[2]
 
 

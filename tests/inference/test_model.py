@@ -1,4 +1,4 @@
-"""Files to embeddings: retrieval's own numbers for clips, flat memory and true times for the rest."""
+"""Files to embeddings: retrieval's numbers for clips, true times and flat memory for any length."""
 
 import subprocess
 import sys
@@ -89,8 +89,8 @@ def test_a_clip_gets_the_numbers_of_retrieval(model, prepared):
                 assert own == pytest.approx(theirs, abs=1e-6)
     np.testing.assert_allclose(found[0].times, np.arange(16) * 0.625)
     np.testing.assert_allclose(found[1].times, np.arange(16) * 5 / 16)
-    # The nominal 1024 rows of a clip are 26 more than 10 s have; the last window's end lacks them.
-    assert found[0].padded[:12].max() == 0 and found[0].padded[-1] == pytest.approx(26 / 96)
+    # Row 960 of 1024 is the last window's centre, and 10 s have 998 rows.
+    assert found[0].padded[:12].max() == 0 and found[0].padded[-1] == pytest.approx(10 / 96)
 
 
 def test_bytes_are_a_file_too(model, prepared):
@@ -115,8 +115,9 @@ def test_each_picture_of_a_long_file_meets_its_own_sound(folder, model, monkeypa
     windows = np.concatenate([part.audio for part in parts])
     for time, window in zip(times, windows, strict=True):
         start = min(max(0, round(100 * time) - 48), len(fbank) - 96)
-        # Blocks begin with resamplers and means of their own: equal but for rounding.
-        np.testing.assert_allclose(window, fbank[start : start + 96], atol=0.05)
+        # AAC draws noise, from a state that depends on where decoding began: nearly equal.
+        errors = [np.abs(window - fbank[at : at + 96]).mean() for at in (start, max(start - 1, 1))]
+        assert errors[0] < 0.01 < 20 * errors[0] + 0.1 < errors[1]
     visual = np.concatenate([part.visual for part in parts])
     (whole,) = timeline.pairs_of_file(info, spec, 20, 30, None)
     np.testing.assert_array_equal(whole.visual, visual[32:])
@@ -179,10 +180,11 @@ def test_upright_as_the_camera_was_held(folder, model):
     exif[0x0112] = 6
     path = folder / "turned.jpg"
     Image.fromarray(np.rot90(picture)).save(path, exif=exif, quality=95)
-    expected = model.embed_image(picture)
-    np.testing.assert_allclose(model.embed_image(path).visual, expected.visual, atol=0.02)
-    upside_down = model.embed_image(picture[::-1].copy()).visual
-    assert np.abs(model.embed_image(path).visual - upside_down).max() > 0.1
+    # Scaled, so that only the middle 40 rows are left: red above, black below.
+    found = model.picture(path).astype(int)
+    assert found[:12, :, 0].min() > 200 and found[20:].max() < 60
+    np.testing.assert_allclose(found, model.picture(picture), atol=60)
+    assert model.embed_image(path).visual.shape == (1, 16)
 
 
 def bad_files(folder):
