@@ -28,7 +28,7 @@ STORED_FRAMES = 16  # as data_prep stores, if nobody asks for another number
 # The reference spreads a clip's 10 s over 1024 rows, although they have 998.
 _ROWS_A_SECOND = 102.4
 _RAGGED = 1.05  # a file up to this many clips long is one clip, as in preparation
-_WINDOW = 400  # samples of a row
+_WINDOW, _HOP = 400, audio.SAMPLE_RATE // audio.ROWS_PER_SECOND  # samples of a row
 
 
 class Pairs(NamedTuple):
@@ -131,28 +131,37 @@ def clip_pairs(
     """
     fbank = _fbank(content.waveform, name)
     stored = max(STORED_FRAMES, spec.num_frames)
-    chosen = np.arange(spec.num_frames) * stored // spec.num_frames
+    record = {"frames": content.jpegs, "fbank": fbank, "seconds": seconds}
+    chosen = [frame * stored // spec.num_frames for frame in range(spec.num_frames)]
     if content.jpegs:
-        record = {"frames": content.jpegs, "fbank": fbank}
         pairs = [spec.pair(record, frame) for frame in range(spec.num_frames)]
         windows = np.stack([pair[AUDIO] for pair in pairs])
         visual = np.stack([pair[VISUAL] for pair in pairs])
     else:
-        cut = [
-            audio.cut_window(fbank, int(frame), stored, spec.clip_rows, spec.audio_rows)
-            for frame in chosen
-        ]
+        sizes = stored, spec.clip_rows, spec.audio_rows
+        cut = [audio.cut_window(fbank, frame, *sizes, seconds=seconds) for frame in chosen]
         windows, visual = np.stack(cut), None
-    timeline = audio.timeline_rows(len(fbank), spec.clip_rows)
-    starts = [audio.window_start(int(frame), stored, timeline, spec.audio_rows) for frame in chosen]
-    return Pairs(
-        start + chosen * seconds / stored, windows, visual, _padded(starts, len(fbank), spec)
-    )
+    when = [
+        audio.frame_time(
+            frame,
+            stored,
+            spec.audio_rows,
+            sound_rows=len(fbank),
+            seconds=seconds,
+            start=start,
+            clip_rows=spec.clip_rows,
+        )
+        for frame in chosen
+    ]
+    return Pairs(_moments(when), windows, visual, _padded(when))
 
 
-def _padded(starts: Iterable[int], rows: int, spec: PairSpec) -> Float32[np.ndarray, " pairs"]:
-    held = np.clip(rows - np.asarray(list(starts)), 0, spec.audio_rows)
-    return (1 - held / spec.audio_rows).astype(np.float32)
+def _moments(when: list[audio.FrameTime]) -> Float[np.ndarray, " pairs"]:
+    return np.array([time.moment for time in when])
+
+
+def _padded(when: list[audio.FrameTime]) -> Float32[np.ndarray, " pairs"]:
+    return np.array([time.padded_share for time in when], np.float32)
 
 
 def _fbank(waveform: Int16[np.ndarray, " samples"], name: str) -> Float16[np.ndarray, "rows bins"]:
@@ -188,57 +197,56 @@ def _streamed(
     info: FileInfo,
 ) -> Iterator[Pairs]:
     """Cuts windows as soon as their sound is there, and forgets what none needs any more."""
-    begin = spans[0].start
+    begin, count = spans[0].start, sum(span.pictures for span in spans)
     total = _rows(_sample(spans[-1].end) - _sample(begin))
-    waveform = np.zeros(0, np.int16)  # from row `first + len(fbank)` on
-    fbank, first, jpegs, done = np.zeros((0, spec.audio_bins), np.float16), 0, [], 0
+
+    def window(number: int) -> audio.FrameTime:
+        return audio.frame_time(
+            number,
+            count,
+            spec.audio_rows,
+            sound_rows=total,
+            seconds=count * step,
+            start=begin,
+            clip_rows=spec.clip_rows,
+        )
+
+    waveform = np.zeros(0, np.int16)  # what comes after the rows of `fbank`
+    fbank, first = np.zeros((0, spec.audio_bins), np.float16), 0  # and the number of its first row
+    jpegs: list[bytes] = []
+    done = pending = 0  # pairs
     for span, content in zip(spans, contents, strict=True):
         last = span is spans[-1]
         length = _sample(span.end) - _sample(span.start)
         # Sound that ends a little early would put all later blocks out of step.
-        missing = length - len(content.waveform)
-        new = content.waveform if last else np.pad(content.waveform, (0, max(0, missing)))
-        waveform = np.concatenate([waveform, new[:length]])
-        if last:
-            if not len(fbank) and len(waveform) < _WINDOW:
-                _fbank(waveform, info.path)
-            total = min(total, first + len(fbank) + _rows(len(waveform)))
-        ready = _rows(len(waveform))
-        if ready > 0:
+        missing = 0 if last else max(0, length - len(content.waveform))
+        waveform = np.concatenate([waveform, np.pad(content.waveform[:length], (0, missing))])
+        if ready := _rows(len(waveform)):
             fbank = np.concatenate([fbank, _fbank(waveform, info.path)])
-            waveform = waveform[ready * (audio.SAMPLE_RATE // audio.ROWS_PER_SECOND) :]
-        jpegs += content.jpegs
+            waveform = waveform[ready * _HOP :]
+        elif last and not first and not len(fbank):
+            _fbank(waveform, info.path)  # says that it is too short
         held = first + len(fbank)
-        numbers, starts = [], []
-        pending = sum(s.pictures for s in spans[: spans.index(span) + 1])
-        for number in range(done, pending):
-            window = _window_start(number * step, total, spec.audio_rows)
-            if not last and window + spec.audio_rows > held:
-                break
-            numbers.append(number)
-            starts.append(window)
-        if not numbers:
+        total = held if last else total
+        jpegs += content.jpegs
+        pending += span.pictures
+        when = [window(number) for number in range(done, pending)]
+        if not last:
+            when = [time for time in when if time.first_row + spec.audio_rows <= held]
+        if not when:
             continue
-        windows = np.stack([_cut(fbank, window - first, spec.audio_rows) for window in starts])
-        shown = jpegs[: len(numbers)]
-        jpegs = jpegs[len(numbers) :]
+        windows = np.stack([_cut(fbank, time.first_row - first, spec.audio_rows) for time in when])
+        shown, jpegs = jpegs[: len(when)], jpegs[len(when) :]
         visual = np.stack([images.decode_jpeg(jpeg) for jpeg in shown]) if shown else None
-        times = begin + np.array(numbers) * step
-        yield Pairs(times, windows, visual, _padded(starts, total, spec))
-        done += len(numbers)
-        following = _window_start(done * step, total, spec.audio_rows)
-        fbank, first = fbank[max(0, following - first) :], max(first, following)
+        yield Pairs(_moments(when), windows, visual, _padded(when))
+        done += len(when)
+        if not last:
+            needed = window(done).first_row
+            fbank, first = fbank[max(0, needed - first) :], max(first, needed)
 
 
 def _rows(samples: int) -> int:
-    hop = audio.SAMPLE_RATE // audio.ROWS_PER_SECOND
-    return max(0, (samples - _WINDOW) // hop + 1)
-
-
-def _window_start(seconds: float, rows: int, window: int) -> int:
-    """The first row of the window around a moment, moved inside a file of so many rows."""
-    centred = round(seconds * audio.ROWS_PER_SECOND) - window // 2
-    return max(0, min(centred, rows - window))
+    return max(0, (samples - _WINDOW) // _HOP + 1)
 
 
 def _cut(

@@ -1,0 +1,362 @@
+"""An index of embedded files on disk: Parquet shards and a manifest, read by anything.
+
+`INDEX/index.json` names the model, the settings and the code's version.
+`INDEX/shards/NNNNNN.parquet` hold a row per vector: `file`, its `size` in bytes, when it was
+`modified` in ns, `kind`, `modality` (audio or visual), `time` in seconds, `padded`, and `vector`
+(unit length, float32).
+
+A shard appears complete under its name, or not at all, so a program that is killed loses the files
+since the last shard and nothing else. A file that changed is embedded again; its newest shard
+counts.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Float32, Int64
+
+from cavmae_sync_jax.inference.model import Embedded, Model
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
+
+FORMAT = 1
+MANIFEST = "index.json"
+# A shard is written when it holds so many vectors, or so many seconds after the one before.
+MOST_VECTORS, SECONDS = 16_384, 30.0
+_FACTS = ("file", "size", "modified", "kind")
+
+
+class Side(NamedTuple):
+    """One modality of an index: rows of file `i` are `offsets[i]` to `offsets[i + 1]`."""
+
+    files: list[str]
+    kinds: list[str]
+    offsets: Int64[np.ndarray, " files_and_1"]
+    times: Float[np.ndarray, " rows"]
+    vectors: Float32[np.ndarray, "rows dim"]
+
+    def rows(self, place: int) -> slice:
+        """The rows of a file."""
+        return slice(int(self.offsets[place]), int(self.offsets[place + 1]))
+
+
+class Stat(NamedTuple):
+    """What tells that a file changed: its size in bytes, and when it was written, in ns."""
+
+    size: int
+    modified: int
+
+
+class Index:
+    """An index on disk, see the module."""
+
+    def __init__(self, directory: str | os.PathLike):
+        """Opens an index.
+
+        Raises:
+          UserError: if there is none.
+        """
+        self.directory = pathlib.Path(directory)
+        try:
+            self.manifest = json.loads((self.directory / MANIFEST).read_text())
+            self.model = self.manifest["model"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{directory} is no index: make one by python -m cavmae_sync_jax.embed"
+            ) from error
+        if self.manifest.get("format") != FORMAT:
+            raise UserError(f"{directory} was written by another version of this program")
+
+    @property
+    def shards(self) -> list[pathlib.Path]:
+        """The shards, oldest first."""
+        return sorted((self.directory / "shards").glob("*.parquet"))
+
+    def check(
+        self, model: Model, every: float | None = None, compare_settings: bool = False
+    ) -> None:
+        """Refuses another model or, if asked, other settings than those of the index.
+
+        Raises:
+          UserError: if they differ.
+        """
+        if model.fingerprint() != self.model["fingerprint"]:
+            raise UserError(
+                f"{self.directory} was made by the model of {self.model['directory']}, step "
+                f"{self.model['step']}, and vectors of different models can't be compared: "
+                f"name that one, not {model.directory}, or begin another index"
+            )
+        if compare_settings and self.manifest["settings"] != _settings(model, every):
+            raise UserError(
+                f"{self.directory} was made with --every={self.manifest['settings']['every']}: "
+                "use the same, or begin another index"
+            )
+
+    def known(self) -> dict[str, Stat]:
+        """The files that are embedded, and what they were then."""
+        found = {}
+        for shard in self.shards:
+            table = self._read(shard, list(_FACTS[:3]))
+            rows = table.group_by(list(_FACTS[:3])).aggregate([]).to_pylist()
+            found |= {row["file"]: Stat(row["size"], row["modified"]) for row in rows}
+        return found
+
+    def side(self, modality: str, files: Sequence[str] | None = None) -> Side:
+        """All vectors of a modality, or those of some files.
+
+        Raises:
+          UserError: if a shard is damaged.
+        """
+        filters: list[Any] = [("modality", "==", modality)]
+        if files is not None:
+            filters.append(("file", "in", list(files)))
+        newest: dict[str, pathlib.Path] = {}
+        for shard in self.shards:
+            names = self._read(shard, ["file"])["file"].unique().to_pylist()
+            newest |= dict.fromkeys(names, shard)
+        columns = ["file", "kind", "time", "vector"]
+        names, kinds, counts, times, vectors = [], [], [], [], []
+        for shard in self.shards:
+            table = self._read(shard, columns, filters)
+            if not len(table):
+                continue
+            of_row = table["file"].to_numpy(zero_copy_only=False)
+            begins = np.flatnonzero(np.r_[True, of_row[1:] != of_row[:-1]])
+            kind = table["kind"].to_pylist()
+            rows = table["vector"].combine_chunks().flatten().to_numpy()
+            rows = rows.reshape(len(table), -1)
+            when = table["time"].to_numpy()
+            for begin, end in zip(begins, [*begins[1:], len(table)], strict=True):
+                if newest[of_row[begin]] == shard:
+                    names.append(str(of_row[begin]))
+                    kinds.append(kind[begin])
+                    counts.append(end - begin)
+                    times.append(when[begin:end])
+                    vectors.append(rows[begin:end])
+        offsets = np.cumsum([0, *counts], dtype=np.int64)
+        if not names:
+            dim = self.model["dim"]
+            return Side([], [], offsets, np.zeros(0), np.zeros((0, dim), np.float32))
+        return Side(names, kinds, offsets, np.concatenate(times), np.concatenate(vectors))
+
+    def _read(self, shard: pathlib.Path, columns: list[str], filters: Any = None) -> pa.Table:
+        try:
+            return pq.read_table(shard, columns=columns, filters=filters, partitioning=None)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{shard} is damaged ({str(error).splitlines()[0]}): delete it and embed its "
+                "files again"
+            ) from error
+
+
+class Writer:
+    """Adds files to an index; one at a time may."""
+
+    def __init__(self, index: Index):
+        self._index = index
+        self._schema = _schema(index.model["dim"])
+        self._waiting: list[pa.Table] = []
+        self._written = time.monotonic()
+
+    def add(self, file: str, stat: Stat, kind: str, parts: Iterable[Embedded]) -> int:
+        """Adds a file's vectors as they come; returns how many pairs there are.
+
+        A file of which a part fails leaves nothing behind.
+
+        Raises:
+          UserError: what the parts raise.
+        """
+        tables, pairs = [], 0
+        with contextlib.ExitStack() as stack:
+            large = None
+            for part in parts:
+                tables += self._tables(file, stat, kind, part)
+                pairs += len(part.times)
+                if sum(map(len, tables)) >= MOST_VECTORS:
+                    # It gets a shard of its own, so memory does not grow with its length.
+                    large = large or stack.enter_context(self._shard())
+                    large(tables)
+                    tables = []
+            if large is not None:
+                large(tables)
+                tables = []
+        self._waiting += tables
+        full = sum(map(len, self._waiting)) >= MOST_VECTORS
+        if full or time.monotonic() - self._written >= SECONDS:
+            self.flush()
+        return pairs
+
+    def flush(self) -> None:
+        """Writes what is waiting."""
+        if self._waiting:
+            with self._shard() as write:
+                write(self._waiting)
+        self._waiting = []
+        self._written = time.monotonic()
+
+    def _tables(self, file: str, stat: Stat, kind: str, part: Embedded) -> list[pa.Table]:
+        found = []
+        for modality in MODALITIES:
+            vectors = getattr(part, modality)
+            if vectors is None:
+                continue
+            count, dim = vectors.shape
+            flat = pa.array(np.ascontiguousarray(vectors).ravel())
+            columns = {
+                "file": pa.array([file] * count),
+                "size": pa.array([stat.size] * count),
+                "modified": pa.array([stat.modified] * count),
+                "kind": pa.array([kind] * count),
+                "modality": pa.array([modality] * count),
+                "time": pa.array(part.times),
+                "padded": pa.array(part.padded),
+                "vector": pa.FixedSizeListArray.from_arrays(flat, dim),
+            }
+            found.append(pa.table(columns, schema=self._schema))
+        return found
+
+    @contextlib.contextmanager
+    def _shard(self) -> Iterator[Callable[[list[pa.Table]], None]]:
+        """A shard that appears when the block ends, if it ends well."""
+        folder = self._index.directory / "shards"
+        number = max((int(path.stem) for path in self._index.shards), default=-1) + 1
+        place = folder / f"{number:06d}.parquet"
+        partial = folder / f".{number:06d}.partial"
+        try:
+            with pq.ParquetWriter(partial, self._schema, compression="none") as writer:
+
+                def write(tables: list[pa.Table]) -> None:
+                    # A row group of each modality, so that a search reads one of them only.
+                    for modality in MODALITIES:
+                        same = [t for t in tables if t["modality"][0].as_py() == modality]
+                        if same:
+                            writer.write_table(pa.concat_tables(same))
+
+                yield write
+            _replace(partial, place)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(
+    directory: str | os.PathLike, model: Model, every: float | None
+) -> Iterator[tuple[Index, Writer]]:
+    """Opens an index to add to, or begins one; what was added is written at the end.
+
+    Raises:
+      UserError: if it is another model's, has other settings, or is being written.
+    """
+    folder = cli.make_folder(directory)
+    place = pathlib.Path(folder)
+    if not (place / MANIFEST).exists() and any(p.name != ".lock" for p in place.iterdir()):
+        raise UserError(f"{directory} is a folder with other things: name a new one")
+    with (place / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another program is adding to {directory}: wait for it") from error
+        (place / "shards").mkdir(exist_ok=True)
+        for left in (place / "shards").glob(".*.partial"):
+            left.unlink()
+        if not (place / MANIFEST).exists():
+            manifest = {
+                "format": FORMAT,
+                "model": {
+                    "directory": os.path.abspath(model.directory),
+                    "step": model.step,
+                    "fingerprint": model.fingerprint(),
+                    "dim": int(model.config.model.width),
+                },
+                "settings": _settings(model, every),
+                "version": cli.version(),
+            }
+            partial = place / ".lock.partial"
+            partial.write_text(json.dumps(manifest, indent=2) + "\n")
+            _replace(partial, place / MANIFEST)
+        index = Index(place)
+        index.check(model, every, compare_settings=True)
+        writer = Writer(index)
+        try:
+            yield index, writer
+        finally:
+            writer.flush()
+
+
+def export(index: Index, path: pathlib.Path) -> None:
+    """Writes all vectors into one `.npz` or `.parquet` file.
+
+    An npz holds `audio` and `visual` `[rows, dim]`, with `audio_file`, `audio_time`, `visual_file`
+    and `visual_time` `[rows]`.
+
+    Raises:
+      UserError: if the file's name ends otherwise.
+    """
+    if path.suffix not in (".npz", ".parquet"):
+        raise UserError(f"{path} must end in .npz or .parquet")
+    sides = {modality: index.side(modality) for modality in (AUDIO, VISUAL)}
+    arrays: dict[str, np.ndarray] = {}
+    for modality, side in sides.items():
+        names = np.repeat(np.array(side.files, dtype=str), np.diff(side.offsets))
+        arrays |= {modality: side.vectors, f"{modality}_file": names}
+        arrays[f"{modality}_time"] = side.times
+    partial = path.with_name(f".{path.name}.partial")
+    if path.suffix == ".npz":
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)
+    else:
+        dim = index.model["dim"]
+        tables = [
+            pa.table(
+                {
+                    "file": arrays[f"{modality}_file"],
+                    "modality": [modality] * len(side.times),
+                    "time": side.times,
+                    "vector": pa.FixedSizeListArray.from_arrays(
+                        pa.array(side.vectors.ravel()), dim
+                    ),
+                }
+            )
+            for modality, side in sides.items()
+            if side.files
+        ]
+        pq.write_table(pa.concat_tables(tables), partial)
+    _replace(partial, path)
+
+
+def _settings(model: Model, every: float | None) -> dict[str, Any]:
+    return {"every": every, **model.pair_spec._asdict()}
+
+
+def _schema(dim: int) -> pa.Schema:
+    text = pa.string()
+    return pa.schema(
+        [
+            *(("file", text), ("size", pa.int64()), ("modified", pa.int64()), ("kind", text)),
+            *(("modality", text), ("time", pa.float64()), ("padded", pa.float32())),
+            ("vector", pa.list_(pa.float32(), dim)),
+        ],
+        metadata={"version": cli.version()},
+    )
+
+
+def _replace(partial: pathlib.Path, place: pathlib.Path) -> None:
+    """Gives a finished file its name, on the disk before the name is."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(place)
+    folder = os.open(place.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
