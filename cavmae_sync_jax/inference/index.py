@@ -30,6 +30,7 @@ from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
 
 FORMAT = 1
+EXPORTS = (".npz", ".parquet")
 MANIFEST = "index.json"
 # A shard is written when it holds so many vectors, or so many seconds after the one before.
 MOST_VECTORS, SECONDS = 16_384, 30.0
@@ -302,8 +303,8 @@ def export(index: Index, path: pathlib.Path) -> None:
     Raises:
       UserError: if the file's name ends otherwise.
     """
-    if path.suffix not in (".npz", ".parquet"):
-        raise UserError(f"{path} must end in .npz or .parquet")
+    if path.suffix not in EXPORTS:
+        raise UserError(f"{path} must end in {' or '.join(EXPORTS)}")
     sides = {modality: index.side(modality) for modality in (AUDIO, VISUAL)}
     arrays: dict[str, np.ndarray] = {}
     for modality, side in sides.items():

@@ -158,8 +158,8 @@ class Model(Pretrained):
 
     def embed_files(
         self, files: Iterable[str | os.PathLike], workers: int = 1, every: Seconds | None = None
-    ) -> Iterator[tuple[str, Iterator[Embedded] | UserError]]:
-        """Yields every file with its embeddings, a part at a time, or with why there are none.
+    ) -> Iterator[tuple[str, str, Iterator[Embedded] | UserError]]:
+        """Yields every file, its kind, and its embeddings in parts or why there are none.
 
         Files may be videos, sounds and pictures. Workers decode while the device computes.
 
@@ -176,12 +176,12 @@ class Model(Pretrained):
                 try:
                     info = reading.file_info(file)
                     if info.kind == "picture":
-                        yield file, iter([self.embed_image(file)])
+                        yield file, info.kind, iter([self.embed_image(file)])
                         continue
                     pairs = timeline.pairs_of_file(info, self.pair_spec, every=every, pool=pool)
-                    yield file, self.embed_pairs(pairs)
+                    yield file, info.kind, self.embed_pairs(pairs)
                 except UserError as error:
-                    yield file, error
+                    yield file, "", error
 
     def similarity(
         self,

@@ -72,7 +72,7 @@ def search(index: Index, query: Embedded, top: int, apart: float) -> Found:
     moments = np.mean([one[0] for one in scored], axis=0)
     clips = np.mean([one[1] for one in scored], axis=0)
     side = next(iter(sides.values()))
-    best = np.argsort(-clips, kind="stable")[:top]
+    best = np.argsort(-clips, kind="stable")[:top].tolist()
     others = _others(index, query, side.files)
     hits = []
     for place in best:

@@ -94,3 +94,22 @@ def make_video(
         for packet in packets:
             container.mux(packet)
     return path
+
+
+def noise(seconds, seed=0, rate=16_000):
+    """Noise whose loudness changes ten times a second, so that every window is another."""
+    rng = np.random.default_rng(seed)
+    loudness = np.repeat(rng.uniform(0.01, 0.3, round(seconds * 10)), rate // 10)
+    return loudness * rng.uniform(-1, 1, len(loudness))
+
+
+def noisy_video(path, seconds, seed=0, **settings):
+    """Writes coloured squares, others in every frame, with `noise`."""
+
+    def squares(number, size):
+        rng = np.random.default_rng((seed, number))
+        return np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+
+    waves = noise(seconds, seed)[None]
+    settings = {"fps": 8, "picture": squares, "waves": waves} | settings
+    return make_video(path, seconds=seconds, **settings)

@@ -8,6 +8,7 @@ import media_files
 import numpy as np
 import pytest
 import tiny
+from media_files import noise, noisy_video
 from PIL import Image
 
 import cavmae_sync_jax
@@ -32,29 +33,12 @@ def model(folder):
     return cavmae_sync_jax.load(str(tiny.write_model(folder / "workdir", data__num_frames=16)))
 
 
-def noise(seconds, seed=0, rate=16_000):
-    """Noise whose loudness changes, so that every window is another."""
-    rng = np.random.default_rng(seed)
-    loudness = np.repeat(rng.uniform(0.01, 0.3, round(seconds * 10)), rate // 10)
-    return loudness * rng.uniform(-1, 1, len(loudness))
-
-
-def write(path, seconds, seed=0, **settings):
-    def picture(number, size):
-        rng = np.random.default_rng((seed, number))
-        return np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-
-    waves = noise(seconds, seed)[None]
-    return media_files.make_video(
-        path, seconds=seconds, fps=8, picture=picture, waves=waves, **settings
-    )
-
-
 @pytest.fixture(scope="module")
 def prepared(folder):
     """Three files, of 10, 5 and 10.3 s, and the dataset that preparation makes of them."""
     files = [
-        write(folder / f"{i}.mp4", seconds, seed=i) for i, seconds in enumerate((10, 5, 10.25))
+        noisy_video(folder / f"{i}.mp4", seconds, seed=i)
+        for i, seconds in enumerate((10, 5, 10.25))
     ]
     clips = [VideoClip(path.stem, str(path), end=None) for path in files]
     write_dataset(
@@ -104,7 +88,7 @@ def test_each_picture_of_a_long_file_meets_its_own_sound(folder, model, monkeypa
     monkeypatch.setattr(timeline, "BLOCK_SECONDS", blocks)
     path = folder / "long.mp4"
     if not path.exists():
-        write(path, 30)
+        noisy_video(path, 30)
     info = reading.file_info(path)
     spec = PairSpec.of(model.config)
     parts = list(timeline.pairs_of_file(info, spec))
@@ -253,7 +237,7 @@ def test_files_in_worker_processes(model, prepared, tmp_path):
     (tmp_path / "text.mp4").write_text("nothing")
     given = [files[0], tmp_path / "text.mp4", files[1]]
     results = {}
-    for name, parts in model.embed_files(given, workers=1):
+    for name, _, parts in model.embed_files(given, workers=1):
         results[name] = parts if isinstance(parts, UserError) else list(parts)
     assert "text.mp4 can't be read" in str(results[str(given[1])])
     (whole,) = results[str(files[1])]

@@ -1,0 +1,158 @@
+"""Embeds videos, sounds and pictures of any length into an index on disk.
+
+Examples:
+  python -m cavmae_sync_jax.embed VIDEOS --checkpoint=runs/sync --output=runs/index
+  python -m cavmae_sync_jax.embed a.mp4 b.wav c.jpg --checkpoint=runs/sync --output=runs/index
+
+Each source is a file, a folder or a text file with a path per line. Of a folder, the files are
+taken that are named as media. Files that the index holds already are skipped; changed ones are
+embedded again. After an interruption, repeat the command.
+
+A pair of vectors comes every 10/16 s. A file that can't be read is told, and the others go on.
+python -m cavmae_sync_jax.search asks the index. It consists of Parquet files, which pandas or
+DuckDB can read.
+"""
+
+import argparse
+import mimetypes
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from cavmae_sync_jax.inference import index as indexes
+from cavmae_sync_jax.inference import model as models
+from cavmae_sync_jax.inference.index import Stat
+from cavmae_sync_jax.inference.model import Model
+from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils.errors import UserError
+
+# What Python's own table of names lacks.
+_MORE = {".flac", ".flv", ".m2ts", ".m4a", ".m4v", ".mkv", ".mts", ".ogg", ".ogv", ".ts", ".webp"}
+
+
+class Counts(NamedTuple):
+    """How many files were embedded, skipped because the index has them, and refused."""
+
+    embedded: int
+    skipped: int
+    refused: int
+    pairs: int
+
+
+def run(
+    model: Model,
+    sources: Sequence[str],
+    output: str | os.PathLike,
+    *,
+    every: float | None = None,
+    workers: int = 1,
+) -> Counts:
+    """Embeds files into an index, which may exist.
+
+    Args:
+      model: whose vectors the index holds.
+      sources: files, folders, or text files that list files.
+      output: the index's folder.
+      every: seconds between pairs; None: as a clip's frames.
+      workers: processes that decode.
+
+    Raises:
+      UserError: if a source is not there or names no media, the index is of another model or other
+        settings, or none of its files could be embedded.
+    """
+    if workers < 0:
+        raise UserError(f"--workers must be at least 0, not {workers}")
+    if every is not None and not every > 0:
+        raise UserError(f"--every must be above 0 seconds, not {every:g}")
+    files = find_files(sources)
+    embedded = refused = pairs = 0
+    with indexes.writing(output, model, every) as (index, writer):
+        known = index.known()
+        stats = {file: _stat(file) for file in files}
+        new = [file for file in files if stats[file] is None or known.get(file) != stats[file]]
+        with console.progress("embed", len(new), "file") as bar:
+            for file, kind, parts in model.embed_files(new, workers, every):
+                try:
+                    if isinstance(parts, UserError):
+                        raise parts
+                    pairs += writer.add(file, stats[file], kind, parts)
+                    embedded += 1
+                except UserError as error:
+                    refused += 1
+                    console.log(f"refused: {error}")
+                bar.update()
+    if refused and not embedded and refused == len(files):
+        raise UserError(f"none of the {refused} files could be embedded; the reasons are above")
+    return Counts(embedded, len(files) - len(new), refused, pairs)
+
+
+def find_files(sources: Iterable[str]) -> list[str]:
+    """The absolute paths of the files that sources name, each once.
+
+    Raises:
+      UserError: if a source is not there, or a folder or list names no file.
+    """
+    found: dict[str, None] = {}
+    for source in map(pathlib.Path, sources):
+        if source.is_dir():
+            files = [path for path in sorted(source.rglob("*")) if _is_media(path)]
+        elif source.suffix.lower() == ".txt" and source.is_file():
+            lines = source.read_text(errors="surrogateescape").splitlines()
+            files = [source.parent / line.strip() for line in lines if line.strip()]
+        elif source.exists():
+            files = [source]
+        else:
+            raise UserError(f"there is no file or folder {source}")
+        if not files:
+            raise UserError(f"{source} has no videos, sounds or pictures")
+        found |= dict.fromkeys(os.path.abspath(path) for path in files)
+    return list(found)
+
+
+def _is_media(path: pathlib.Path) -> bool:
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    named = kind.startswith(("video/", "audio/", "image/")) or path.suffix.lower() in _MORE
+    return named and path.is_file()
+
+
+def _stat(file: str) -> Stat | None:
+    """What tells that a file changed; None if it is not there, which reading it will say."""
+    try:
+        stat = os.stat(file)
+    except OSError:
+        return None
+    return Stat(stat.st_size, stat.st_mtime_ns)
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = cli.parser(__doc__)
+    arguments.add_argument("sources", nargs="+", metavar="FILE", help="file, folder or list")
+    arguments.add_argument("--checkpoint", required=True, help="folder of a trained model")
+    arguments.add_argument("--output", required=True, metavar="INDEX", help="the index's folder")
+    arguments.add_argument("--every", type=float, help="seconds between pairs; None: 10/16")
+    arguments.add_argument("--workers", type=int, default=1, help="processes that decode")
+    arguments.add_argument(
+        "--export", metavar="FILE", help="also write all vectors into one .npz or .parquet"
+    )
+
+    def start(args: argparse.Namespace) -> None:
+        exported = None if args.export is None else pathlib.Path(args.export)
+        if exported is not None and exported.suffix not in indexes.EXPORTS:
+            raise UserError(f"--export={exported} must end in {' or '.join(indexes.EXPORTS)}")
+        model = models.load(args.checkpoint)
+        counts = run(model, args.sources, args.output, every=args.every, workers=args.workers)
+        print(
+            f"{counts.embedded} files embedded ({counts.pairs} pairs), {counts.skipped} were in "
+            f"the index, {counts.refused} refused\nwritten: {args.output}"
+        )
+        if exported is not None:
+            indexes.export(indexes.Index(args.output), exported)
+            print(f"written: {exported}")
+
+    cli.main(arguments, start)
+
+
+if __name__ == "__main__":
+    main()

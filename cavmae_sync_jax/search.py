@@ -1,0 +1,179 @@
+"""Finds the files and moments of an index that are nearest to a sound, a picture or a video.
+
+Examples:
+  python -m cavmae_sync_jax.search runs/index --sound=bark.wav --output=runs/bark
+  python -m cavmae_sync_jax.search runs/index --image=dog.jpg --top=20
+
+A sound asks for pictures, a picture for sounds, and a video for both. Prints a table and writes
+OUTPUT/search.json and OUTPUT/search.html, a page with a player at every hit's moment.
+
+A similarity is a mean of cosines, from -1 to 1. Its percentile tells more: the share of the index's
+other clips that match the hit less than the query does. Sounds that match everything alike, such as
+beeps, have high similarities with percentiles near 50.
+"""
+
+import argparse
+import html
+import json
+import os
+import pathlib
+import string
+from typing import Any
+from urllib.parse import quote
+
+from cavmae_sync_jax.inference import model as models
+from cavmae_sync_jax.inference import nearest
+from cavmae_sync_jax.inference.index import Index
+from cavmae_sync_jax.inference.model import Embedded, Model
+from cavmae_sync_jax.inference.nearest import Found, Hit
+from cavmae_sync_jax.media.audio import ROWS_PER_SECOND
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+
+QUERIES = {"sound": "sound", "image": "picture", "video": "video"}
+
+_PAGE = string.Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Search: $title</title>
+<style>
+body { font-family: sans-serif; max-width: 72rem; margin: 1rem auto; padding: 0 1rem; }
+ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
+li { overflow-wrap: anywhere; }
+video, img, audio { display: block; width: 100%; max-height: 12rem; background: #eee; }
+p { margin: 0.3rem 0; }
+</style>
+</head>
+<body>
+<h1>Nearest to $title</h1>
+<figure>$query</figure>
+<h2>Files</h2>
+<ol>
+$clips
+</ol>
+<h2>Moments</h2>
+<ol>
+$moments
+</ol>
+</body>
+</html>
+""")
+
+
+def run(
+    model: Model, index: Index, kind: str, file: str, output: str | os.PathLike, top: int = 10
+) -> dict[str, Any]:
+    """Searches an index; writes `search.json` and `search.html`.
+
+    Args:
+      model: that the index was made by.
+      index: where to look.
+      kind: of `QUERIES`.
+      file: the query.
+      output: a folder.
+      top: how many files and moments.
+
+    Returns:
+      What `search.json` holds.
+
+    Raises:
+      UserError: if the file can't be read, the model is another one, or nothing can be compared.
+    """
+    if top < 1:
+        raise UserError(f"--top must be at least 1, not {top}")
+    index.check(model)
+    window = model.pair_spec.audio_rows / ROWS_PER_SECOND
+    found = nearest.search(index, _embedded(model, kind, file, index), top, window)
+    result = {
+        "query": {"kind": kind, "file": os.path.abspath(file)},
+        "clips": [hit._asdict() for hit in found.clips],
+        "moments": [hit._asdict() for hit in found.moments],
+        "index": {"directory": str(index.directory), "model": index.model},
+        "version": cli.version(),
+    }
+    folder = pathlib.Path(cli.make_folder(output))
+    (folder / "search.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "search.html").write_text(_page(kind, file, found, window, folder))
+    return result
+
+
+def _embedded(model: Model, kind: str, file: str, index: Index) -> Embedded:
+    every = index.manifest["settings"]["every"]
+    if kind == "image":
+        return model.embed_image(file)
+    embed = model.embed_sound if kind == "sound" else model.embed_video
+    return embed(file, every=every)
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """The hits of `run` as text."""
+    lines = [f"{'rank':>4}  {'similarity':>10}  {'percentile':>10}  {'time':>9}  file"]
+    for rank, hit in enumerate(result["clips"], 1):
+        place = "–" if hit["percentile"] is None else f"{hit['percentile']:.0f}"
+        row = f"{rank:4}  {hit['similarity']:10.3f}  {place:>10}  {_clock(hit['time']):>9}"
+        lines.append(f"{row}  {hit['file']}")
+    return "\n".join(lines)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
+
+
+def _page(kind: str, file: str, found: Found, window: float, folder: pathlib.Path) -> str:
+    query = _player(QUERIES[kind], os.path.abspath(file), None, window, folder)
+    lists = {
+        name: "\n".join(_item(hit, window, folder) for hit in hits)
+        for name, hits in (("clips", found.clips), ("moments", found.moments))
+    }
+    return _PAGE.substitute(lists, title=html.escape(os.path.basename(file)), query=query)
+
+
+def _item(hit: Hit, window: float, folder: pathlib.Path) -> str:
+    told = f"{_clock(hit.time)}, similarity {hit.similarity:.3f}"
+    if hit.percentile is not None:
+        told += f", percentile {hit.percentile:.0f}"
+    player = _player(hit.kind, hit.file, hit.time, window, folder)
+    name = html.escape(os.path.basename(hit.file))
+    return f"<li>{player}<p>{told}</p><p>{name}</p></li>"
+
+
+def _player(kind: str, file: str, time: float | None, window: float, folder: pathlib.Path) -> str:
+    """An element that plays a file, from the window around a moment on."""
+    # Relative, so that the page also works where its folder is served or moved with the files.
+    address = html.escape(quote(os.path.relpath(file, os.path.abspath(folder))))
+    if kind == "picture":
+        return f'<img src="{address}" alt="{html.escape(os.path.basename(file))}" loading="lazy">'
+    if time is not None:
+        begin = max(0.0, time - window / 2)
+        address += f"#t={begin:.2f},{begin + window:.2f}"
+    tag = "audio" if kind == "sound" else "video"
+    return f'<{tag} src="{address}" controls preload="metadata"></{tag}>'
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = cli.parser(__doc__)
+    arguments.add_argument("index", metavar="INDEX", help="folder that embed wrote")
+    query = arguments.add_mutually_exclusive_group(required=True)
+    for kind in QUERIES:
+        query.add_argument(f"--{kind}", metavar="FILE", help=f"{kind} to search with")
+    arguments.add_argument("--checkpoint", help="model; None is the one that the index names")
+    arguments.add_argument("--top", type=int, default=10, help="files and moments to find")
+    arguments.add_argument("--output", default="runs/search", help="folder of the results")
+
+    def start(args: argparse.Namespace) -> None:
+        index = Index(args.index)
+        model = models.load(args.checkpoint or index.model["directory"])
+        (kind,) = (name for name in QUERIES if getattr(args, name) is not None)
+        result = run(model, index, kind, getattr(args, kind), args.output, args.top)
+        print(f"{format_table(result)}\nwritten: {args.output}/search.html")
+
+    cli.main(arguments, start)
+
+
+if __name__ == "__main__":
+    main()

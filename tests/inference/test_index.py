@@ -1,0 +1,259 @@
+"""The index on disk grows, survives a kill and refuses to mix; its search is exact."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import tiny
+from media_files import noise, noisy_video
+from PIL import Image
+
+import cavmae_sync_jax
+from cavmae_sync_jax import embed, search
+from cavmae_sync_jax.inference import index as indexes
+from cavmae_sync_jax.inference import nearest, similarity
+from cavmae_sync_jax.inference.index import Index
+from cavmae_sync_jax.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("index")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    path = tiny.write_model(folder / "workdir", data__num_frames=16)
+    return cavmae_sync_jax.load(str(path))
+
+
+@pytest.fixture(scope="module")
+def media(folder):
+    """Three videos (one longer than a clip), a sound, a picture, and a text that is called mp4."""
+    place = folder / "media"
+    (place / "deeper").mkdir(parents=True)
+    for number, seconds in enumerate((3, 12.5, 3)):
+        noisy_video(place / f"{number}.mp4", seconds, seed=number)
+    soundfile.write(place / "deeper" / "sound.wav", noise(4, seed=9), 16_000)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(place / "still.png")
+    (place / "text.mp4").write_text("no video")
+    (place / "notes.md").write_text("no media")
+    return place
+
+
+@pytest.fixture(scope="module")
+def built(folder, model, media):
+    counts = embed.run(model, [str(media)], folder / "index", workers=0)
+    assert counts == (5, 0, 1, 16 + 20 + 16 + 16 + 1)
+    return Index(folder / "index")
+
+
+def test_an_index_holds_what_the_model_gives(built, model, media):
+    side = built.side("visual")
+    assert [os.path.basename(file) for file in side.files] == [
+        *["0.mp4", "1.mp4", "2.mp4", "still.png"]
+    ]
+    whole = model.embed_video(media / "1.mp4")
+    np.testing.assert_allclose(side.vectors[side.rows(1)], whole.visual, atol=1e-6)
+    np.testing.assert_allclose(side.times[side.rows(1)], np.arange(20) * 0.625)
+    assert len(built.side("audio").files) == 4
+    assert built.side("audio", [side.files[2]]).vectors.shape == (16, 16)
+    manifest = json.loads((built.directory / "index.json").read_text())
+    assert manifest["model"]["fingerprint"] == model.fingerprint() and manifest["version"]
+
+
+def test_it_grows_and_replaces_what_changed(model, media, tmp_path):
+    place, output = tmp_path / "a.wav", tmp_path / "index"
+    soundfile.write(place, noise(2, seed=1), 16_000)
+    assert embed.run(model, [str(place)], output, workers=0)[:3] == (1, 0, 0)
+    first = Index(output).side("audio").vectors
+    still = str(media / "still.png")
+    assert embed.run(model, [str(place), still], output, workers=0)[:3] == (1, 1, 0)
+    soundfile.write(place, noise(3, seed=2), 16_000)
+    assert embed.run(model, [str(place), still], output, workers=0)[:3] == (1, 1, 0)
+    side = Index(output).side("audio")
+    assert side.files == [str(place)] and len(side.vectors) == 16
+    np.testing.assert_allclose(side.vectors, model.embed_sound(place).audio, atol=1e-6)
+    assert np.abs(side.vectors - first).max() > 1e-3
+
+
+def test_a_large_file_gets_shards_as_it_comes(model, media, tmp_path, monkeypatch):
+    monkeypatch.setattr(indexes, "MOST_VECTORS", 16)
+    files = [str(media / name) for name in ("1.mp4", "0.mp4", "text.mp4")]
+    counts = embed.run(model, files, tmp_path / "index", every=0.25, workers=0)
+    assert counts[:3] == (2, 0, 1)
+    side = Index(tmp_path / "index").side("visual")
+    assert dict(zip(side.files, np.diff(side.offsets), strict=True)) == {files[0]: 50, files[1]: 12}
+    whole = model.embed_video(files[0], every=0.25)
+    np.testing.assert_allclose(side.vectors[side.rows(0)], whole.visual, atol=1e-6)
+
+
+def test_kill_loses_nothing_that_was_written(folder, model, media, tmp_path):
+    files = [tmp_path / f"{n}.wav" for n in range(40)]
+    for n, file in enumerate(files):
+        soundfile.write(file, noise(2, seed=n), 16_000)
+    code = (
+        "import cavmae_sync_jax as c; from cavmae_sync_jax import embed;"
+        "from cavmae_sync_jax.inference import index; index.SECONDS = 0;"
+        f"embed.run(c.load({str(folder / 'workdir')!r}), [{str(tmp_path)!r}], "
+        f"{str(tmp_path / 'index')!r}, workers=0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tiny.ROOT, stderr=subprocess.PIPE)
+    shards = tmp_path / "index" / "shards"
+    for _ in range(1200):
+        if len(list(shards.glob("*.parquet"))) >= 2 or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (shards / ".000099.partial").write_bytes(b"half a shard")
+    before = len(Index(tmp_path / "index").known())
+    assert before >= 2
+    counts = embed.run(model, [str(tmp_path)], tmp_path / "index", workers=0)
+    assert counts[:2] == (40 - before, before)
+    side = Index(tmp_path / "index").side("audio")
+    assert sorted(side.files) == sorted(map(str, files))
+    place = side.files.index(str(files[0]))
+    np.testing.assert_allclose(
+        side.vectors[side.rows(place)], model.embed_sound(files[0]).audio, atol=1e-6
+    )
+    assert not list(shards.glob(".*"))
+
+
+def test_models_and_settings_are_not_mixed(built, folder, media):
+    other = cavmae_sync_jax.load(
+        str(tiny.write_model(folder / "other", seed=1, data__num_frames=16))
+    )
+    with pytest.raises(UserError, match="vectors of different models can't be compared"):
+        embed.run(other, [str(media)], built.directory)
+    with pytest.raises(UserError, match="vectors of different models can't be compared"):
+        search.run(other, built, "image", str(media / "still.png"), folder / "out")
+
+
+def test_other_settings_are_refused(built, model, media):
+    with pytest.raises(UserError, match="was made with --every=None"):
+        embed.run(model, [str(media)], built.directory, every=2.0)
+
+
+def by_hand(query, target):
+    """The mean of both directions, as far as there are both."""
+    found = []
+    if query.audio is not None:
+        found.append(similarity.of_pair(query.audio, target.visual, "diagonal_mean"))
+    if query.visual is not None:
+        found.append(similarity.of_pair(query.visual, target.audio, "diagonal_mean"))
+    return np.mean(found)
+
+
+@pytest.mark.parametrize("kind", ["sound", "image", "video"])
+def test_search_is_exact(built, model, media, kind):
+    query = {
+        "sound": lambda: model.embed_sound(media / "deeper" / "sound.wav"),
+        "image": lambda: model.embed_image(media / "still.png"),
+        "video": lambda: model.embed_video(media / "2.mp4"),
+    }[kind]()
+    videos = {str(media / f"{n}.mp4"): model.embed_video(media / f"{n}.mp4") for n in range(3)}
+    targets = dict(videos)
+    if kind == "sound":
+        targets[str(media / "still.png")] = model.embed_image(media / "still.png")
+    if kind == "image":
+        sound = media / "deeper" / "sound.wav"
+        targets[str(sound)] = model.embed_sound(sound)
+    expected = {name: by_hand(query, target) for name, target in targets.items()}
+    found = nearest.search(built, query, 10, apart=1.0)
+    assert [hit.file for hit in found.clips] == sorted(expected, key=lambda name: -expected[name])
+    for hit in found.clips:
+        assert hit.similarity == pytest.approx(expected[hit.file], abs=1e-6)
+    best = found.moments[0]
+    moments = []
+    for name, target in targets.items():
+        rows = []
+        if query.audio is not None:
+            rows.append(target.visual @ query.audio.mean(axis=0))
+        if query.visual is not None:
+            rows.append(target.audio @ query.visual.mean(axis=0))
+        row = np.mean(rows, axis=0)
+        moments.append((row.max(), name, target.times[row.argmax()]))
+    value, name, when = max(moments)
+    assert (best.file, best.time) == (name, when)
+    assert best.similarity == pytest.approx(value, abs=1e-6)
+    for one in found.moments:
+        for two in found.moments:
+            assert one is two or one.file != two.file or abs(one.time - two.time) >= 1
+
+
+def test_a_percentile_is_the_place_among_other_clips(built, model, media):
+    query = model.embed_sound(media / "deeper" / "sound.wav")
+    hit = nearest.search(built, query, 1, apart=1.0).clips[0]
+    sounds = built.side("audio")
+    target = built.side("visual")
+    vectors = target.vectors[target.rows(target.files.index(hit.file))]
+    others = [
+        similarity.of_pair(sounds.vectors[sounds.rows(i)], vectors, "diagonal_mean")
+        for i, name in enumerate(sounds.files)
+        if name != hit.file and name in target.files
+    ]
+    assert len(others) in (2, 3)
+    assert hit.percentile == pytest.approx(similarity.percentile(hit.similarity, np.array(others)))
+
+
+def test_the_page_plays_the_moments(built, model, media, tmp_path):
+    odd = tmp_path / "a <b> & 'c'.wav"
+    soundfile.write(odd, noise(2, seed=5), 16_000)
+    result = search.run(model, built, "sound", str(odd), tmp_path / "out", top=3)
+    page = (tmp_path / "out" / "search.html").read_text()
+    assert page.count("<li>") == len(result["clips"]) + len(result["moments"])
+    assert "&lt;b&gt;" in page and "<b>" not in page
+    for hit in result["moments"]:
+        if hit["kind"] == "video":
+            address = os.path.relpath(hit["file"], tmp_path / "out")
+            assert f'src="{address}#t={max(0, hit["time"] - 0.48):.2f},' in page
+    assert json.loads((tmp_path / "out" / "search.json").read_text()) == result
+    assert "percentile" in search.format_table(result).splitlines()[0]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_export_has_all_vectors(built, tmp_path, suffix):
+    path = tmp_path / f"all{suffix}"
+    indexes.export(built, path)
+    side = built.side("audio")
+    if suffix == ".npz":
+        with np.load(path) as stored:
+            np.testing.assert_array_equal(stored["audio"], side.vectors)
+            assert stored["visual_file"][0] == side.files[0]
+    else:
+        table = pq.read_table(path).to_pylist()
+        found = np.array([row["vector"] for row in table if row["modality"] == "audio"])
+        np.testing.assert_array_equal(found.astype(np.float32), side.vectors)
+
+
+def test_mistakes_are_one_sentence(built, model, media, tmp_path):
+    sound = str(media / "deeper" / "sound.wav")
+    for kind, file, sentence in (
+        ("sound", str(media / "text.mp4"), "text.mp4 can't be read"),
+        ("image", sound, "is a sound: use embed_sound"),
+        ("video", str(tmp_path), "is a folder"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            search.run(model, built, kind, file, tmp_path / "out")
+    with pytest.raises(UserError, match="is no index"):
+        Index(media)
+    with pytest.raises(UserError, match="is a folder with other things"):
+        embed.run(model, [sound], media)
+    with pytest.raises(UserError, match="there is no file or folder"):
+        embed.run(model, [str(tmp_path / "nothing")], tmp_path / "index")
+    with pytest.raises(UserError, match="none of the 1 files could be embedded"):
+        embed.run(model, [str(media / "text.mp4")], tmp_path / "index", workers=0)
+    with pytest.raises(UserError, match="holds no pictures, which sounds are compared with"):
+        search.run(model, Index(tmp_path / "index"), "sound", sound, tmp_path / "out")
+    (tmp_path / "index" / "shards" / "000000.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(UserError, match=r"000000.parquet is damaged"):
+        search.run(model, Index(tmp_path / "index"), "sound", sound, tmp_path / "out")
