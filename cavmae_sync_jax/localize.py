@@ -1,0 +1,300 @@
+"""Shows where in a video, and when, one sees what one hears.
+
+Examples:
+  python -m cavmae_sync_jax.localize video.mp4 --checkpoint=runs/sync --output=runs/where
+  python -m cavmae_sync_jax.localize video.mp4 --sound=bark.wav --checkpoint=runs/sync
+  python -m cavmae_sync_jax.localize dog.jpg --sound=bark.wav --checkpoint=runs/sync
+
+Of a video it writes OUTPUT/localize.mp4, the video with a heat map at every moment;
+OUTPUT/timeline.png, with pictures, log-mel, match and segments; OUTPUT/localize.json, with the
+match of every pair; and OUTPUT/localize.npz, with all maps. The MP4 shows and plays what the model
+gets: the central square, and the first channel at 16 kHz. All moments have one colour scale.
+
+--sound takes another sound than the video's own. A sound of the same length is heard along with the
+video; of any other, the mean of its windows is searched for at every moment. A still picture needs
+--sound, and gives OUTPUT/localize.png.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from jaxtyping import Float, Float32, Int16
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from cavmae_sync_jax.evals.metrics import temporal
+from cavmae_sync_jax.inference import model as models
+from cavmae_sync_jax.inference import overlay, reading, similarity, timeline
+from cavmae_sync_jax.inference.model import Embedded, Model
+from cavmae_sync_jax.inference.overlay import Moment, Scale
+from cavmae_sync_jax.inference.reading import FileInfo, Span
+from cavmae_sync_jax.media import audio, decoding, images
+from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils.errors import UserError
+
+SIZE = 448  # pixels of the pictures that are written
+FPS = 25
+BLOCK_SECONDS = 8.0
+SEGMENTS = 4
+MOST_CLUSTERED = 2000  # pairs; the time of clustering grows with their square
+COLUMNS, SHOWN = 2000, 12  # of the log-mel, and pictures, in the timeline
+OTHERS = 200  # windows of the sound that a match's percentile is taken among
+ALONG = 0.5  # seconds; a sound whose length differs by no more is heard along with the video
+
+Told = dict[str, Any]
+Mel = Float32[np.ndarray, "rows bins"]
+
+
+class Query(NamedTuple):
+    """Another sound than the video's own: its file, and the vector for each pair, or for all."""
+
+    file: str
+    vectors: Float32[np.ndarray, "pairs dim"]
+
+    def of(self, begin: int, count: int) -> Float32[np.ndarray, "{count} dim"]:
+        """The vectors of some pairs; the last one goes on."""
+        return self.vectors[np.minimum(np.arange(begin, begin + count), len(self.vectors) - 1)]
+
+
+def run(
+    model: Model,
+    file: str,
+    output: str | os.PathLike,
+    *,
+    sound: str | None = None,
+    method: str = "cosine",
+) -> Told:
+    """Localises the sound in a video or a picture, and writes what the module says.
+
+    Args:
+      model: that is asked.
+      file: a video or a picture.
+      output: a folder.
+      sound: another sound than the video's own; a picture needs one.
+      method: see `Model.heatmap`.
+
+    Returns:
+      What `localize.json` holds.
+
+    Raises:
+      UserError: if a file can't be read, or a picture comes without a sound.
+    """
+    info = reading.file_info(file)
+    if info.kind == "sound":
+        raise UserError(f"{file} is a sound: name a video or a picture, and the sound by --sound")
+    if info.kind == "picture" and sound is None:
+        raise UserError(f"{file} is a picture, which has no sound: name one by --sound")
+    folder = pathlib.Path(cli.make_folder(output))
+    query = None if sound is None else _query(model, info, sound)
+    told = {"file": os.path.abspath(file), "sound": sound and os.path.abspath(sound)}
+    if info.kind == "picture":
+        told |= _still(model, file, query, method, folder)
+    else:
+        told |= _video(model, info, query, method, folder)
+    told |= {
+        "method": method,
+        "checkpoint": {"directory": model.directory, "step": model.step},
+        "version": cli.version(),
+    }
+    (folder / "localize.json").write_text(json.dumps(told, indent=2) + "\n")
+    return told
+
+
+def _query(model: Model, info: FileInfo, sound: str) -> Query:
+    vectors = model.embed_sound(sound).audio
+    if abs(reading.file_info(sound).seconds - info.seconds) > ALONG:
+        vectors = vectors.mean(axis=0, keepdims=True)
+    return Query(sound, similarity.unit(vectors).astype(np.float32))
+
+
+def _still(model: Model, file: str, query: Query, method: str, folder: pathlib.Path) -> Told:
+    (small,) = model.maps(model.picture(file)[None], query.of(0, 1), method)
+    shown = images.decode_jpeg(reading.as_stored(reading.read_picture(file), SIZE))
+    Image.fromarray(overlay.blend(shown, small, Scale.of(small))).save(folder / "localize.png")
+    np.savez(folder / "localize.npz", maps=small[None])
+    match = model.similarity(query.vectors, model.embed_image(file))
+    return {"match": [match], "peak": [_peak(small)]}
+
+
+def _video(
+    model: Model, info: FileInfo, query: Query | None, method: str, folder: pathlib.Path
+) -> Told:
+    embedded, maps, shown = _maps(model, info, query, method)
+    match = np.vecdot(embedded.audio, embedded.visual).astype(np.float64)
+    scale, segments = Scale.of(maps), None
+    if len(match) <= MOST_CLUSTERED:
+        both = temporal.concatenated(embedded.audio, embedded.visual)
+        segments = temporal.segment(both, min(SEGMENTS, len(match))).labels
+    np.savez(folder / "localize.npz", maps=maps, times=embedded.times)
+    fps = max(1, min(FPS, round(decoding.probe(info.path).fps or FPS)))
+    mel: list[Mel] = []
+    moments = _moments(info, embedded.times, maps, scale, fps, query, mel)
+    overlay.write_video(folder / "localize.mp4", SIZE, fps, moments)
+    told = {
+        "times": embedded.times.tolist(),
+        "match": match.tolist(),
+        "percentile": _percentiles(embedded, match),
+        "peak": [_peak(small) for small in maps],
+        "segment": None if segments is None else segments.tolist(),
+        "scale": scale._asdict(),
+    }
+    _draw(told, info.seconds, shown, np.concatenate(mel), folder / "timeline.png")
+    return told
+
+
+def _maps(
+    model: Model, info: FileInfo, query: Query | None, method: str
+) -> tuple[Embedded, Float32[np.ndarray, "pairs rows columns"], list[np.ndarray]]:
+    """A video's pairs, embedded, with the map of each, and a few pictures, evenly chosen."""
+    spec, parts, maps, shown = model.pair_spec, [], [], []
+    step = min(info.seconds, timeline.clip_seconds(spec)) / spec.num_frames
+    done = 0
+    with console.progress("localize", round(info.seconds / step), "pair") as bar:
+        for pairs in timeline.pairs_of_file(info, spec):
+            part = models.joined(model.embed_pairs([pairs]))
+            if query is not None:
+                part = part._replace(audio=query.of(done, len(part.times)))
+            parts.append(part)
+            maps.append(model.maps(pairs.visual, part.audio, method))
+            for time, picture in zip(part.times, pairs.visual, strict=True):
+                if time >= len(shown) * info.seconds / SHOWN:
+                    shown.append(picture)
+            done += len(part.times)
+            bar.update(len(part.times))
+    return models.joined(parts), np.concatenate(maps), shown
+
+
+def _moments(
+    info: FileInfo,
+    times: Float[np.ndarray, " pairs"],
+    maps: Float32[np.ndarray, "pairs rows columns"],
+    scale: Scale,
+    fps: int,
+    query: Query | None,
+    mel: list[Mel],
+) -> Iterator[Moment]:
+    """The content of the MP4, read in blocks; what is heard is added to `mel` as log-mel."""
+    per_block = round(BLOCK_SECONDS * fps)
+    count = max(1, int(info.seconds * fps + 1e-6))
+    spans = [
+        Span(info.path, "video", first / fps, min(first + per_block, count) / fps,
+             min(per_block, count - first), SIZE)
+        for first in range(0, count, per_block)
+    ]  # fmt: skip
+    pool = max(1, round(info.seconds * audio.ROWS_PER_SECOND / COLUMNS))
+    with console.progress("draw", count, "picture") as bar:
+        for span, content in zip(spans, reading.contents(spans), strict=True):
+            waveform = content.waveform if query is None else _heard(query.file, span)
+            length = round((span.end - span.start) * audio.SAMPLE_RATE)
+            waveform = np.pad(waveform[:length], (0, max(0, length - len(waveform))))
+            rows = audio.log_mel(waveform / np.float32(32768))
+            whole = len(rows) // pool * pool
+            mel.append(rows[:whole].reshape(-1, pool, rows.shape[1]).mean(axis=1))
+            yield Moment(_overlaid(span, content.jpegs, times, maps, scale, fps), waveform)
+            bar.update(span.pictures)
+
+
+def _overlaid(
+    span: Span,
+    jpegs: list[bytes],
+    times: Float[np.ndarray, " pairs"],
+    maps: Float32[np.ndarray, "pairs rows columns"],
+    scale: Scale,
+    fps: int,
+) -> Iterator[np.ndarray]:
+    for number, jpeg in enumerate(jpegs):
+        small = overlay.between(maps, times, span.start + number / fps)
+        yield overlay.blend(images.decode_jpeg(jpeg), small, scale)
+
+
+def _heard(file: str, span: Span) -> Int16[np.ndarray, " samples"]:
+    """The part of another sound that is played along; nothing after its end."""
+    if span.start >= reading.file_info(file).seconds:
+        return np.zeros(0, np.int16)
+    with reading.told():
+        return reading.read_sound(file, span.start, span.end)
+
+
+def _percentiles(embedded: Embedded, match: Float[np.ndarray, " pairs"]) -> list[float]:
+    """Each match's place among those of its picture with other moments' sounds."""
+    chosen = np.unique(np.linspace(0, len(match) - 1, OTHERS).astype(int))
+    others = embedded.audio[chosen]
+    found = []
+    for number, (value, picture) in enumerate(zip(match, embedded.visual, strict=True)):
+        theirs = (others @ picture)[chosen != number].astype(np.float64)
+        found.append(similarity.percentile(float(value), theirs) if len(theirs) else 50.0)
+    return found
+
+
+def _peak(small: Float32[np.ndarray, "rows columns"]) -> list[float]:
+    """Where a map is highest: [x, y] as parts of the square's width and height."""
+    row, column = np.unravel_index(int(small.argmax()), small.shape)
+    return [(float(column) + 0.5) / small.shape[1], (float(row) + 0.5) / small.shape[0]]
+
+
+def _draw(
+    told: Told, seconds: float, pictures: list[np.ndarray], mel: Mel, path: pathlib.Path
+) -> None:
+    """Draws the timeline: pictures, log-mel, match and segments."""
+    times, match = np.array(told["times"]), np.array(told["match"])
+    figure, axes = plt.subplots(
+        4, figsize=(13, 6.5), sharex=True, height_ratios=(1.1, 1, 1, 0.3), layout="constrained"
+    )
+    for number, picture in enumerate(pictures):
+        begin = number * seconds / len(pictures)
+        extent = (begin, begin + 0.98 * seconds / len(pictures), 0.0, 1.0)
+        axes[0].imshow(picture, extent=extent, aspect="auto")
+    axes[1].imshow(
+        mel.T, origin="lower", extent=(0.0, seconds, 0, mel.shape[1]), aspect="auto", cmap="magma"
+    )
+    axes[2].plot(times, match, marker="." if len(times) < 100 else None)
+    axes[2].grid(alpha=0.3)
+    if told["segment"] is not None:
+        edges = [*times, seconds]
+        for begin, after, label in zip(edges, edges[1:], told["segment"], strict=False):
+            axes[3].axvspan(begin, after, color=f"C{label}")
+    labels = ("picture", "log-mel", "match\n(cosine)", "segments")
+    for axis, label in zip(axes, labels, strict=True):
+        axis.set_ylabel(label)
+    for axis in axes[[0, 1, 3]]:
+        axis.set_yticks([])
+    axes[0].set(xlim=(0, seconds), ylim=(0, 1))
+    axes[3].set_xlabel("seconds")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = cli.parser(__doc__)
+    arguments.add_argument("video", metavar="VIDEO", help="video or picture")
+    arguments.add_argument("--checkpoint", required=True, help="folder of a trained model")
+    arguments.add_argument("--sound", metavar="FILE", help="sound to find; None: the video's own")
+    arguments.add_argument(
+        "--map", choices=tuple(models.MAPS), default="cosine", help="kind of map"
+    )
+    arguments.add_argument("--output", default="runs/localize", help="folder of the results")
+
+    def start(args: argparse.Namespace) -> None:
+        model = models.load(args.checkpoint)
+        told = run(model, args.video, args.output, sound=args.sound, method=args.map)
+        match = np.array(told["match"])
+        best = int(match.argmax())
+        when = f" at {told['times'][best]:.1f} s" if "times" in told else ""
+        print(f"match: mean {match.mean():.3f}, best {match[best]:.3f}{when}")
+        print(f"written: {args.output}")
+
+    cli.main(arguments, start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""A heat map at every moment of a video: what is written can be played, seen and read."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import tiny
+from media_files import make_video, noise, noisy_video
+from PIL import Image
+
+import cavmae_sync_jax
+from cavmae_sync_jax import localize
+from cavmae_sync_jax.inference import overlay, similarity
+from cavmae_sync_jax.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("localize")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    path = tiny.write_model(folder / "workdir", data__num_frames=16)
+    return cavmae_sync_jax.load(str(path))
+
+
+@pytest.fixture(scope="module")
+def video(folder):
+    return str(noisy_video(folder / "video.mp4", 12))
+
+
+@pytest.fixture(scope="module")
+def done(folder, model, video):
+    return localize.run(model, video, folder / "out"), folder / "out"
+
+
+def test_every_pair_has_its_match_and_map(done, model, video):
+    told, output = done
+    embedded = model.embed_video(video)
+    assert told["match"] == pytest.approx(np.vecdot(embedded.audio, embedded.visual), abs=1e-5)
+    assert told["times"] == embedded.times.tolist() == (np.arange(19) * 0.625).tolist()
+    assert json.loads((output / "localize.json").read_text()) == told
+    others = np.delete(embedded.audio, 3, axis=0) @ embedded.visual[3]
+    expected = similarity.percentile(told["match"][3], others.astype(float))
+    assert told["percentile"][3] == pytest.approx(expected, abs=100 / 18)
+    assert len(set(told["segment"])) > 1 and len(told["segment"]) == 19
+    with np.load(output / "localize.npz") as stored:
+        maps = stored["maps"]
+    assert maps.shape == (19, 2, 2)
+    row, column = np.unravel_index(maps[5].argmax(), (2, 2))
+    assert told["peak"][5] == [(column + 0.5) / 2, (row + 0.5) / 2]
+    assert told["scale"] == {"low": np.median(maps), "high": maps.max()}
+    assert Image.open(output / "timeline.png").size[0] > 1000
+
+
+def test_the_mp4_plays_in_browsers(done):
+    _, output = done
+    data = (output / "localize.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    with av.open(str(output / "localize.mp4")) as container:
+        video, sound = container.streams.video[0], container.streams.audio[0]
+        assert (video.codec_context.name, video.pix_fmt) == ("h264", "yuv420p")
+        assert sound.codec_context.name == "aac"
+        assert float(video.duration * video.time_base) == pytest.approx(12, abs=0.1)
+        assert float(sound.duration * sound.time_base) == pytest.approx(12, abs=0.1)
+        samples = np.concatenate([f.to_ndarray()[0] for f in container.decode(sound)])
+    expected = noise(12)
+    own = np.array([np.abs(x).mean() for x in np.array_split(expected, 60)])
+    heard = np.array([np.abs(x).mean() for x in np.array_split(samples[:192_000], 60)])
+    assert np.corrcoef(own, heard)[0, 1] > 0.95
+
+
+def test_another_sound_is_searched_for_and_heard(folder, model, video):
+    short = folder / "short.wav"
+    soundfile.write(short, noise(3, seed=7), 16_000)
+    told = localize.run(model, video, folder / "other", sound=str(short))
+    query = similarity.unit(model.embed_sound(short).audio.mean(axis=0))
+    expected = model.embed_video(video).visual @ query
+    assert told["match"] == pytest.approx(expected, abs=1e-5)
+    with av.open(str(folder / "other" / "localize.mp4")) as container:
+        samples = np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
+    assert np.abs(samples[: 3 * 16_000]).mean() > 0.01
+    assert np.abs(samples[4 * 16_000 : 11 * 16_000]).max() < 0.01
+    along = folder / "along.wav"
+    soundfile.write(along, noise(12, seed=0), 16_000)
+    told = localize.run(model, video, folder / "along", sound=str(along))
+    windows = model.embed_sound(along).audio
+    expected = np.vecdot(windows, model.embed_video(video).visual)
+    assert told["match"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_still_picture_and_a_sound(folder, model):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / "still.png")
+    soundfile.write(folder / "sound.wav", noise(3, seed=7), 16_000)
+    output = folder / "still"
+    told = localize.run(model, str(folder / "still.png"), output, sound=str(folder / "sound.wav"))
+    assert Image.open(output / "localize.png").size == (448, 448)
+    with np.load(output / "localize.npz") as stored:
+        (small,) = stored["maps"]
+    whole = model.heatmap(folder / "still.png", folder / "sound.wav")
+    np.testing.assert_allclose(whole[[0, 0, -1, -1], [0, -1, 0, -1]], small.ravel(), atol=1e-6)
+    assert told["peak"][0][0] == (whole.argmax() % 32 > 16) / 2 + 0.25
+
+
+def test_colour_is_where_the_map_is_high():
+    grey = np.full((40, 40, 3), 100, np.uint8)
+    small = np.array([[0, 0], [0, 1]], np.float32)
+    shown = overlay.blend(grey, small, overlay.Scale(0.5, 1.0)).astype(int)
+    assert (shown[:15, :15] == 100).all()
+    assert np.abs(shown[35, 35] - 100).max() > 30
+    assert (overlay.blend(grey, small, overlay.Scale(2.0, 3.0)) == 100).all()
+
+
+def test_maps_between_moments():
+    maps = np.arange(3, dtype=np.float32)[:, None, None]
+    times = np.array([0.0, 1.0, 2.0])
+    found = [float(overlay.between(maps, times, time)[0, 0]) for time in (-1.0, 0.25, 1.5, 2.0, 9.0)]
+    assert found == [0, 0.25, 1.5, 2, 2]
+
+
+def test_mistakes_are_one_sentence(folder, model, tmp_path):
+    soundfile.write(folder / "sound.wav", noise(3, seed=7), 16_000)
+    Image.new("RGB", (40, 40)).save(tmp_path / "still.png")
+    make_video(tmp_path / "mute.mp4", codecs=("libx264", None))
+    for name, sentence in (
+        (folder / "sound.wav", "is a sound: name a video or a picture"),
+        (tmp_path / "still.png", "is a picture, which has no sound"),
+        (tmp_path / "mute.mp4", "has no audio stream"),
+        (tmp_path, "is a folder"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            localize.run(model, str(name), tmp_path / "out")
