@@ -1,5 +1,6 @@
 """Heat maps laid over pictures, and a video of them with its sound (H.264 and AAC in MP4)."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -46,10 +47,15 @@ def blend(
     height, width = picture.shape[:2]
     resized = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
     span = max(scale.high - scale.low, np.finfo(np.float32).tiny)
-    heat = np.clip((np.asarray(resized) - scale.low) / span, 0, 1)
-    colours = matplotlib.colormaps[COLOURS](heat)[..., :3] * 255
-    share = STRENGTH * heat[..., None]
+    heat = np.clip((np.asarray(resized) - np.float32(scale.low)) / np.float32(span), 0, 1)
+    colours = _palette()[(heat * 255).astype(np.uint8)]
+    share = np.float32(STRENGTH) * heat[..., None]
     return (picture * (1 - share) + colours * share).round().astype(np.uint8)
+
+
+@functools.cache
+def _palette() -> Float32[np.ndarray, "256 3"]:
+    return (255 * matplotlib.colormaps[COLOURS](np.arange(256))[:, :3]).astype(np.float32)
 
 
 def between(
