@@ -46,7 +46,7 @@ FPS = 25
 BLOCK_SECONDS = 8.0
 SEGMENTS = 4
 MOST_CLUSTERED = 2000  # pairs; the time of clustering grows with their square
-COLUMNS, SHOWN = 2000, 12  # of the log-mel, and pictures, in the timeline
+COLUMNS, SHOWN = 2000, 10  # of the log-mel, and pictures, in the timeline
 OTHERS = 200  # windows of the sound that a match's percentile is taken among
 ALONG = 0.5  # seconds; a sound whose length differs by no more is heard along with the video
 
@@ -71,7 +71,7 @@ def run(
     output: str | os.PathLike,
     *,
     sound: str | None = None,
-    method: str = "cosine",
+    method: str = "evidence",
 ) -> Told:
     """Localises the sound in a video or a picture, and writes what the module says.
 
@@ -80,7 +80,7 @@ def run(
       file: a video or a picture.
       output: a folder.
       sound: another sound than the video's own; a picture needs one.
-      method: see `Model.heatmap`.
+      method: see `Model.maps`.
 
     Returns:
       What `localize.json` holds.
@@ -247,7 +247,7 @@ def _draw(
     """Draws the timeline: pictures, log-mel, match and segments."""
     times, match = np.array(told["times"]), np.array(told["match"])
     figure, axes = plt.subplots(
-        4, figsize=(13, 6.5), sharex=True, height_ratios=(1.1, 1, 1, 0.3), layout="constrained"
+        4, figsize=(13, 6.5), sharex=True, height_ratios=(0.9, 1, 1, 0.2), layout="constrained"
     )
     for number, picture in enumerate(pictures):
         begin = number * seconds / len(pictures)
@@ -264,7 +264,7 @@ def _draw(
             axes[3].axvspan(begin, after, color=f"C{label}")
     labels = ("picture", "log-mel", "match\n(cosine)", "segments")
     for axis, label in zip(axes, labels, strict=True):
-        axis.set_ylabel(label)
+        axis.set_ylabel(label, rotation=0, ha="right", va="center")
     for axis in axes[[0, 1, 3]]:
         axis.set_yticks([])
     axes[0].set(xlim=(0, seconds), ylim=(0, 1))

@@ -5,11 +5,10 @@ import hashlib
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pebble
 from etils import epath
@@ -20,12 +19,13 @@ from PIL import Image
 from cavmae_sync_jax.checkpoints import pretrained
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data.loader import PairSpec
-from cavmae_sync_jax.inference import reading, similarity, timeline
+from cavmae_sync_jax.inference import heatmaps, reading, similarity, timeline
 from cavmae_sync_jax.inference.reading import Seconds
+from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
 from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
-BATCH = 64  # pairs that the device gets at once
+BATCH, MAPPED = 64, 8  # pairs that are embedded at once, and mapped
 File = str | os.PathLike | bytes
 
 
@@ -219,7 +219,7 @@ class Model(Pretrained):
         self,
         image: File | np.ndarray,
         sound: File | Embedded,
-        method: str = "cosine",
+        method: str = "evidence",
     ) -> Float32[np.ndarray, "size size"]:
         """Where in a picture a sound comes from; larger is likelier.
 
@@ -229,10 +229,10 @@ class Model(Pretrained):
           image: a file's path or bytes, or RGB `[height, width, 3]` as uint8.
           sound: a file's path or bytes, or what `embed_sound` returned; the mean of its windows is
             asked for.
-          method: `cosine`, the paper's (section 3.5.3): of the sound's vector with patch tokens.
+          method: see `maps`.
 
         Raises:
-          UserError: if one of them can't be read.
+          UserError: if one of them can't be read, or there is no such method.
         """
         if not isinstance(sound, Embedded):
             sound = self.embed_sound(sound)
@@ -245,17 +245,32 @@ class Model(Pretrained):
     def maps(
         self,
         pictures: UInt8[np.ndarray, "pairs size size 3"],
-        queries: Float32[np.ndarray, "pairs dim"],
-        method: str = "cosine",
+        sounds: Float32[np.ndarray, "pairs dim"],
+        method: str = "evidence",
     ) -> Float32[np.ndarray, "pairs rows columns"]:
         """Every picture's map of its own sound's vector, on the grid of patches.
+
+        Args:
+          pictures: RGB in the model's size.
+          sounds: a vector for each picture.
+          method: of `MAPS`. `cosine` is the paper's map: of the sound with patch tokens (section
+            3.5.3). `evidence` hides patches and asks which of them the match needs. It costs 64
+            sparse passes per picture, and finds the object far more often.
 
         Raises:
           UserError: if there is no such method.
         """
         if method not in MAPS:
             raise UserError(f"there is no method {method!r}; there are {', '.join(MAPS)}")
-        return np.asarray(MAPS[method](self, pictures, queries), np.float32)
+        found = []
+        for begin in range(0, len(pictures), MAPPED):
+            some, theirs = pictures[begin : begin + MAPPED], sounds[begin : begin + MAPPED]
+            count = len(some)
+            # Filled up to a power of two, so that few sizes are compiled.
+            filled = np.arange(1 << (count - 1).bit_length()) % count
+            maps = MAPS[method](self.module, self.params, some[filled], theirs[filled, None])
+            found.append(np.asarray(maps, np.float32)[:count, 0])
+        return np.concatenate(found)
 
 
 def upsample(
@@ -276,31 +291,12 @@ def load(directory: epath.PathLike, step: int | None = None) -> Model:
     return Model(*pretrained.load(directory, step))
 
 
-def _cosine(
-    model: Model,
-    pictures: UInt8[np.ndarray, "pairs size size 3"],
-    queries: Float32[np.ndarray, "pairs dim"],
-) -> Float32[np.ndarray, "pairs rows columns"]:
-    grid = model.module.grids[VISUAL]
-    found = [
-        _cosines(jnp.asarray(queries[i : i + BATCH]), tokens.patch_tokens)
-        for i in range(0, len(pictures), BATCH)
-        for tokens in [model.encode_image(pictures[i : i + BATCH])]
-    ]
-    return np.concatenate(found).reshape(len(pictures), grid.rows, grid.columns)
+def _evidence(module: CavMaeSync, params: Any, pictures: Any, sounds: Any) -> Array:
+    return heatmaps.evidence(module, params, pictures, sounds, against=("nothing",))["nothing"]
 
 
-@jax.jit
-def _cosines(queries: Array, patches: Array) -> Array:
-    def unit(vectors: Array) -> Array:
-        norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-        return vectors / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)
-
-    return jnp.einsum("pd,pnd->pn", unit(queries), unit(patches), precision="highest")
-
-
-# Functions of (model, pictures, queries), by the name that a user gives.
-MAPS: dict[str, Any] = {"cosine": _cosine}
+# Functions of (module, params, pictures, sounds `[pairs, 1, dim]`), by the name that a user gives.
+MAPS: dict[str, Callable[..., Array]] = {"evidence": _evidence, "cosine": heatmaps.cosine}
 _METHODS = {"video": "video", "sound": "sound", "picture": "image"}
 
 

@@ -16,7 +16,9 @@ from PIL import Image
 from cavmae_sync_jax.media.audio import SAMPLE_RATE
 
 COLOURS = "turbo"
-STRENGTH = 0.65  # of the colour where a map is highest
+STRENGTH = 0.7  # of the colour where a map is highest
+HIGH = 99.0  # percentile of the maps that is shown as highest
+_LUMA = (0.299, 0.587, 0.114)
 
 
 class Scale(NamedTuple):
@@ -28,7 +30,7 @@ class Scale(NamedTuple):
     @classmethod
     def of(cls, maps: Float32[np.ndarray, "*shape"]) -> "Scale":
         """One scale for all maps of a file, so that colours can be compared over time."""
-        return cls(float(np.median(maps)), float(maps.max()))
+        return cls(float(np.median(maps)), float(np.percentile(maps, HIGH)))
 
 
 class Moment(NamedTuple):
@@ -43,14 +45,15 @@ def blend(
     small: Float32[np.ndarray, "rows columns"],
     scale: Scale,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Lays a map over a picture: the higher, the more colour; nothing below the scale's low end."""
+    """Lays a map over a picture: the higher, the more colour; grey below the scale's low end."""
     height, width = picture.shape[:2]
     resized = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
     span = max(scale.high - scale.low, np.finfo(np.float32).tiny)
     heat = np.clip((np.asarray(resized) - np.float32(scale.low)) / np.float32(span), 0, 1)
     colours = _palette()[(heat * 255).astype(np.uint8)]
     share = np.float32(STRENGTH) * heat[..., None]
-    return (picture * (1 - share) + colours * share).round().astype(np.uint8)
+    grey = picture @ np.array(_LUMA, np.float32)
+    return (grey[..., None] * (1 - share) + colours * share).round().astype(np.uint8)
 
 
 @functools.cache

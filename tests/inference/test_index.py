@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    path = tiny.write_model(folder / "workdir", data__num_frames=16)
+    path = tiny.write_model(folder / "workdir", data__num_frames=16, model__image_patch=8)
     return cavmae_sync_jax.load(str(path))
 
 
@@ -130,7 +130,7 @@ def test_kill_loses_nothing_that_was_written(folder, model, media, tmp_path):
 
 def test_models_and_settings_are_not_mixed(built, folder, media):
     other = cavmae_sync_jax.load(
-        str(tiny.write_model(folder / "other", seed=1, data__num_frames=16))
+        str(tiny.write_model(folder / "other", seed=1, data__num_frames=16, model__image_patch=8))
     )
     with pytest.raises(UserError, match="vectors of different models can't be compared"):
         embed.run(other, [str(media)], built.directory)

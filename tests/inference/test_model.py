@@ -30,7 +30,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return cavmae_sync_jax.load(str(tiny.write_model(folder / "workdir", data__num_frames=16)))
+    path = tiny.write_model(folder / "workdir", data__num_frames=16, model__image_patch=8)
+    return cavmae_sync_jax.load(str(path))
 
 
 @pytest.fixture(scope="module")
@@ -256,12 +257,15 @@ def test_heatmaps_follow_the_sound(model):
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
     sound = model.embed_sound(noise(3), 16_000)
-    heat = model.heatmap(picture, sound)
+    heat = model.heatmap(picture, sound, "cosine")
     assert heat.shape == (32, 32) and heat.dtype == np.float32
     patches = np.asarray(model.encode_image(model.picture(picture)[None]).patch_tokens)
     query = sound.audio.mean(axis=0)
     expected = similarity.unit(patches[0]) @ similarity.unit(query)
-    np.testing.assert_allclose(heat[[0, 0, -1, -1], [0, -1, 0, -1]], expected, atol=1e-5)
+    corners = heat[[0, 0, -1, -1], [0, -1, 0, -1]]
+    np.testing.assert_allclose(corners, expected[[0, 3, 12, 15]], atol=1e-5)
+    maps = model.maps(np.stack([model.picture(picture)] * 11), np.repeat(sound.audio, 11, 0)[:11])
+    assert maps.shape == (11, 4, 4) and np.ptp(maps, axis=0).max() < 1e-4 < np.ptp(maps[0])
     with pytest.raises(UserError, match="there is no method 'best'"):
         model.heatmap(picture, sound, "best")
 
