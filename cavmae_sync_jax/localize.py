@@ -279,9 +279,7 @@ def main() -> None:
     arguments.add_argument("video", metavar="VIDEO", help="video or picture")
     arguments.add_argument("--checkpoint", required=True, help="folder of a trained model")
     arguments.add_argument("--sound", metavar="FILE", help="sound to find; None: the video's own")
-    arguments.add_argument(
-        "--map", choices=tuple(models.MAPS), default="cosine", help="kind of map"
-    )
+    arguments.add_argument("--map", choices=tuple(models.MAPS), default="evidence", help="kind")
     arguments.add_argument("--output", default="runs/localize", help="folder of the results")
 
     def start(args: argparse.Namespace) -> None:

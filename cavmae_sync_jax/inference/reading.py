@@ -59,10 +59,14 @@ class Span(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a span holds: JPEGs in the model's size (none of a sound), and the sound at 16 kHz."""
+    """What a span holds: JPEGs in the model's size (none of a sound), and the sound at 16 kHz.
+
+    The pictures are spread over `seconds`.
+    """
 
     jpegs: list[bytes]
     waveform: Int16[np.ndarray, " samples"]
+    seconds: float
 
 
 @contextlib.contextmanager
@@ -148,7 +152,8 @@ def read_span(span: Span) -> Content:
       MediaError: the span can't be read, see `media.decoding`.
     """
     if span.kind == "sound":
-        return Content([], read_sound(span.path, span.start, span.end))
+        waveform = read_sound(span.path, span.start, span.end)
+        return Content([], waveform, span.end - span.start)
     clip = decoding.read_clip(
         span.path,
         start=span.start,
@@ -157,7 +162,7 @@ def read_span(span: Span) -> Content:
         image_size=span.size,
     )
     jpegs = [images.encode_jpeg(frame, JPEG_QUALITY) for frame in clip.frames]
-    return Content(jpegs, clip.waveform)
+    return Content(jpegs, clip.waveform, clip.seconds)
 
 
 def contents(spans: Sequence[Span], pool: pebble.ProcessPool | None = None) -> Iterator[Content]:

@@ -87,7 +87,7 @@ def pairs_of_file(
             spec.image_size,
         )
         (content,) = reading.contents([span], pool)
-        yield clip_pairs(content, spec, begin, span.end - begin, info.path)
+        yield clip_pairs(content, spec, begin, info.path)
         return
     step = whole / spec.num_frames if every is None else float(every)
     if not step > 0:
@@ -109,28 +109,29 @@ def pairs_of_waveform(
     if every is None and seconds <= _RAGGED * whole:
         cut = waveform[: round(whole * audio.SAMPLE_RATE)]
         length = len(cut) / audio.SAMPLE_RATE
-        yield clip_pairs(reading.Content([], cut), spec, 0.0, length, info.path)
+        yield clip_pairs(reading.Content([], cut, length), spec, 0.0, info.path)
         return
     step = whole / spec.num_frames if every is None else float(every)
     if not step > 0:
         raise UserError(f"every must be above 0 seconds, not {every:g}")
     spans = _spans(info, spec, 0.0, seconds, step)
     parts = (
-        reading.Content([], waveform[_sample(span.start) : _sample(span.end)]) for span in spans
+        reading.Content(
+            [], waveform[_sample(span.start) : _sample(span.end)], span.end - span.start
+        )
+        for span in spans
     )
     yield from _streamed(parts, spans, spec, step, info)
 
 
-def clip_pairs(
-    content: reading.Content, spec: PairSpec, start: float, seconds: float, name: str
-) -> Pairs:
+def clip_pairs(content: reading.Content, spec: PairSpec, start: float, name: str) -> Pairs:
     """The pairs of one clip, by the loader's own rule on the example that preparation would make.
 
     Raises:
       UserError: if the sound is shorter than 25 ms.
     """
     fbank = _fbank(content.waveform, name)
-    stored = max(STORED_FRAMES, spec.num_frames)
+    stored, seconds = max(STORED_FRAMES, spec.num_frames), content.seconds
     record = {"frames": content.jpegs, "fbank": fbank, "seconds": seconds}
     chosen = [frame * stored // spec.num_frames for frame in range(spec.num_frames)]
     if content.jpegs:
