@@ -87,6 +87,11 @@ def run(
     if sets < 2:
         raise UserError(f"--sets={sets} must be at least 2: one set has no other to differ from")
     mesh = mesh or sharding.make_mesh()
+    if not set(sound_maps.TRUTH) <= set(records.features):
+        raise UserError(
+            f"{records.directory} does not say where things are (frame_class, frame_mask), so maps "
+            "can't be scored: to see those of your own videos use cavmae_sync_jax.localize"
+        )
     truth = loader.Records(records.directory, records.split, sound_maps.TRUTH)
     (stored,) = truth.features["frame_class"].shape
     query = query or ("clip" if stored == 1 else "frame")

@@ -1,0 +1,104 @@
+"""The ways to use a model, as a user runs them: embed, search, localize, and the examples."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import tiny
+from media_files import noise, noisy_video, tone
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def call(*command):
+    arguments = [sys.executable, *map(str, command)]
+    paths = {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        arguments, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **paths}
+    )
+
+
+def output_of(*command):
+    done = call(*command)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A model, two videos and a picture in a folder of their own, and sounds of two classes."""
+    folder = tmp_path_factory.mktemp("use")
+    tiny.write_model(folder / "model", data__num_frames=16, model__image_patch=8)
+    (folder / "media").mkdir()
+    for seed in range(2):
+        noisy_video(folder / "media" / f"{seed}.mp4", 3 + seed, seed=seed)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / "media" / "still.png")
+    for name in ("tone", "noise"):
+        (folder / "sounds" / name).mkdir(parents=True)
+        for n in range(4):
+            wave = tone(300 + 50 * n, 1, 16_000) if name == "tone" else noise(1, seed=n)
+            soundfile.write(folder / "sounds" / name / f"{n}.wav", wave, 16_000)
+    return folder
+
+
+def test_embed_search_and_localize(files, tmp_path):
+    checkpoint, sound = f"--checkpoint={files}/model", files / "sounds" / "noise" / "0.wav"
+    embed = ["-m", "cavmae_sync_jax.embed", files / "media", checkpoint]
+    index = tmp_path / "index"
+    said = output_of(*embed, f"--output={index}", f"--export={tmp_path}/all.npz")
+    assert "3 files embedded (33 pairs), 0 were in the index, 0 refused" in said
+    assert "0 files embedded (0 pairs), 3 were in" in output_of(*embed, f"--output={index}")
+    search = ["-m", "cavmae_sync_jax.search", index]
+    said = output_of(*search, f"--sound={sound}", f"--output={tmp_path}/found")
+    rows = re.findall(r"^ +\d+ +(-?[\d.]+) .*\.(?:mp4|png)$", said, re.MULTILINE)
+    found = json.loads((tmp_path / "found" / "search.json").read_text())["clips"]
+    assert rows == [f"{hit['similarity']:.3f}" for hit in found] and len(rows) == 3
+    localize = ["-m", "cavmae_sync_jax.localize", files / "media" / "still.png", checkpoint]
+    said = output_of(*localize, f"--sound={sound}", f"--output={tmp_path}/where")
+    assert "match: mean" in said and (tmp_path / "where" / "localize.png").exists()
+    for command, sentence in (
+        ([*search, f"--sound={files}/nothing.wav"], "there is no file"),
+        (["-m", "cavmae_sync_jax.search", files, f"--sound={sound}"], "is no index"),
+        ([*localize, f"--output={tmp_path}/where"], "name one by --sound"),
+        ([*embed, f"--output={files}/media"], "is a folder with other things"),
+        ([*embed, f"--output={index}", "--export=x.csv"], "must end in .npz or .parquet"),
+    ):
+        done = call(*command)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert sentence in done.stderr.splitlines()[-1]
+
+
+def arguments_of(name, files, tmp_path):
+    model, media, sounds = files / "model", files / "media", files / "sounds"
+    sound = sounds / "tone" / "0.wav"
+    return {
+        "embed_video": [model, media / "0.mp4"],
+        "compare_pair": [model, media / "0.mp4", *sorted(sounds.glob("*/*.wav"))],
+        "search_index": [model, media, sound, tmp_path / "index"],
+        "show_heatmap": [model, media / "still.png", sound, tmp_path / "heat.png"],
+        "classify_with_sklearn": [model, sounds],
+    }[name]
+
+
+SAID = {
+    "embed_video": r"(?s)^   0\.00 s  cosine -?0\.\d+\n.*   2\.81 s  cosine",
+    "compare_pair": r"^similarity -?0\.\d+, above \d+ % of the other sounds$",
+    "search_index": r"^-?0\.\d+ +\d+\.\d+ s  .*(mp4|png)",
+    "show_heatmap": r"^$",
+    "classify_with_sklearn": r"^accuracy (0\.[5-9]\d|1\.00) on 8 sounds of 2 classes$",
+}
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("examples/*.py")), ids=lambda path: path.stem)
+def test_the_examples_run(script, files, tmp_path):
+    said = output_of(script, *arguments_of(script.stem, files, tmp_path))
+    assert re.search(SAID[script.stem], said), said
+    assert script.stem != "show_heatmap" or (tmp_path / "heat.png").stat().st_size > 1000
