@@ -15,9 +15,12 @@ import tarfile
 from typing import NamedTuple
 from unittest import mock
 
+import media_files
 import numpy as np
 import pytest
+import soundfile
 import tiny
+from PIL import Image
 
 from cavmae_sync_jax.utils import cli
 from configs import pretrain, probe
@@ -60,6 +63,7 @@ TESTED = {
     "test_a_model_that_knows_the_answer_scores_1",
     r"evals\.probe": "evals/test_probe.py::test_run_trains_scores_and_draws",
     r"evals\.summary": "test_programs.py::test_retrieval_prints_and_writes",
+    r"cavmae_sync_jax\.(embed|search|localize)": "test_use.py::test_embed_search_and_localize",
     r"benchmarks\.train_step": "benchmarks/test_train_step_benchmark.py::test_the_program",
     r"benchmarks\.input_pipeline": "benchmarks/test_speed_benchmarks.py::"
     "test_the_pipeline_is_timed_in_parts",
@@ -272,6 +276,8 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "workdir").rename(tmp_path / "runs" / "mine")
     tiny.write_video(tmp_path / "video.mp4", 50, 440)
+    soundfile.write(tmp_path / "sound.wav", media_files.tone(300, 2, 16_000), 16_000)
+    Image.effect_noise((60, 40), 90).convert("RGB").save(tmp_path / "picture.jpg")
     monkeypatch.chdir(tmp_path)
 
 
@@ -285,19 +291,17 @@ def test_python_is_where_it_is_run():
 
 def test_the_readmes_example_runs(here):
     (example,) = python_blocks("README.md")
-    assert len([line for line in example.splitlines() if line]) == 5
+    assert len([line for line in example.splitlines() if line]) == 4
     names = {}
     exec(example, names)
-    width = names["model"].config.model.width
-    assert names["sound"].global_token.shape == (3, width)
-    assert names["picture"].patch_tokens.shape[::2] == (1, width)
+    assert names["pairs"].audio.shape == names["pairs"].visual.shape
+    assert -1 <= names["match"] <= 1
 
 
-def test_the_way_from_a_video_runs(here):
+def test_the_examples_of_inference_run(here):
     names = {}
     for block in python_blocks("docs/inference.md"):
         exec(block, names)
-    width = names["model"].config.model.width
-    assert names["sound"].global_token.shape == (16, width)
-    assert names["picture"].patch_tokens.shape[::2] == (16, width)
-    assert np.ptp(names["sound"].global_token, axis=0).any()
+    assert names["sound"].visual is None and names["picture"].audio is None
+    size = names["model"].config.model.image_size
+    assert names["heat"].shape == (size, size) and np.ptp(names["heat"]) > 0

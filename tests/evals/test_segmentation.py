@@ -467,9 +467,7 @@ def test_a_single_image_is_prompted_by_all_windows_of_its_sound(stills, tmp_path
 
 def test_what_cannot_be_scored_is_told_in_a_sentence(clips, dataset_dir):
     tiny_model = pretrained()
-    with pytest.raises(
-        UserError, match="to see those of your own videos use cavmae_sync_jax.localize"
-    ):
+    with pytest.raises(UserError, match=r"of your own videos use cavmae_sync_jax\.localize"):
         segmentation.run(tiny_model, loader.Records(dataset_dir, "eval"), mesh=one_device())
     with pytest.raises(UserError, match="split silent has no frame with a class"):
         segmentation.run(tiny_model, loader.Records(clips, "silent"), mesh=one_device())
