@@ -213,7 +213,7 @@ class Model(Pretrained):
             if vectors is None or vectors.ndim != 2 or not vectors.size:
                 raise UserError(f"similarity needs {name} vectors [pairs, dim], in this order")
             sides.append(vectors)
-        return similarity.of_pair(*sides, strategy)
+        return similarity.of_pair(sides[0], sides[1], strategy)
 
     def heatmap(
         self,
