@@ -17,7 +17,8 @@ def load(directory: str, step: int | None = None) -> "Model":
     patches, dim])`, unnormalised.
 
     Args:
-      directory: the `--workdir` of a training or the destination of a conversion.
+      directory: the `--workdir` of a training, the destination of a conversion, or an address on
+        the Hugging Face Hub, such as `hf://USER/REPO`.
       step: which checkpoint; None takes the newest.
 
     Raises:

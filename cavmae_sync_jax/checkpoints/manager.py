@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
+from cavmae_sync_jax.checkpoints import hub
 from cavmae_sync_jax.checkpoints.checksums import fingerprints, name_of
 from cavmae_sync_jax.checkpoints.shape_diff import mismatch
 from cavmae_sync_jax.distributed import multihost
@@ -263,12 +264,12 @@ def exists(directory: epath.PathLike) -> bool:
 def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Stored]:
     """Opens the newest checkpoint of a workdir (or its `checkpoints` folder), or that of `step`.
 
-    `WORKDIR/checkpoints/STEP` names a step, too.
+    `WORKDIR/checkpoints/STEP` names a step, too. `hf://USER/REPO` is downloaded.
 
     Raises:
       UserError: if there is no such checkpoint, or it is damaged.
     """
-    directory = epath.Path(directory)
+    directory = epath.Path(hub.local(directory))
     if step is None and directory.name.isdigit() and directory.parent.name == FOLDER:
         directory, step = directory.parent, int(directory.name)
     folder = directory / FOLDER

@@ -274,7 +274,7 @@ def writing(
             manifest = {
                 "format": FORMAT,
                 "model": {
-                    "directory": os.path.abspath(model.directory),
+                    "directory": _address(model.directory),
                     "step": model.step,
                     "fingerprint": model.fingerprint(),
                     "dim": int(model.config.model.width),
@@ -333,6 +333,11 @@ def export(index: Index, path: pathlib.Path) -> None:
         ]
         pq.write_table(pa.concat_tables(tables), partial)
     _replace(partial, path)
+
+
+def _address(directory: str) -> str:
+    """Where a model is from any folder: a `hf://` or `gs://` address, or an absolute path."""
+    return directory if "://" in directory else os.path.abspath(directory)
 
 
 def _settings(model: Model, every: float | None) -> dict[str, Any]:

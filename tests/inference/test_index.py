@@ -29,12 +29,6 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(folder):
-    path = tiny.write_model(folder / "workdir", data__num_frames=16, model__image_patch=8)
-    return cavmae_sync_jax.load(str(path))
-
-
-@pytest.fixture(scope="module")
 def media(folder):
     """Three videos (one longer than a clip), a sound, a picture, and a text that is called mp4."""
     place = folder / "media"
@@ -96,14 +90,14 @@ def test_a_large_file_gets_shards_as_it_comes(model, media, tmp_path, monkeypatc
     np.testing.assert_allclose(side.vectors[side.rows(0)], whole.visual, atol=1e-6)
 
 
-def test_kill_loses_nothing_that_was_written(folder, model, media, tmp_path):
+def test_kill_loses_nothing_that_was_written(workdir, model, media, tmp_path):
     files = [tmp_path / f"{n}.wav" for n in range(40)]
     for n, file in enumerate(files):
         soundfile.write(file, noise(2, seed=n), 16_000)
     code = (
         "import cavmae_sync_jax as c; from cavmae_sync_jax import embed;"
         "from cavmae_sync_jax.inference import index; index.SECONDS = 0;"
-        f"embed.run(c.load({str(folder / 'workdir')!r}), [{str(tmp_path)!r}], "
+        f"embed.run(c.load({str(workdir)!r}), [{str(tmp_path)!r}], "
         f"{str(tmp_path / 'index')!r}, workers=0)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tiny.ROOT, stderr=subprocess.PIPE)

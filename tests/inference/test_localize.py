@@ -6,11 +6,9 @@ import av
 import numpy as np
 import pytest
 import soundfile
-import tiny
 from media_files import make_video, noise, noisy_video
 from PIL import Image
 
-import cavmae_sync_jax
 from cavmae_sync_jax import localize
 from cavmae_sync_jax.inference import overlay, similarity
 from cavmae_sync_jax.utils.errors import UserError
@@ -19,12 +17,6 @@ from cavmae_sync_jax.utils.errors import UserError
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("localize")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    path = tiny.write_model(folder / "workdir", data__num_frames=16, model__image_patch=8)
-    return cavmae_sync_jax.load(str(path))
 
 
 @pytest.fixture(scope="module")
