@@ -14,6 +14,8 @@ import tiny
 from media_files import noise, noisy_video, tone
 from PIL import Image
 
+from cavmae_sync_jax import embed, localize, search
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -51,29 +53,40 @@ def files(tmp_path_factory):
 
 def test_embed_search_and_localize(files, tmp_path):
     checkpoint, sound = f"--checkpoint={files}/model", files / "sounds" / "noise" / "0.wav"
-    embed = ["-m", "cavmae_sync_jax.embed", files / "media", checkpoint]
+    embedding = ["-m", "cavmae_sync_jax.embed", files / "media", checkpoint]
     index = tmp_path / "index"
-    said = output_of(*embed, f"--output={index}", f"--export={tmp_path}/all.npz")
+    said = output_of(*embedding, f"--output={index}", f"--export={tmp_path}/all.npz")
     assert "3 files embedded (33 pairs), 0 were in the index, 0 refused" in said
-    assert "0 files embedded (0 pairs), 3 were in" in output_of(*embed, f"--output={index}")
-    search = ["-m", "cavmae_sync_jax.search", index]
-    said = output_of(*search, f"--sound={sound}", f"--output={tmp_path}/found")
+    assert "0 files embedded (0 pairs), 3 were in" in output_of(*embedding, f"--output={index}")
+    said = output_of(
+        "-m", "cavmae_sync_jax.search", index, f"--sound={sound}", f"--output={tmp_path}/found"
+    )
     rows = re.findall(r"^ +\d+ +(-?[\d.]+) .*\.(?:mp4|png)$", said, re.MULTILINE)
     found = json.loads((tmp_path / "found" / "search.json").read_text())["clips"]
     assert rows == [f"{hit['similarity']:.3f}" for hit in found] and len(rows) == 3
-    localize = ["-m", "cavmae_sync_jax.localize", files / "media" / "still.png", checkpoint]
-    said = output_of(*localize, f"--sound={sound}", f"--output={tmp_path}/where")
+    still = files / "media" / "still.png", checkpoint, f"--output={tmp_path}/where"
+    said = output_of("-m", "cavmae_sync_jax.localize", *still, f"--sound={sound}")
     assert "match: mean" in said and (tmp_path / "where" / "localize.png").exists()
-    for command, sentence in (
-        ([*search, f"--sound={files}/nothing.wav"], "there is no file"),
-        (["-m", "cavmae_sync_jax.search", files, f"--sound={sound}"], "is no index"),
-        ([*localize, f"--output={tmp_path}/where"], "name one by --sound"),
-        ([*embed, f"--output={files}/media"], "is a folder with other things"),
-        ([*embed, f"--output={index}", "--export=x.csv"], "must end in .npz or .parquet"),
+
+
+def test_mistakes_are_one_sentence(files, tmp_path, monkeypatch, capsys):
+    checkpoint, sound = f"--checkpoint={files}/model", f"--sound={files}/sounds/noise/0.wav"
+    for program, arguments, sentence in (
+        (search, [files, sound], "is no index"),
+        (localize, [files / "media" / "still.png", checkpoint], "name one by --sound"),
+        (localize, [files / "none.mp4", checkpoint], "there is no file"),
+        (embed, [files / "media", checkpoint, f"--output={files}/media"], "with other things"),
+        (embed, [files, checkpoint, "--output=x", "--export=x.csv"], "must end in .npz or"),
+        (embed, [files, checkpoint, "--output=x", "--every=0"], "--every must be above 0"),
     ):
-        done = call(*command)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert sentence in done.stderr.splitlines()[-1]
+        given = [*map(str, arguments)]
+        if program is localize:
+            given.append(f"--output={tmp_path}/where")
+        monkeypatch.setattr(sys, "argv", [program.__name__, *given])
+        with pytest.raises(SystemExit) as left:
+            program.main()
+        assert left.value.code == 2
+        assert sentence in capsys.readouterr().err.splitlines()[-1]
 
 
 def arguments_of(name, files, tmp_path):
