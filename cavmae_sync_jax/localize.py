@@ -196,7 +196,7 @@ def _moments(
             waveform = content.waveform if query is None else _heard(query.file, span)
             length = round((span.end - span.start) * audio.SAMPLE_RATE)
             waveform = np.pad(waveform[:length], (0, max(0, length - len(waveform))))
-            rows = audio.log_mel(waveform / np.float32(32768))
+            rows = audio.log_mel(waveform / np.float32(32768), audio.SAMPLE_RATE)
             whole = len(rows) // pool * pool
             mel.append(rows[:whole].reshape(-1, pool, rows.shape[1]).mean(axis=1))
             yield Moment(_overlaid(span, content.jpegs, times, maps, scale, fps), waveform)

@@ -16,9 +16,9 @@ import pebble
 from jaxtyping import Int16, Num, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cavmae_sync_jax.media import decoding, demuxer, images
+from cavmae_sync_jax.media import decoding, demuxer, images, resampler
 from cavmae_sync_jax.media.audio import SAMPLE_RATE
-from cavmae_sync_jax.media.demuxer import MediaError
+from cavmae_sync_jax.media.errors import MediaError
 from cavmae_sync_jax.utils.errors import UserError
 
 Kind = Literal["video", "sound", "picture"]
@@ -204,7 +204,7 @@ def read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " s
       MediaError: no_audio or unreadable.
     """
     waveform = np.zeros(round((end - start) * SAMPLE_RATE), np.int16)
-    resampler, index, filled = None, 0, 0
+    channels, index, filled = None, 0, 0
     with demuxer.errors_of(path), demuxer.open_file(path) as container:
         stream = container.streams.best("audio")
         if stream is None or stream.codec_context is None:
@@ -213,15 +213,15 @@ def read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " s
         if start > _RUN_UP:
             container.seek(round((origin + start - _RUN_UP) * av.time_base))
         for frame in container.decode(stream):
-            if resampler is None:
+            if channels is None:
                 time = 0.0 if frame.pts is None else float(frame.pts * frame.time_base) - origin
                 index = round((time - start) * SAMPLE_RATE)
-                resampler = demuxer.FirstChannel(path, frame)
-            index, filled = _place(resampler.resample(frame), index, waveform, filled)
+                channels = resampler.Channels(path, frame, resampler.CHANNELS[0])
+            index, filled = _place(channels.resample(frame)[0], index, waveform, filled)
             if index > len(waveform) + _RUN_OUT * SAMPLE_RATE:
                 break
-        if resampler is not None:
-            index, filled = _place(resampler.resample(None), index, waveform, filled)
+        if channels is not None:
+            index, filled = _place(channels.resample(None)[0], index, waveform, filled)
     if not filled:
         raise MediaError("no_audio", f"{path} has no audio from {start:.2f} to {end:.2f} s.")
     return waveform[:filled]
@@ -286,15 +286,14 @@ def as_waveform(
             f"the sound has samples up to {np.abs(first).max():.3g}, but 1 is the full scale: "
             "divide them by their largest possible value"
         )
-    parts = [np.zeros(0, np.int16)]
-    resampler = None
+    parts, channels = [np.zeros(0, np.int16)], None
     for begin in range(0, len(first), _FED):
         block = np.ascontiguousarray(first[begin : begin + _FED], np.float32)[None]
         frame = av.AudioFrame.from_ndarray(block, "flt", "mono")
         frame.rate, frame.pts = sample_rate, begin
-        resampler = resampler or demuxer.FirstChannel("the array", frame)
-        parts.append(resampler.resample(frame))
-    return np.concatenate([*parts, resampler.resample(None)])
+        channels = channels or resampler.Channels("the array", frame, resampler.CHANNELS[0])
+        parts.append(channels.resample(frame)[0])
+    return np.concatenate([*parts, channels.resample(None)[0]])
 
 
 def local_copy(data: bytes, folder: str) -> str:

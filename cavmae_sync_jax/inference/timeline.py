@@ -171,7 +171,7 @@ def _fbank(waveform: Int16[np.ndarray, " samples"], name: str) -> Float16[np.nda
             f"{name} has {1000 * len(waveform) / audio.SAMPLE_RATE:.0f} ms of sound: "
             "25 ms are the shortest"
         )
-    return audio.log_mel(waveform / np.float32(32768)).astype(np.float16)
+    return audio.log_mel(waveform / np.float32(32768), audio.SAMPLE_RATE).astype(np.float16)
 
 
 def _sample(seconds: float) -> int:

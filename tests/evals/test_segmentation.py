@@ -20,9 +20,9 @@ from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.evals import segmentation, sound_maps
-from cavmae_sync_jax.evals.metrics import average_precision, bootstrap
+from cavmae_sync_jax.evals.metrics import average_precision
 from cavmae_sync_jax.evals.metrics import segmentation as segmentation_metrics
-from cavmae_sync_jax.inference import features, heatmaps
+from cavmae_sync_jax.inference import heatmaps
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import ade20k_sound
