@@ -224,7 +224,8 @@ def test_only_the_listed_clips_are_embedded(model, dataset_dir, tmp_path, monkey
 class Ids(loader.Records):
     """A split of which only the ids are asked."""
 
-    directory, split, features, longest_rows, identity = "data/x", "eval", {}, None, "x"
+    directory, split, splits, identity = "data/x", "eval", ("eval",), "x"
+    features, longest_rows = {}, None
 
     def __init__(self, *ids):
         self._ids = ids
