@@ -292,11 +292,7 @@ def load(directory: epath.PathLike, step: int | None = None) -> Model:
 
 
 def _evidence(module: CavMaeSync, params: Any, pictures: Any, sounds: Any) -> Array:
-    # Of a picture of very few patches, a set keeps one.
-    share = max(heatmaps.SHARE, 1 / module.grids[VISUAL].patches)
-    without = ("nothing",)  # no bank of other sounds
-    maps = heatmaps.evidence(module, params, pictures, sounds, against=without, share=share)
-    return maps["nothing"]
+    return heatmaps.evidence(module, params, pictures, sounds)["nothing"]
 
 
 # Functions of (module, params, pictures, sounds `[pairs, 1, dim]`), by the name that a user gives.

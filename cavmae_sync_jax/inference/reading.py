@@ -32,7 +32,6 @@ MOST_CHANNELS = 64
 # Decoding starts this much before a span, so that decoder and resampler have settled in it.
 _RUN_UP = 1.0
 _RUN_OUT = 0.1
-_FED = 10 * SAMPLE_RATE  # samples that the resampler gets at once
 TIME_LIMIT = 600.0  # for one span in a worker
 
 
@@ -162,7 +161,7 @@ def read_span(span: Span) -> Content:
         image_size=span.size,
     )
     jpegs = [images.encode_jpeg(frame, JPEG_QUALITY) for frame in clip.frames]
-    return Content(jpegs, clip.waveform, clip.seconds)
+    return Content(jpegs, clip.waveform, clip.picture_seconds)
 
 
 def contents(spans: Sequence[Span], pool: pebble.ProcessPool | None = None) -> Iterator[Content]:
@@ -286,14 +285,8 @@ def as_waveform(
             f"the sound has samples up to {np.abs(first).max():.3g}, but 1 is the full scale: "
             "divide them by their largest possible value"
         )
-    parts, channels = [np.zeros(0, np.int16)], None
-    for begin in range(0, len(first), _FED):
-        block = np.ascontiguousarray(first[begin : begin + _FED], np.float32)[None]
-        frame = av.AudioFrame.from_ndarray(block, "flt", "mono")
-        frame.rate, frame.pts = sample_rate, begin
-        channels = channels or resampler.Channels("the array", frame, resampler.CHANNELS[0])
-        parts.append(channels.resample(frame)[0])
-    return np.concatenate([*parts, channels.resample(None)[0]])
+    at_16_khz = resampler.resample(first.astype(np.float32), sample_rate)
+    return np.rint(at_16_khz * 32768).astype(np.int16)
 
 
 def local_copy(data: bytes, folder: str) -> str:

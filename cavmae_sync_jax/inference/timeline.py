@@ -28,7 +28,7 @@ STORED_FRAMES = 16  # as data_prep stores, if nobody asks for another number
 # The reference spreads a clip's 10 s over 1024 rows, although they have 998.
 _ROWS_A_SECOND = 102.4
 _RAGGED = 1.05  # a file up to this many clips long is one clip, as in preparation
-_WINDOW, _HOP = 400, audio.SAMPLE_RATE // audio.ROWS_PER_SECOND  # samples of a row
+_HOP = audio.SAMPLE_RATE // audio.ROWS_PER_SECOND  # samples from row to row
 
 
 class Pairs(NamedTuple):
@@ -140,7 +140,8 @@ def clip_pairs(content: reading.Content, spec: PairSpec, start: float, name: str
         visual = np.stack([pair[VISUAL] for pair in pairs])
     else:
         sizes = stored, spec.clip_rows, spec.audio_rows
-        cut = [audio.cut_window(fbank, frame, *sizes, seconds=seconds) for frame in chosen]
+        spread = {"seconds": seconds, "spread": spec.window_spread}
+        cut = [audio.cut_window(fbank, frame, *sizes, **spread) for frame in chosen]
         windows, visual = np.stack(cut), None
     when = [
         audio.frame_time(
@@ -151,6 +152,7 @@ def clip_pairs(content: reading.Content, spec: PairSpec, start: float, name: str
             seconds=seconds,
             start=start,
             clip_rows=spec.clip_rows,
+            spread=spec.window_spread,
         )
         for frame in chosen
     ]
@@ -166,7 +168,7 @@ def _padded(when: list[audio.FrameTime]) -> Float32[np.ndarray, " pairs"]:
 
 
 def _fbank(waveform: Int16[np.ndarray, " samples"], name: str) -> Float16[np.ndarray, "rows bins"]:
-    if len(waveform) < _WINDOW:
+    if len(waveform) < audio.FEWEST_SAMPLES:
         raise UserError(
             f"{name} has {1000 * len(waveform) / audio.SAMPLE_RATE:.0f} ms of sound: "
             "25 ms are the shortest"
@@ -210,6 +212,7 @@ def _streamed(
             seconds=count * step,
             start=begin,
             clip_rows=spec.clip_rows,
+            spread=spec.window_spread,
         )
 
     waveform = np.zeros(0, np.int16)  # what comes after the rows of `fbank`
@@ -247,7 +250,7 @@ def _streamed(
 
 
 def _rows(samples: int) -> int:
-    return max(0, (samples - _WINDOW) // _HOP + 1)
+    return max(0, (samples - audio.FEWEST_SAMPLES) // _HOP + 1)
 
 
 def _cut(
