@@ -97,7 +97,7 @@ class Shard(NamedTuple):
 class Record(NamedTuple):
     """An example as bytes, its log-mel rows, and what the summary sums up about it.
 
-    `notes` are numbers by name, such as `padded_seconds`.
+    `notes` are numbers by name: `padded_seconds`, and 1 for each of `clips.NOTES` that holds.
     """
 
     data: bytes
@@ -159,7 +159,8 @@ def prepare_record(clip: Clip, job: Job) -> Record | Reject:
     rows = len(example["fbank"])
     seconds = (rows + _LAST_WINDOW) / audio.ROWS_PER_SECOND
     padded = round(job.preparation.clip_seconds - seconds, 2)
-    return Record(data, rows, {"padded_seconds": padded} if padded > 0 else {})
+    notes = dict.fromkeys(example["notes"], 1) | ({"padded_seconds": padded} if padded > 0 else {})
+    return Record(data, rows, notes)
 
 
 @functools.lru_cache(maxsize=1)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from data_prep.pipeline.clips import Clip, Reject
+from data_prep.pipeline.clips import NOTES, Clip, Reject
 
 SUMMARY, REJECTS = "summary.json", "rejects.csv"
 _NAMED = 5  # names that a sentence gives as examples
@@ -75,7 +75,7 @@ class SplitSummary(NamedTuple):
       clips: how many there were.
       examples: how many are in the dataset.
       rejects: the others.
-      notes: sums over the examples, such as `padded_seconds`.
+      notes: sums over the examples: `padded_seconds`, and how many have each of `clips.NOTES`.
     """
 
     files: int
@@ -120,9 +120,13 @@ class Summary(NamedTuple):
             path = self.directory.parent.parent / REJECTS
             reasons = count_reasons(self.rejects)
             lines.append(f"{len(self.rejects)} clips were rejected ({reasons}); {path} lists them.")
-        padded = sum(split.notes.get("padded_seconds", 0.0) for split in self.splits.values())
-        if padded:
+        sums = collections.Counter[str]()
+        for split in self.splits.values():
+            sums.update(split.notes)
+        if padded := sums.pop("padded_seconds", 0.0):
             lines.append(f"The clips lack {padded:.1f} s to their full length.")
+        for note, count in sums.most_common():
+            lines.append(f"Examples with the note {note!r} ({NOTES[note]}): {count:,}.")
         return "\n".join(lines)
 
     def write(self, output: epath.Path) -> None:
@@ -137,6 +141,7 @@ class Summary(NamedTuple):
                     "examples": split.examples,
                     "rejects": dict(_reasons(split.rejects)),
                     "padded_seconds": 0.0,
+                    **dict.fromkeys(NOTES, 0),
                     **split.notes,
                 }
                 for name, split in self.splits.items()

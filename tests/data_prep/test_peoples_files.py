@@ -255,3 +255,14 @@ def test_a_training_is_told_of_the_longest_clip_before_it_begins(tmp_path, twent
     wide = spec._replace(clip_rows=records.longest_rows)
     batch = next(loader.train_batches(records, wide, 2, 0, 0, 0, 1))
     assert np.isfinite(batch["audio"]).all()
+
+
+def test_stills_and_hdr_are_counted_in_the_summary(tmp_path, ten, capsys):
+    grey = np.full((48, 64, 3), 90, np.uint8)
+    still = make_video(tmp_path / "still.mp4", seconds=10, fps=2, picture=lambda *_: grey)
+    summary = prepare(tmp_path, {"a.mp4": ten, "b.mp4": still, "c.mp4": still})
+    train = summary["splits"]["train"]
+    assert (train["examples"], train["still"], train["damaged"], train["hdr"]) == (3, 2, 0, 0)
+    said = capsys.readouterr().out
+    assert "Examples with the note 'still' (all frames show the same picture): 2." in said
+    assert "'hdr'" not in said
