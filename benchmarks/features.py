@@ -39,7 +39,7 @@ class InMemory(loader.Records):
     def __init__(
         self, clips: int, module: cavmae_sync.CavMaeSync, frames: int, seed: int = 0
     ) -> None:
-        self._length = clips
+        self._length, self.longest_rows = clips, None
         rng = np.random.default_rng(seed)
         count = min(clips, KEPT), frames
         fbank = rng.standard_normal((*count, *module.raw_shape(AUDIO)), np.float32)

@@ -53,13 +53,13 @@ def run(
             results[path.stem] = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path} is not the JSON of an evaluation: {error}") from error
-    if not results:
-        raise UserError(f"{folder} holds no evaluation's NAME.json")
     evaluations = {
         name: evaluation
         for name in sorted(results, key=_place)
         if (evaluation := results_table.read(name, results[name])) is not None
     }
+    if not evaluations:
+        raise UserError(f"{folder} holds no evaluation's NAME.json")
     rows = results_table.rows(evaluations)
     html = None
     if page is not None:

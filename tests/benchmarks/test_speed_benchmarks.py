@@ -154,8 +154,9 @@ def test_features_stage_and_loop_embed_the_same(monkeypatch, capsys):
         assert frames == pytest.approx(4 * clips, abs=0.03)
 
 
-def test_a_start_is_observed(generated, tmp_path):
-    flags = [*FLAGS, f"--config.data.dir={generated}", "--config.data.eval_split="]
+def test_a_start_is_observed(config, tmp_path):
+    data = input_pipeline.generate(tmp_path / "data", config, train=config.batch_size)
+    flags = [*FLAGS, f"--config.data.dir={data}", "--config.data.eval_split="]
     cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
     start = startup.begin(
         startup.OBSERVED, [*flags, "--config.log_every=1"], tmp_path / "start", cache
