@@ -5,7 +5,7 @@ All times are seconds on the file's own timeline, on which its earliest stream s
 
 import itertools
 import math
-from fractions import Fraction
+from numbers import Rational
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -274,7 +274,7 @@ def _choose_times(
     return wanted, end if goes_on else last, max(1, steps) / rate
 
 
-def _constant_rate(times: list[float], nominal: Fraction | None) -> float | None:
+def _constant_rate(times: list[float], nominal: Rational | None) -> float | None:
     """Returns the frames a second that explain all sorted times to half a frame, if any do."""
     seconds = times[-1] - times[0]
     measured = (len(times) - 1) / seconds if seconds else 0

@@ -10,7 +10,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator
-from fractions import Fraction
+from numbers import Rational
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -120,7 +120,7 @@ class Source:
             raise MediaError("unreadable", f"{self._path} has {kind} of an unknown codec.")
         return stream
 
-    def seconds(self, timestamp: int | None, time_base: Fraction) -> float | None:
+    def seconds(self, timestamp: int | None, time_base: Rational) -> float | None:
         """Returns a timestamp as a time on the file's timeline."""
         return None if timestamp is None else float(timestamp * time_base) - self._origin
 
