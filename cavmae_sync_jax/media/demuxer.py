@@ -104,6 +104,9 @@ class Source:
         # Clips are prepared in many processes at once: more threads would fight for the cores.
         self.video.thread_count = 1
         self._origin = (self._container.start_time or 0) / av.time_base
+        aspect = float(self.video.sample_aspect_ratio or 1)
+        # How many times as wide as high a pixel is shown.
+        self.pixel_aspect = aspect if aspect > 0 else 1.0
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -123,12 +126,6 @@ class Source:
     def seconds(self, timestamp: int | None, time_base: Rational) -> float | None:
         """Returns a timestamp as a time on the file's timeline."""
         return None if timestamp is None else float(timestamp * time_base) - self._origin
-
-    @property
-    def pixel_aspect(self) -> float:
-        """How many times as wide as high a pixel is shown."""
-        aspect = self.video.sample_aspect_ratio or 1
-        return float(aspect) if aspect > 0 else 1.0
 
     def duration(self) -> float:
         """Returns when the later of the two streams ends, from the headers if they tell.

@@ -219,7 +219,7 @@ def test_aac_padding_is_cut_at_the_duration(tmp_path):
     path = make_video(tmp_path / "a.mp4", seconds=2, rate=44_100)
     with av.open(str(path)) as container:
         decoded = sum(frame.samples for frame in container.decode(audio=0))
-    assert decoded > 2 * 44_100
+    assert decoded >= 2 * 44_100  # PyAV 19 cuts the padding by itself
     assert len(decoding.read_clip(path).waveform) == 32_000
 
 
