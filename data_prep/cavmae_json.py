@@ -304,7 +304,7 @@ def _check_files(split: str, entries: Sequence[Entry], num_frames: int) -> None:
         raise UserError(
             f"the split {split!r}: {best.frames} has {best.stored} frame_* folders{why}, but "
             f"--num_frames={num_frames} needs frame_{num_frames - 1}: extract {num_frames} "
-            f"frames a clip, or accept these with --num_frames={best.stored}"
+            f"frames per clip, or accept these with --num_frames={best.stored}"
         )
     # The first is there, or there is an error to tell: this is no look at millions of files.
     if not any("://" in entry.path or os.path.exists(entry.path) for entry in usable):

@@ -150,7 +150,7 @@ class PairSpec(NamedTuple):
         if self.num_frames > stored:
             raise UserError(
                 f"config.data.num_frames={self.num_frames}, but the dataset holds {stored} frames "
-                f"a clip: prepare it with --num_frames={self.num_frames}"
+                f"per clip: prepare it with --num_frames={self.num_frames}"
             )
         frame = frame * stored // self.num_frames
         image = decode_jpeg(record["frames"][frame])

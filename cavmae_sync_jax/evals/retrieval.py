@@ -10,7 +10,7 @@ shown with their best matches.
 
 --clips=LIST scores only the clips of a published list: CAV-MAE's JSON ({"data": [{"video_id": …}]};
 where there is no video_id, the file name of wav or video_path without extension), or a text file
-with an id a line. Ids must equal the dataset's clip ids, as data_prep made them from file names.
+with an id per line. Ids must equal the dataset's clip ids, as data_prep made them from file names.
 Those that the dataset lacks are told and written to the JSON.
 
 --embeddings=FILE.npz scores any system, without model or dataset (and without a picture): float

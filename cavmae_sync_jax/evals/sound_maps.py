@@ -51,7 +51,7 @@ class Queries(NamedTuple):
 class Stills(loader.Records):
     """Records of one image each, which is repeated, so that a sound gets as many windows as a clip.
 
-    A model of 16 frames a clip so hears an image's sound in its 16 windows, spread as always.
+    A model of 16 frames per clip so hears an image's sound in its 16 windows, spread as always.
     """
 
     def __init__(self, records: loader.Records, windows: int):
@@ -69,7 +69,7 @@ class ItemFrames(loader.Records):
 
     def __init__(self, records: loader.Records, items: Items, frames: int):
         super().__init__(records.directory, records.split)
-        self.identity = f"{records.identity}, {len(items.records)} of {frames} frames a clip"
+        self.identity = f"{records.identity}, {len(items.records)} of {frames} frames per clip"
         self._items, self._frames = items, frames
 
     def __len__(self) -> int:

@@ -55,7 +55,7 @@ _LATE = 0.1
 
 
 class MediaInfo(NamedTuple):
-    """What a file says of itself: seconds, average frames a second, pixels before any rotation."""
+    """A file's own words: seconds, average frames per second, pixels before any rotation."""
 
     duration: float
     fps: float
@@ -115,7 +115,7 @@ def read_clip(
     every frame goes through `resize_and_crop` as soon as it is decoded. Memory doesn't grow with
     the file's length, and nothing far outside of the span is decoded.
 
-    Frames: at a constant r frames a second, frame i of T is number int(i * min(n, int(r * d)) / T)
+    Frames: at a constant rate r per second, frame i of T is number int(i * min(n, int(r * d)) / T)
     of the n frames in the span's d seconds; for start = 0 and d = 10 this is the reference's rule.
     At a variable rate it is the frame on screen i * d / T seconds after `start`. Frames repeat if
     there are fewer than T. Where video begins over 0.1 s late or ends over 0.5 s early, its
@@ -275,7 +275,7 @@ def _choose_times(
 
 
 def _constant_rate(times: list[float], nominal: Rational | None) -> float | None:
-    """Returns the frames a second that explain all sorted times to half a frame, if any do."""
+    """Returns the frames per second that explain all sorted times to half a frame, if any do."""
     seconds = times[-1] - times[0]
     measured = (len(times) - 1) / seconds if seconds else 0
     for rate in (float(nominal or 0), measured):

@@ -46,7 +46,7 @@ def add_flags(
     engine = Engine()
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument(
-        "--time_limit", type=float, default=engine.time_limit, help="seconds a clip may take"
+        "--time_limit", type=float, default=engine.time_limit, help="seconds that a clip may take"
     )
     parser.add_argument(
         "--runner",
