@@ -254,7 +254,8 @@ def test_the_program_from_files_to_dataset(tmp_path):
     assert (
         strict.stderr.strip()
         .splitlines()[-1]
-        .startswith("videos.py: error: 40.0% of the clips were rejected")
+        .partition(": ")[2]
+        .startswith("error: 40.0% of the clips were rejected")
     )
     assert set(splits_of(output)["train"]) == set(splits["train"])
 
