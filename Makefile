@@ -38,6 +38,8 @@ demo: $(VENV)/installed
 		--config.average_from=4 --baselines $(EVAL)
 	$(RUN) cavmae_sync_jax.evals.summary $(DEMO)/evals --output=$(DEMO)/results.json \
 		--workdir=$(DEMO)/train --report=$(DEMO)/report.html
+	@echo "Open $(DEMO)/report.html in a browser. Then try the model on a video of your own:"
+	@echo "$(RUN) cavmae_sync_jax.localize VIDEO --checkpoint=$(DEMO)/train --output=$(DEMO)/where"
 
 test: lint
 	$(RUN) pytest
