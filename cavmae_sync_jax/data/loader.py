@@ -6,6 +6,7 @@ consecutive shares for the processes. A run therefore resumes from a number, wit
 workers, processes or devices, and every clip comes once an epoch.
 """
 
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -236,7 +237,9 @@ def train_batches(
     count, rank = jax.process_count(), jax.process_index()
     chosen = _shuffled(len(records), seed).random_map(_RandomFrame(pair_spec))[start:]
     shares = chosen.batch(batch_size // count)[rank::count].map(_Pairs(records, pair_spec))
-    _check_shared_memory(records, pair_spec, batch_size // count, workers, prefetch)
+    if workers:
+        size = _worker_bytes(records, pair_spec, batch_size // count, prefetch)
+        _check_shared_memory(size, workers)
     return iter(_prefetched(shares, workers, prefetch))
 
 
@@ -249,22 +252,25 @@ def order(clips: int, seed: int, start: int, count: int) -> list[int]:
     return [int(index) for index in _shuffled(clips, seed)[start : start + count]]
 
 
-def _check_shared_memory(
-    records: Records, pair_spec: PairSpec, pairs: int, workers: int, prefetch: int
-) -> None:
+def _check_shared_memory(worker_bytes: int, workers: int) -> None:
     """Refuses workers whose batches don't fit: writing beyond the end kills them by a signal."""
-    if not workers or not SHARED_MEMORY.is_dir():
-        return
-    (pair,) = records.pairs(0, pair_spec, [0])
-    # Each worker holds `prefetch` batches ready, and fills another one.
-    needed = workers * (prefetch + 1) * pairs * sum(values.nbytes for values in pair.values())
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if needed > free:
+    needed, free = workers * worker_bytes, _free_shared_memory()
+    if workers and needed > free:
         raise UserError(
             f"config.data.workers={workers} needs {needed / 1e9:.2g} GB of shared memory for its "
             f"batches, but {SHARED_MEMORY} has {free / 1e9:.2g} GB: lower --config.data.workers "
             "or --config.data.prefetch, or give a container more by docker run --shm-size"
         )
+
+
+def _free_shared_memory() -> float:
+    return float(shutil.disk_usage(SHARED_MEMORY).free) if SHARED_MEMORY.is_dir() else math.inf
+
+
+def _worker_bytes(records: Records, pair_spec: PairSpec, pairs: int, prefetch: int) -> int:
+    """The shared memory of a worker: `prefetch` batches are ready, and it fills another one."""
+    (pair,) = records.pairs(0, pair_spec, [0])
+    return (prefetch + 1) * pairs * sum(values.nbytes for values in pair.values())
 
 
 def _prefetched(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.IterDataset:
@@ -311,7 +317,8 @@ def clip_batches(
       records: the split.
       pair_spec: how clips become pairs.
       batch_size: clips in a global batch; a multiple of the number of processes.
-      workers: processes that read and decode; 0 does it in this process.
+      workers: processes that read and decode, as far as the shared memory holds their batches; 0
+        does it in this process.
       prefetch: batches each worker holds ready.
       order: indices of the records, any of them any number of times; None is all, once.
       start: the batch to begin with.
@@ -321,8 +328,7 @@ def clip_batches(
       width, 3]`, `clip` `[share]` and `valid` `[share]`.
 
     Raises:
-      UserError: at once, if the dataset's longest clip has too many rows, or the workers' batches
-        don't fit into the shared memory.
+      UserError: at once, if the dataset's longest clip has too many rows.
     """
     pair_spec.check_rows(records.longest_rows)
     count, rank = jax.process_count(), jax.process_index()
@@ -331,7 +337,10 @@ def clip_batches(
     clips = grain.MapDataset.range(start * batch_size, padded)
     clips = clips.map(_WholeClip(records, pair_spec, order))
     pairs = batch_size // count * pair_spec.num_frames
-    _check_shared_memory(records, pair_spec, pairs, workers, prefetch)
+    if workers:
+        # The training's count, maybe of a larger machine; scores do not depend on it.
+        fitting = _free_shared_memory() / _worker_bytes(records, pair_spec, pairs, prefetch)
+        workers = math.floor(min(fitting, workers))
     shares = clips.batch(batch_size // count)[rank::count]
     return iter(_prefetched(shares, workers, prefetch))
 

@@ -52,7 +52,9 @@ def arrange(shape: tuple[int, int], devices: Sequence[Any]) -> np.ndarray:
       UserError: if `fsdp` would cross slices.
     """
     # A GPU calls its host a slice; hosts follow each other in the plain order already.
-    slices = len({device.slice_index for device in devices if device.platform == "tpu"}) or 1
+    # Devices that are only described, to compile for them, need not tell theirs.
+    tpus = [device for device in devices if device.platform == "tpu"]
+    slices = len({getattr(device, "slice_index", 0) for device in tpus}) or 1
     if shape[0] % slices:
         raise UserError(
             f"mesh data={shape[0]}, fsdp={shape[1]} does not fit {slices} TPU slices: "

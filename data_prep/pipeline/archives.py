@@ -28,8 +28,10 @@ _SPACING = 2**26
 _BLOCK = 2**20  # bytes copied at once
 _OPEN = 64  # archives that a process keeps open
 # What damaged archives raise.
-_ERRORS = (OSError, EOFError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile)
-_ERRORS += (zlib.error, NotImplementedError, KeyError)
+_ERRORS = (
+    *(OSError, EOFError, ValueError, RuntimeError, NotImplementedError, KeyError),
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def is_archive(path: str) -> bool:

@@ -171,9 +171,20 @@ def test_workers_that_need_more_shared_memory_than_there_is_are_refused(records,
     )
     with pytest.raises(UserError, match=message):
         train(records, workers=2)
-    with pytest.raises(UserError, match=r"workers=1 needs .* docker run --shm-size"):
-        loader.clip_batches(records, FRAMING, 2, workers=1, prefetch=1)
     take(train(records, workers=0), 1)
+    # An evaluation has the workers of its training's machine, and uses as many as fit: none here.
+    asked = []
+    real = loader._prefetched
+    monkeypatch.setattr(
+        loader, "_prefetched", lambda *given: asked.append(given[1]) or real(*given)
+    )
+    batch = next(loader.clip_batches(records, FRAMING, 2, workers=8, prefetch=1))
+    assert asked == [0] and batch["valid"].all()
+    clip = 2 * 2 * FRAMING.num_frames * sum(values.nbytes for values in pair.values())
+    roomy = shutil._ntuple_diskusage(total, 0, 3 * clip + 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: roomy)
+    loader.clip_batches(records, FRAMING, 2, workers=8, prefetch=1)
+    assert asked == [0, 3]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
