@@ -3,8 +3,9 @@
 for s in 0 1 2; do make demo SEED=$s DEMO=runs/seed$s; done
 python -m benchmarks.demo_seeds runs/seed0 runs/seed1 runs/seed2
 
-The first has every headline score beside an untrained model and the best trivial baseline (of each
-seed), with a ⚠ where the mean is not better than both; the second has all of retrieval.
+The first table has every headline score. Beside it stand an untrained model and the best trivial
+baseline of each seed. A ⚠ marks a mean that is not better than both. The second table has all of
+retrieval.
 """
 
 import argparse

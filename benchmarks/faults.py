@@ -3,9 +3,9 @@
     python -m benchmarks.faults --workdir=runs/faults
 
 Renders a small dataset, trains a tiny model without a fault, and then again and again with one:
-processes are signalled, killed and frozen, files cut and flipped, a disk filled. A row fails loudly
-if a run does not end as it should, or if the resumed run's losses are not those of the first one,
-to the last bit.
+processes are signalled, killed and frozen, files cut and flipped, a disk filled. A row fails if a
+run does not end as it should. It also fails if the resumed run's losses differ from those of the
+first one in any bit.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python -m benchmarks.segmentation_study --data=runs/demo/data --workdir=runs/study
 
-Every row of `VARIANTS` is trained to WORKDIR/ROW (started again, a run that is done is only scored)
-and its maps of the split `--split` (val, never the one that is reported) are scored with several
-queries and tokens. Another clip's sound is the control: what it scores is not owed to the own one.
+Every row of `VARIANTS` is trained to WORKDIR/ROW. Its maps of the split `--split` are scored with
+several queries and tokens. The split is val, because nobody reports scores of it. If the program is
+started again, runs that are done are only scored. Another clip's sound is the control: what it
+scores does not come from the own sound.
 """
 
 import argparse

@@ -6,10 +6,10 @@
 
 Memory is what the compiled program's own analysis says, for each chip. FLOPs are those of the whole
 step before compilation, layers unrolled, recomputed ones included. Collectives are read from the
-compiled program, each as often as its loops run it. The time is a model on paper: matrices at
-`UTILISATION` of the chip's peak, and every collective a ring over one axis of the torus, in both
-directions where the axis closes, none of it hidden behind arithmetic. What memory bandwidth costs,
-and what overlaps, it leaves out.
+compiled program, each as often as its loops run it. The time is a model on paper. Matrices run at
+`UTILISATION` of the chip's peak. Every collective is a ring over one axis of the torus, in both
+directions where the axis closes. The model leaves out what memory bandwidth costs, and no
+collective overlaps with arithmetic.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """Prepares a dataset whose audio and frames are extracted already, in the layout of CAV-MAE.
 
 A SPLIT=JSON names a split, such as train or eval, and the list of its clips; a split given twice
-gets the clips of both lists. A list is {"data": [{"video_id", "wav", "video_path", "labels"}, …]}:
-wav is an audio file of any rate, frame i is VIDEO_PATH/frame_i/VIDEO_ID.jpg, and labels are mids of
-the class list (CSV with the columns index, mid, display_name), joined by commas, "" for none.
-A clip's id is its video_id. The class names are the display names in the order of the indices; a
-display name that comes twice gets its mid behind it.
+gets the clips of both lists. A list is {"data": [{"video_id", "wav", "video_path", "labels"}, …]}.
+The wav is an audio file of any rate. Frame i is VIDEO_PATH/frame_i/VIDEO_ID.jpg. The labels are
+mids, joined by commas, or "" for none. The class list is a CSV with the columns index, mid and
+display_name. A clip's id is its video_id. The class names are the display names in the order of
+the indices; a display name that comes twice gets its mid behind it.
 
 Relative paths start at the folder of their JSON. Absolute ones are often those of another machine:
 --replace puts this machine's beginning in place of theirs, and may be given for several.

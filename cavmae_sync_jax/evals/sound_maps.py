@@ -150,9 +150,9 @@ def queries(
 ) -> Queries:
     """The sounds that each item is searched for.
 
-    Another clip's sound is that of another item, drawn at random, whose class is neither the one
-    that sounds in the item nor that of its silent object: so no such sound is on screen. It is
-    left out where an item has no such partner. The bank has at most `BANK` of all windows, evenly
+    Another clip's sound is that of another item, drawn at random. Its class differs from the one
+    that sounds in the item and from its silent object's, so nothing on screen makes such a sound.
+    An item without such a partner is left out. The bank has at most `BANK` of all windows, evenly
     chosen.
 
     Args:

@@ -4,9 +4,10 @@ Example:
   python -m cavmae_sync_jax.evals.tokens --config=configs/probe.py:as20k,cached \\
       --checkpoint=runs/sync --data=DATASET --output=runs/sync/evals
 
-Of each frame the encoders' register tokens (their mean), patch tokens (their mean) and global
-token, before the joint block, are probed apart, each by a linear layer on the frames' mean and by
-the config's own head. Prints one table and writes OUTPUT/tokens.json and OUTPUT/tokens.png.
+The tokens come from the encoders, before the joint block. Register tokens and patch tokens are each
+averaged per frame. Each kind is probed twice: by a linear layer on the mean over the frames, and by
+the config's own head. The program prints one table, and writes OUTPUT/tokens.json and
+OUTPUT/tokens.png.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Waveform to log-mel filter bank (fbank), and the window of the fbank that belongs to a frame.
 
 The fbank is Kaldi's, with the settings of CAV-MAE: 16 kHz, window 25 ms, shift 10 ms, 128 bins
-from 20 Hz to 8 kHz, symmetric Hann window, pre-emphasis 0.97, no dither, and windows only where
-they fit into the waveform. It is not normalised here; that is the model's own business.
+from 20 Hz to 8 kHz, symmetric Hann window, pre-emphasis 0.97, no dither. A window that does not fit
+into the waveform is left out. The fbank is not normalised here; that is the model's own business.
 """
 
 import functools

@@ -149,8 +149,8 @@ def check_output(output: epath.PathLike, source: str, overwrite: bool) -> epath.
     """Returns the dataset `OUTPUT/SOURCE` that is to be replaced, None if there is none.
 
     Raises:
-      UserError: there is one and `overwrite` is not set, there is another dataset, which would
-        make OUTPUT ambiguous and is not ours to delete, or something else is in the way.
+      UserError: there is one and `overwrite` is not set; something else is in the way; there is
+        another dataset, which would make OUTPUT ambiguous and is not ours to delete.
     """
     output = epath.Path(output)
     if output.exists() and not output.is_dir():

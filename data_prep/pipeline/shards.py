@@ -1,8 +1,8 @@
 """Clips to shards of records: the unit in which a preparation is divided, resumed and counted.
 
 The clips of a split are ordered by a hash of their ids and cut into shards before any is prepared.
-So the same clips give the same shards on any engine, examples lie shuffled in them without a
-shuffle, and a preparation that was killed goes on with the shards that have no mark of completion.
+So the same clips give the same shards on any engine, and the examples in them lie in random order.
+A preparation that was killed goes on with the shards that have no mark of completion.
 """
 
 import collections

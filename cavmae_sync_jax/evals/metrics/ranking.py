@@ -114,10 +114,10 @@ def ranks(
 def margin(frames: int, dim: int) -> float:
     """Bounds the error of a float32 similarity of unit vectors, with the steps to a comparison.
 
-    A sum of n products errs by at most n roundings of the sum of their absolute values, which is at
-    most 1 here (Higham, Accuracy and Stability of Numerical Algorithms, §3.1). Besides the chunks'
-    own sums: the sum of the chunks, sums over frames on both sides, and 16 for casts,
-    normalisation, division and comparison.
+    A sum of n products errs by at most n roundings of the sum of their absolute values (Higham,
+    Accuracy and Stability of Numerical Algorithms, §3.1). That sum is at most 1 here. The bound
+    adds the roundings of each chunk's sum, of the sum over chunks, and of the sums over frames on
+    both sides. 16 more cover casts, normalisation, division and comparison.
     """
     return (CHUNK + math.ceil(dim / CHUNK) + 2 * frames + 16) * ROUNDING
 
