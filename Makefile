@@ -1,4 +1,5 @@
-# demo: the whole way on a small dataset · test: lint, types and the suite · lint · format
+# demo: the whole way on a small dataset · test: lint, types and the suite · test-all: also what a
+# release needs · lint · format
 # Each makes its own virtual environment on first use. PYTHON is the interpreter (3.11–3.14).
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,7 @@ EVAL = --checkpoint=$(DEMO)/train --data=$(DEMO)/data --split=$(SPLIT) --output=
 	--cache=$(DEMO)/cache
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax
 
-.PHONY: demo test lint format
+.PHONY: demo test test-all lint format
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +44,9 @@ demo: $(VENV)/installed
 
 test: lint
 	$(RUN) pytest
+
+test-all: lint
+	$(RUN) pytest -m ""
 
 lint: $(VENV)/testing
 	$(VENV)/bin/ruff check .

@@ -11,6 +11,8 @@ from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
 from cavmae_sync_jax.evals.report import results_table
 from cavmae_sync_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.release
+
 
 def test_retrieval_times_every_aggregation(monkeypatch, capsys):
     for name, value in (("FRAMES", 2), ("DIM", 4), ("LOOPED", 3)):

@@ -6,6 +6,8 @@ from test_speed_benchmarks import FLAGS
 
 from benchmarks import growth, preparation
 
+pytestmark = pytest.mark.release
+
 
 @pytest.fixture
 def short(monkeypatch):

@@ -19,6 +19,8 @@ from cavmae_sync_jax.models.cavmae_sync import IMAGE_MEAN, IMAGE_STD
 from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
 
+pytestmark = pytest.mark.release
+
 CLIPS = 4
 SMALL = {
     "batch_size": 8,

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import launch
 
+pytestmark = pytest.mark.release
+
 TEXT = """HloModule step
 
 %add (x: f32[], y: f32[]) -> f32[] {

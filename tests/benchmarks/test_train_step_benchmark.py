@@ -18,6 +18,8 @@ from cavmae_sync_jax.training import train_step as stepping
 from cavmae_sync_jax.utils.errors import UserError
 from configs import pretrain
 
+pytestmark = pytest.mark.release
+
 VARIANTS = {
     "everything": {
         "model__registers_in_joint": True,

@@ -15,6 +15,8 @@ from benchmarks import faults, launch
 from cavmae_sync_jax.distributed import multihost
 from cavmae_sync_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.release
+
 STEPS = 12
 # The others are made of the same stages: temporal of embeddings, tokens of the probe's training.
 EVALS = ("retrieval", "segmentation", "reconstruction", "probe")
