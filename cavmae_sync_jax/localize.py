@@ -37,7 +37,7 @@ from cavmae_sync_jax.inference import overlay, reading, similarity, timeline
 from cavmae_sync_jax.inference.model import Embedded, Model
 from cavmae_sync_jax.inference.overlay import Moment, Scale
 from cavmae_sync_jax.inference.reading import FileInfo, Span
-from cavmae_sync_jax.media import audio, decoding, images
+from cavmae_sync_jax.media import audio, images
 from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -118,7 +118,7 @@ def _query(model: Model, info: FileInfo, sound: str) -> Query:
 
 def _still(model: Model, file: str, query: Query, method: str, folder: pathlib.Path) -> Told:
     (small,) = model.maps(model.picture(file)[None], query.of(0, 1), method)
-    shown = images.decode_jpeg(reading.as_stored(reading.read_picture(file), SIZE))
+    shown = images.decode_jpeg(reading.read_picture(file, SIZE))
     Image.fromarray(overlay.blend(shown, small, Scale.of(small))).save(folder / "localize.png")
     np.savez(folder / "localize.npz", maps=small[None])
     match = model.similarity(query.vectors, model.embed_image(file))
@@ -135,7 +135,7 @@ def _video(
         both = temporal.concatenated(embedded.audio, embedded.visual)
         segments = temporal.segment(both, min(SEGMENTS, len(match))).labels
     np.savez(folder / "localize.npz", maps=maps, times=embedded.times)
-    fps = max(1, min(FPS, round(decoding.probe(info.path).fps or FPS)))
+    fps = max(1, min(FPS, round(info.fps or FPS)))
     mel: list[Mel] = []
     moments = _moments(info, embedded.times, maps, scale, fps, query, mel)
     overlay.write_video(folder / "localize.mp4", SIZE, fps, moments)
@@ -220,8 +220,7 @@ def _heard(file: str, span: Span) -> Int16[np.ndarray, " samples"]:
     """The part of another sound that is played along; nothing after its end."""
     if span.start >= reading.file_info(file).seconds:
         return np.zeros(0, np.int16)
-    with reading.told():
-        return reading.read_sound(file, span.start, span.end)
+    return reading.read_sound(file, span.start, span.end)
 
 
 def _percentiles(embedded: Embedded, match: Float[np.ndarray, " pairs"]) -> list[float]:

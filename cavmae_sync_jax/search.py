@@ -24,7 +24,7 @@ from urllib.parse import quote
 from cavmae_sync_jax.inference import model as models
 from cavmae_sync_jax.inference import nearest
 from cavmae_sync_jax.inference.index import Index
-from cavmae_sync_jax.inference.model import Embedded, Model
+from cavmae_sync_jax.inference.model import Model
 from cavmae_sync_jax.inference.nearest import Found, Hit
 from cavmae_sync_jax.media.audio import ROWS_PER_SECOND
 from cavmae_sync_jax.utils import cli
@@ -84,8 +84,7 @@ def run(
     if top < 1:
         raise UserError(f"--top must be at least 1, not {top}")
     index.check(model)
-    window = model.pair_spec.audio_rows / ROWS_PER_SECOND
-    found = nearest.search(index, _embedded(model, kind, file, index), top, window)
+    found = find(model, index, kind, file, top)
     result = {
         "query": {"kind": kind, "file": os.path.abspath(file)},
         "clips": [hit._asdict() for hit in found.clips],
@@ -95,16 +94,27 @@ def run(
     }
     folder = pathlib.Path(cli.make_folder(output))
     (folder / "search.json").write_text(json.dumps(result, indent=2) + "\n")
-    (folder / "search.html").write_text(_page(kind, file, found, window, folder))
+    (folder / "search.html").write_text(_page(kind, file, found, window_of(model), folder))
     return result
 
 
-def _embedded(model: Model, kind: str, file: str, index: Index) -> Embedded:
+def find(model: Model, index: Index, kind: str, file: str, top: int) -> Found:
+    """The files and moments of an index that are nearest to a file; writes nothing.
+
+    The arguments and errors are those of `run`.
+    """
     every = index.manifest["settings"]["every"]
     if kind == "image":
-        return model.embed_image(file)
-    embed = model.embed_sound if kind == "sound" else model.embed_video
-    return embed(file, every=every)
+        query = model.embed_image(file)
+    else:
+        embed = model.embed_sound if kind == "sound" else model.embed_video
+        query = embed(file, every=every)
+    return nearest.search(index, query, top, apart=window_of(model))
+
+
+def window_of(model: Model) -> float:
+    """The length of a model's windows of sound, in seconds."""
+    return model.pair_spec.audio_rows / ROWS_PER_SECOND
 
 
 def format_table(result: dict[str, Any]) -> str:
@@ -124,27 +134,37 @@ def _clock(seconds: float) -> str:
 
 
 def _page(kind: str, file: str, found: Found, window: float, folder: pathlib.Path) -> str:
-    query = _player(QUERIES[kind], os.path.abspath(file), None, window, folder)
+    def address(path: str) -> str:
+        # Relative, so that the page also works where its folder is served or moved with the files.
+        return quote(os.path.relpath(path, os.path.abspath(folder)))
+
     lists = {
-        name: "\n".join(_item(hit, window, folder) for hit in hits)
+        name: "\n".join(item(hit, address(hit.file), window) for hit in hits)
         for name, hits in (("clips", found.clips), ("moments", found.moments))
     }
+    query = _player(QUERIES[kind], file, address(file), None, window)
     return _PAGE.substitute(lists, title=html.escape(os.path.basename(file)), query=query)
 
 
-def _item(hit: Hit, window: float, folder: pathlib.Path) -> str:
+def item(hit: Hit, address: str, window: float) -> str:
+    """A hit as an item of an HTML list, with a player at its moment.
+
+    Args:
+      hit: what was found.
+      address: of its file, as a page may name it.
+      window: the length of a moment's sound, in seconds.
+    """
     told = f"{_clock(hit.time)}, similarity {hit.similarity:.3f}"
     if hit.percentile is not None:
         told += f", percentile {hit.percentile:.0f}"
-    player = _player(hit.kind, hit.file, hit.time, window, folder)
+    player = _player(hit.kind, hit.file, address, hit.time, window)
     name = html.escape(os.path.basename(hit.file))
     return f"<li>{player}<p>{told}</p><p>{name}</p></li>"
 
 
-def _player(kind: str, file: str, time: float | None, window: float, folder: pathlib.Path) -> str:
+def _player(kind: str, file: str, address: str, time: float | None, window: float) -> str:
     """An element that plays a file, from the window around a moment on."""
-    # Relative, so that the page also works where its folder is served or moved with the files.
-    address = html.escape(quote(os.path.relpath(file, os.path.abspath(folder))))
+    address = html.escape(address)
     if kind == "picture":
         return f'<img src="{address}" alt="{html.escape(os.path.basename(file))}" loading="lazy">'
     if time is not None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import pebble
 from etils import epath
 from jaxtyping import Array, Float, Float32, UInt8
 from numpy.typing import ArrayLike
@@ -168,17 +166,18 @@ class Model(Pretrained):
           workers: processes that decode; 0 decodes in this one.
           every: seconds between pairs, see `embed_video`.
         """
-        with contextlib.ExitStack() as stack:
-            pool = None
-            if workers:
-                pool = stack.enter_context(_pool(workers))
+        with reading.new_workers(workers) as decoders:
             for file in map(os.fspath, files):
                 try:
-                    info = reading.file_info(file)
+                    with reading.in_workers(decoders):
+                        info = reading.file_info(file)
+                        if info.kind == "picture":
+                            picture = self.embed_image(file)
                     if info.kind == "picture":
-                        yield file, info.kind, iter([self.embed_image(file)])
+                        yield file, info.kind, iter([picture])
                         continue
-                    pairs = timeline.pairs_of_file(info, self.pair_spec, every=every, pool=pool)
+                    pairs = timeline.pairs_of_file(info, self.pair_spec, every=every)
+                    pairs = reading.each_in_workers(decoders, pairs)
                     yield file, info.kind, self.embed_pairs(pairs)
                 except UserError as error:
                     yield file, "", error
@@ -311,8 +310,3 @@ def _on_disk(file: File) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield reading.local_copy(file, folder)
-
-
-def _pool(workers: int) -> pebble.ProcessPool:
-    # Forked, a worker would inherit JAX's threads without what they hold locked.
-    return pebble.ProcessPool(workers, context=multiprocessing.get_context("spawn"))

@@ -1,14 +1,17 @@
 """What a file holds, read in spans: pictures as a dataset stores them, and sound at 16 kHz.
 
-Worker processes import this module, so it imports no JAX. All times are seconds.
+Within `in_workers`, other processes decode: a file that crashes a decoder or keeps it busy gives a
+sentence. Worker processes import this module, so it imports no JAX. All times are seconds.
 """
 
 import contextlib
+import contextvars
+import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import av
 import numpy as np
@@ -35,12 +38,27 @@ _RUN_OUT = 0.1
 TIME_LIMIT = 600.0  # for one span in a worker
 
 
+class Workers(NamedTuple):
+    """Processes that decode, and how many seconds each may take for one answer."""
+
+    pool: pebble.ProcessPool
+    limit: float = TIME_LIMIT
+
+
+_T = TypeVar("_T")
+_WORKERS: contextvars.ContextVar[Workers | None] = contextvars.ContextVar("workers", default=None)
+
+
 class FileInfo(NamedTuple):
-    """What a file is, and its length in seconds (0 for a picture)."""
+    """What a file is, its length in seconds (0 for a picture), and a video's pictures per second.
+
+    `fps` is 0 where the file does not say it.
+    """
 
     path: str
     kind: Kind
     seconds: float
+    fps: float = 0.0
 
 
 class Span(NamedTuple):
@@ -77,20 +95,74 @@ def told() -> Iterator[None]:
         raise UserError(str(error).rstrip(".")) from error
 
 
+@contextlib.contextmanager
+def new_workers(count: int, limit: float = TIME_LIMIT) -> Iterator[Workers | None]:
+    """Starts processes that decode, and ends them; 0 gives None.
+
+    Args:
+      count: how many.
+      limit: seconds that one may take for an answer.
+    """
+    if not count:
+        yield None
+        return
+    # Forked, a worker would inherit JAX's threads without what they hold locked.
+    pool = pebble.ProcessPool(count, context=multiprocessing.get_context("spawn"))
+    try:
+        yield Workers(pool, limit)
+    finally:
+        pool.stop()
+        pool.join()
+
+
+@contextlib.contextmanager
+def in_workers(workers: Workers | None) -> Iterator[None]:
+    """Has the functions of this module decode in other processes; None means in this one."""
+    before = _WORKERS.set(workers)
+    try:
+        yield
+    finally:
+        _WORKERS.reset(before)
+
+
+def each_in_workers(workers: Workers | None, values: Iterator[_T]) -> Iterator[_T]:
+    """Yields values that are made by workers, but whose consumer is not in their context."""
+    while True:
+        with in_workers(workers):
+            try:
+                value = next(values)
+            except StopIteration:
+                return
+        yield value
+
+
+def _elsewhere(function: Callable[..., Any], path: str, *rest: Any) -> Any:
+    """Calls a function in a worker, or here if there is none; its errors become the user's."""
+    workers = _WORKERS.get()
+    if workers is None:
+        with told():
+            return function(path, *rest)
+    future = workers.pool.schedule(function, args=[path, *rest], timeout=workers.limit)
+    return _result(future, path, workers.limit)
+
+
 def file_info(path: str | os.PathLike) -> FileInfo:
     """Says what a file is, and how long.
 
     Raises:
       UserError: if it is not there, a folder, or neither video nor sound nor picture.
     """
-    name = os.fspath(path)
+    return _elsewhere(_file_info, os.fspath(path))
+
+
+def _file_info(name: str) -> FileInfo:
     if os.path.isdir(name):
         raise UserError(f"{name} is a folder: give a file")
     if not os.path.exists(name):
         raise UserError(f"there is no file {name}")
     if os.path.isfile(name) and _is_picture(name):
         return FileInfo(name, "picture", 0.0)
-    with told(), demuxer.errors_of(name):
+    with demuxer.errors_of(name):
         with demuxer.open_file(name) as container:
             streams = container.streams
             if not (streams.video or streams.audio):
@@ -98,7 +170,8 @@ def file_info(path: str | os.PathLike) -> FileInfo:
             real = [s for s in streams.video if not s.disposition & _COVER]
             if streams.audio and not real:
                 return FileInfo(name, "sound", _sound_seconds(name))
-        return FileInfo(name, "video", decoding.probe(name).duration)
+        found = decoding.probe(name)
+        return FileInfo(name, "video", found.duration, found.fps)
 
 
 _COVER = av.stream.Disposition.attached_pic
@@ -114,13 +187,21 @@ def _is_picture(path: str) -> bool:
         return True  # it claims to be one, and reading it will say what is wrong
 
 
-def read_picture(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
-    """Reads a still picture upright, as RGB from 0 to 255.
+def read_picture(path: str | os.PathLike, size: int) -> bytes:
+    """Reads a still picture as a dataset stores it: upright, `size` pixels square, as a JPEG.
 
     Raises:
       UserError: if it is none, damaged, or too large.
     """
-    with told(), demuxer.errors_of(path):
+    return _elsewhere(_read_picture, os.fspath(path), size)
+
+
+def _read_picture(path: str, size: int) -> bytes:
+    return as_stored(_decode_picture(path), size)
+
+
+def _decode_picture(path: str) -> UInt8[np.ndarray, "height width 3"]:
+    with demuxer.errors_of(path):
         try:
             with Image.open(path, formats=PICTURES) as picture:
                 images.check_size(path, *picture.size)
@@ -151,7 +232,7 @@ def read_span(span: Span) -> Content:
       MediaError: the span can't be read, see `media.decoding`.
     """
     if span.kind == "sound":
-        waveform = read_sound(span.path, span.start, span.end)
+        waveform = _read_sound(span.path, span.start, span.end)
         return Content([], waveform, span.end - span.start)
     clip = decoding.read_clip(
         span.path,
@@ -164,34 +245,36 @@ def read_span(span: Span) -> Content:
     return Content(jpegs, clip.waveform, clip.picture_seconds)
 
 
-def contents(spans: Sequence[Span], pool: pebble.ProcessPool | None = None) -> Iterator[Content]:
-    """Yields what spans hold, in their order; a pool's workers read some spans ahead.
+def contents(spans: Sequence[Span]) -> Iterator[Content]:
+    """Yields what spans hold, in their order; workers read some spans ahead.
 
     Raises:
       UserError: if one can't be read, takes too long, or makes the decoder crash.
     """
-    if pool is None:
+    workers = _WORKERS.get()
+    if workers is None:
         with told():
             yield from map(read_span, spans)
         return
+    pool, limit = workers
     ahead: list[Any] = []
     rest = iter(spans)
     try:
         for span in spans:
             while len(ahead) < 3 and (later := next(rest, None)) is not None:
-                ahead.append(pool.schedule(read_span, args=[later], timeout=TIME_LIMIT))
-            yield _result(ahead.pop(0), span.path)
+                ahead.append(pool.schedule(read_span, args=[later], timeout=limit))
+            yield _result(ahead.pop(0), span.path, limit)
     finally:
         for future in ahead:
             future.cancel()
 
 
-def _result(future: Any, path: str) -> Content:
+def _result(future: Any, path: str, limit: float) -> Any:
     with told():
         try:
             return future.result()
         except TimeoutError as error:
-            raise UserError(f"{path} took longer than {TIME_LIMIT:.0f} s to decode") from error
+            raise UserError(f"{path} took longer than {limit:.0f} s to decode") from error
         except pebble.ProcessExpired as error:
             raise UserError(f"{path} made the decoder crash") from error
 
@@ -200,8 +283,12 @@ def read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " s
     """Reads the sound of [start, end): the first channel at 16 kHz; short where the file is.
 
     Raises:
-      MediaError: no_audio or unreadable.
+      UserError: if there is none, or it can't be read.
     """
+    return _elsewhere(_read_sound, path, start, end)
+
+
+def _read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " samples"]:
     waveform = np.zeros(round((end - start) * SAMPLE_RATE), np.int16)
     channels, index, filled = None, 0, 0
     with demuxer.errors_of(path), demuxer.open_file(path) as container:

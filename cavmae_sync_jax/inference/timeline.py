@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import pebble
 from jaxtyping import Float, Float16, Float32, Int16, UInt8
 
 from cavmae_sync_jax.data.loader import PairSpec
@@ -56,7 +55,6 @@ def pairs_of_file(
     start: Seconds | None = None,
     end: Seconds | None = None,
     every: Seconds | None = None,
-    pool: pebble.ProcessPool | None = None,
 ) -> Iterator[Pairs]:
     """Yields the pairs of a video or a sound, some at a time.
 
@@ -67,7 +65,6 @@ def pairs_of_file(
       end: where to end; None, or anything later, is the file's end.
       every: seconds between pairs; None is a clip's length divided by its number of frames, and
         makes of a file that is no longer than a clip what `evals.retrieval` does.
-      pool: processes that decode; None decodes in this one.
 
     Raises:
       UserError: if the file can't be read, has no picture or no sound, or nothing lies in the span.
@@ -86,14 +83,14 @@ def pairs_of_file(
             max(STORED_FRAMES, spec.num_frames),
             spec.image_size,
         )
-        (content,) = reading.contents([span], pool)
+        (content,) = reading.contents([span])
         yield clip_pairs(content, spec, begin, info.path)
         return
     step = whole / spec.num_frames if every is None else float(every)
     if not step > 0:
         raise UserError(f"every must be above 0 seconds, not {every:g}")
     spans = _spans(info, spec, begin, until, step)
-    yield from _streamed(reading.contents(spans, pool), spans, spec, step, info)
+    yield from _streamed(reading.contents(spans), spans, spec, step, info)
 
 
 def pairs_of_waveform(
@@ -271,7 +268,7 @@ def picture(source: str | os.PathLike | np.ndarray, size: int) -> UInt8[np.ndarr
       UserError: if it is no picture.
     """
     if not isinstance(source, np.ndarray):
-        source = reading.read_picture(source)
+        return images.decode_jpeg(reading.read_picture(source, size))
     if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
         raise UserError(
             "a picture is uint8 [height, width, 3], "
