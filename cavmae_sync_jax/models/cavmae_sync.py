@@ -265,8 +265,12 @@ class CavMaeSync(nn.Module):
         return self.join(modality, self.encode(modality, self.patchify(modality, raw)))
 
     def fuse(self, tokens: Mapping[str, Tokens]) -> Float[Array, "batch tokens dim"]:
-        """The joint block's pass "both": kept audio then visual patches, and the final norm."""
-        x = jnp.concatenate([tokens[modality].patches for modality in MODALITIES], axis=1)
+        """The joint block's pass "both": kept audio then visual patches, and the final norm.
+
+        A modality that `tokens` lacks is missing.
+        """
+        there = [tokens[modality].patches for modality in MODALITIES if modality in tokens]
+        x = jnp.concatenate(there, axis=1)
         return self.norms[BOTH](self.joint(x, BOTH))
 
     def __call__(

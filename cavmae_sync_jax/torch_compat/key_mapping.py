@@ -88,6 +88,9 @@ def _table() -> Iterator[Row]:
     yield Row("mask_token", ("decoder/mask_token",), SAME)
     yield from _blocks("decoder_blocks", "decoder/stack", {"": ""})
     yield from _pair("decoder_norm", "decoder/norm", SAME)
+    # The head of a fine-tuned model.
+    yield from _pair("mlp_head.0", "head/norm", SAME)
+    yield from _pair("mlp_head.1", "head/classifier")
     # The probe's head, a tree of its own.
     yield Row("cls_cls_token", ("cls_token",), SAME)
     yield from _blocks("classifier_layers", "stack", {"": ""})

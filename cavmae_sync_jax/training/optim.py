@@ -11,18 +11,26 @@ SCHEDULES = ("cosine", "halving")
 
 
 def schedule(
-    kind: str, peak: float, steps: int, steps_per_epoch: float, warmup_share: float, floor: float
+    kind: str,
+    peak: float,
+    steps: int,
+    steps_per_epoch: float,
+    warmup_share: float,
+    floor: float,
+    halvings: tuple[int, int] = (10, 5),
 ) -> optax.Schedule:
     """The learning rate of each step.
 
     Args:
-      kind: "cosine" falls from `peak` to `floor * peak`; "halving" is CAV-MAE's: halved every 5
-        epochs from epoch 10 on.
+      kind: "cosine" falls from `peak` to `floor * peak`; "halving" is CAV-MAE's, see
+        `halvings`.
       peak: the learning rate after the warm-up.
       steps: length of the training.
       steps_per_epoch: for "halving" only.
       warmup_share: share of the steps in which it rises linearly from zero.
       floor: for "cosine" only.
+      halvings: the epoch after which the rate is halved first, and the epochs from one halving to
+        the next; for "halving" only. The default is that of CAV-MAE's pre-training.
 
     Raises:
       ValueError: if `kind` is unknown.
@@ -31,9 +39,9 @@ def schedule(
     if kind == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, steps - warmup), floor)
     elif kind == "halving":
-        epochs = range(10, 1 + int(steps / steps_per_epoch), 5)
-        halvings = {round(epoch * steps_per_epoch) - warmup: 0.5 for epoch in epochs}
-        after = optax.piecewise_constant_schedule(peak, halvings)
+        epochs = range(halvings[0], 1 + int(steps / steps_per_epoch), halvings[1])
+        factors = {round(epoch * steps_per_epoch) - warmup: 0.5 for epoch in epochs}
+        after = optax.piecewise_constant_schedule(peak, factors)
     else:
         raise ValueError(f"unknown schedule {kind!r}: use one of {SCHEDULES}")
     if not warmup:
@@ -42,12 +50,33 @@ def schedule(
 
 
 def adam(
-    learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, l2: float
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float,
+    b2: float,
+    l2: float,
+    factors: Any | None = None,
 ) -> optax.GradientTransformation:
-    """Adam as PyTorch's `Adam(weight_decay=l2)`: the L2 term is added to the gradient, of all."""
+    """Adam as PyTorch's `Adam(weight_decay=l2)`: the L2 term is added to the gradient, of all.
+
+    Args:
+      learning_rate: of each step.
+      b1: decay of the gradients' mean.
+      b2: decay of their squares' mean.
+      l2: factor of the L2 term.
+      factors: a tree like the parameters: what multiplies the learning rate of each. One of 0 stays
+        as it is, also without an L2 term. None is 1 for all.
+    """
+    if factors is None:
+        return optax.chain(
+            optax.add_decayed_weights(l2),
+            optax.scale_by_adam(b1, b2, eps=1e-8),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    multiply = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors))
     return optax.chain(
-        optax.add_decayed_weights(l2),
+        optax.add_decayed_weights(l2, mask=jax.tree.map(bool, factors)),
         optax.scale_by_adam(b1, b2, eps=1e-8),
+        multiply,
         optax.scale_by_learning_rate(learning_rate),
     )
 
