@@ -50,6 +50,10 @@ TESTED = {
     "test_lists_become_a_dataset_and_nothing_is_lost",
     r"data_prep\.ade20k_sound": "data_prep/test_ade20k_sound.py::"
     "test_rows_become_examples_or_rejects_and_nothing_is_lost",
+    r"data_prep\.localisation .*--layout=vggss": "data_prep/test_localisation.py::"
+    "test_vggss_from_vggsounds_videos_takes_the_middle_frame",
+    r"data_prep\.localisation .*--layout=flickr": "data_prep/test_localisation.py::"
+    "test_flickr_with_the_consensus_of_its_annotators",
     r"data_prep\.scenes": "data_prep/test_scenes.py::test_the_program_makes_a_dataset_with_truth",
     r"data_prep\.inspect_dataset": "data_prep/test_inspect_dataset.py::test_a_page_is_drawn",
     r"\.train .*--config\.init_from": "test_convert.py::test_training_begins_with_mae_and_learns",

@@ -34,6 +34,7 @@ PROGRAMS = [
     "data_prep.ade20k_sound",
     "data_prep.cavmae_json",
     "data_prep.inspect_dataset",
+    "data_prep.localisation",
     "data_prep.videos",
     "data_prep.scenes",
     "data_prep.scene_preview",

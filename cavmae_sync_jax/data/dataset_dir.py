@@ -11,6 +11,10 @@ from jaxtyping import Float, Num
 from cavmae_sync_jax.utils.errors import UserError
 
 STATISTICS = "statistics.json"
+# The only class of a dataset that marks what sounds without naming it.
+SOUNDING = "sounding object"
+# How a label may be perceived: heard, seen, or both.
+MODALITIES = ("A", "V", "AV")
 _MARKER = "dataset_info.json"
 _RARITY_OFFSET = 0.01
 

@@ -3,8 +3,9 @@
 Where in an image is what a sound comes from? Two maps answer. The paper's is the cosine of the
 sound's global token with the image's patch tokens. The other is evidence: how much better the image
 matches the sound where a patch is visible, see `inference.heatmaps`. Any dataset whose frames have
-a class and a mask can be scored, such as those of data_prep.ade20k_sound and data_prep.scenes;
-frames in which nothing sounds are left out.
+a class and a mask can be scored, such as those of data_prep.ade20k_sound, data_prep.scenes and
+data_prep.localisation; frames in which nothing sounds are left out. With boxes it also scores cIoU
+at 0.5 and its AUC, with masks AVSBench's J (mean IoU of the frames) and F.
 
 Example:
   python -m cavmae_sync_jax.evals.segmentation --checkpoint=runs/sync --data=DATASET
@@ -28,7 +29,7 @@ from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.distributed import multihost, sharding
 from cavmae_sync_jax.evals import common, sound_maps
 from cavmae_sync_jax.evals.figures import segmentation as figure
-from cavmae_sync_jax.evals.metrics import bootstrap
+from cavmae_sync_jax.evals.metrics import bootstrap, localisation
 from cavmae_sync_jax.evals.metrics import segmentation as segmentation_metrics
 from cavmae_sync_jax.evals.metrics.segmentation import Items
 from cavmae_sync_jax.evals.sound_maps import OTHER, OWN, SILENCE, Map, Maps, Query
@@ -158,10 +159,16 @@ def _score(maps: Maps, items: Items, weights: bootstrap.Weights) -> _Scored:
     table = segmentation_metrics.by_class(maps, items.masks, items.classes)
     hits = segmentation_metrics.pointing(maps, items.masks)
     resampled = segmentation_metrics.resampled_means(maps, items, weights)
+    found, resampled_found = localisation.scores(maps, items, weights)
+    means = segmentation_metrics.means(table.values())
     return _Scored(
         table,
-        {**segmentation_metrics.means(table.values()), "pointing": float(hits.mean())},
-        {**resampled, "pointing": bootstrap.means(weights, items.records, hits)},
+        {**means, "pointing": float(hits.mean()), **found},
+        {
+            **resampled,
+            "pointing": bootstrap.means(weights, items.records, hits),
+            **resampled_found,
+        },
     )
 
 
@@ -229,6 +236,7 @@ def _trivial(items: Items, weights: bootstrap.Weights) -> dict[str, dict[str, fl
         "constant map (every pixel)": {
             **segmentation_metrics.constant(table.values()),
             "pointing": share,
+            **localisation.constant(items),
         },
         "blob in the middle": _score(blobs, items, weights).scores,
     }
@@ -237,7 +245,7 @@ def _trivial(items: Items, weights: bootstrap.Weights) -> dict[str, dict[str, fl
 def format_table(result: dict[str, Any]) -> str:
     """What `run` found as text, in percent, with the bounds of the 95 % intervals in brackets."""
     title = f"segmentation, {result['items']} images of {len(result['classes'])} classes, %"
-    columns = ("mAP", "mIoU", "pointing")
+    columns = tuple(result["scores"])
     lines = [f"{title:48}" + "".join(f"{name:>20}" for name in columns)]
 
     def cells(scores: dict[str, float], intervals: dict[str, list[float]]) -> str:

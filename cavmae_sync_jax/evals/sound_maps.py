@@ -3,19 +3,21 @@
 import functools
 import io
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float16, Float32, Int
 from PIL import Image
 
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
-from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.data import dataset_dir, loader
 from cavmae_sync_jax.evals.metrics.segmentation import Items
 from cavmae_sync_jax.inference import features, heatmaps
+from cavmae_sync_jax.media import boxes
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
 from cavmae_sync_jax.utils import console
 from cavmae_sync_jax.utils.errors import UserError
@@ -88,7 +90,7 @@ def find_items(truth: loader.Records, frames: int) -> Items:
     Raises:
       UserError: if there is none.
     """
-    found = []
+    found, agreed = [], []
     with console.progress("truth", len(truth), "clip") as bar:
         for index in range(len(truth)):
             record = truth[index]
@@ -102,12 +104,28 @@ def find_items(truth: loader.Records, frames: int) -> Items:
                 if len(silent_classes):
                     silent = (int(silent_classes[place]), _mask(silent_masks[place]))
                 found.append((index, frame, int(classes[place]), mask, *silent))
+                if "boxes" in record:
+                    agreed.append(_consensus(record["boxes"], place, mask))
             bar.update()
     if not found:
         raise UserError(
             f"{truth.directory}, split {truth.split} has no frame with a class and a true pixel"
         )
-    return Items(*map(np.array, zip(*found, strict=True)))
+    items = Items(*map(np.array, zip(*found, strict=True)))
+    return items._replace(consensus=np.stack(agreed)) if agreed else items
+
+
+def _consensus(
+    stored: Mapping[str, Sequence[Any]], frame: int, mask: Bool[np.ndarray, "height width"]
+) -> Float16[np.ndarray, "height width"] | Bool[np.ndarray, "height width"]:
+    """How far the annotators agree on each pixel of a frame; of one annotator it is the mask."""
+    names = ("frame", "left", "top", "right", "bottom", "weight")
+    rows = [[float(value) for value in row] for row in zip(*map(stored.get, names), strict=True)]
+    four = [tuple(row[1:5]) for row in rows if row[0] == frame]
+    weights = [row[5] for row in rows if row[0] == frame]
+    if set(weights) == {1.0}:
+        return mask
+    return boxes.consensus(four, weights, len(mask)).astype(np.float16)
 
 
 def _mask(png: bytes) -> np.ndarray:
@@ -146,13 +164,16 @@ def queries(
     items: Items,
     query: Query,
     silence: Int[np.ndarray, "windows record_and_frame"],
+    *,
+    named: bool = True,
     seed: int = 0,
 ) -> Queries:
     """The sounds that each item is searched for.
 
     Another clip's sound is that of another item, drawn at random. Its class differs from the one
     that sounds in the item and from its silent object's, so nothing on screen makes such a sound.
-    An item without such a partner is left out. The bank has at most `BANK` of all windows, evenly
+    It is left out if an item has no such partner. In a dataset that doesn't name what sounds it is
+    any other clip's, which may be on screen, too. The bank has at most `BANK` of all windows, evenly
     chosen.
 
     Args:
@@ -160,6 +181,7 @@ def queries(
       items: the frames.
       query: a frame's own window, or the mean of the unit vectors of all the clip's windows.
       silence: windows in which nothing sounds, as (record, frame). Only `frame` uses them.
+      named: whether the classes say what sounds.
       seed: of the draws.
     """
     heard = np.asarray(heatmaps.unit(jnp.asarray(windows)))
@@ -170,7 +192,7 @@ def queries(
     flat = heard.reshape(-1, heard.shape[-1])
     bank = flat[np.linspace(0, len(flat) - 1, min(BANK, len(flat))).astype(int)]
     names, sounds, generator = [OWN], [own], np.random.default_rng(seed)
-    partners = _partners(items, generator)
+    partners = _partners(items, generator, named)
     if partners is not None:
         names.append(OTHER)
         sounds.append(own[partners])
@@ -181,12 +203,15 @@ def queries(
     return Queries(tuple(names), np.stack(sounds, axis=1), bank)
 
 
-def _partners(items: Items, generator: np.random.Generator) -> Int[np.ndarray, " items"] | None:
+def _partners(
+    items: Items, generator: np.random.Generator, named: bool
+) -> Int[np.ndarray, " items"] | None:
     chosen = []
     for item in range(len(items.records)):
         fits = items.records != items.records[item]
-        fits &= items.classes != items.classes[item]
-        fits &= items.classes != items.silent_classes[item]
+        if named:
+            fits &= items.classes != items.classes[item]
+            fits &= items.classes != items.silent_classes[item]
         candidates = np.flatnonzero(fits)
         if not candidates.size:
             return None
@@ -250,6 +275,7 @@ class Mapper:
         self._images = ItemFrames(records, items, frames)
         self._extract = functools.partial(features.extract, mesh=mesh, cache=cache)
         truth = loader.Records(records.directory, records.split, TRUTH[:1])
+        self._named = truth.features["labels"].feature.names != [dataset_dir.SOUNDING]
         share = model.module.audio_rows / data.clip_rows
         self._silence = windows_of_silence(truth, frames, share)
         # A conversion's config has no loss; the temperature is then the published models'.
@@ -273,7 +299,7 @@ class Mapper:
         self, model: Pretrained, functions: list[features.Function]
     ) -> dict[str, dict[str, np.ndarray]]:
         windows = self._extract(window_tokens, model, self._records)[AUDIO]
-        asked = queries(windows, self._items, self._query, self._silence)
+        asked = queries(windows, self._items, self._query, self._silence, named=self._named)
         found: features.Arrays = {}
         for function in functions:
             found |= self._extract(

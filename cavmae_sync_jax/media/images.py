@@ -43,6 +43,15 @@ def resize_and_crop(
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
+def stretch(
+    image: UInt8[np.ndarray, "height width *channels"],
+    size: int,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> UInt8[np.ndarray, "{size} {size} *channels"]:
+    """Scales the whole picture to a square, whatever its proportions are."""
+    return np.asarray(Image.fromarray(image).resize((size, size), resample))
+
+
 def with_square_pixels(
     image: UInt8[np.ndarray, "height width 3"], pixel_aspect: float
 ) -> UInt8[np.ndarray, "height shown_width 3"]:

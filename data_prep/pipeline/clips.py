@@ -24,7 +24,8 @@ REASONS = decoding.REASONS | {
     "frames_missing": "there are fewer frames than --num_frames",
     "bad_name": "the image is no .jpg, so that its annotation has no name",
     "bad_class": "the class is no whole number above 0",
-    "no_mask": "no pixel of the stored image is of the class",
+    "no_mask": "no pixel of the stored image is of the class, or in a box",
+    "bad_boxes": "the file with the picture's boxes can't be read, or holds none",
     "mask_shape": "image and annotation have different proportions",
     "crashed": "the process that prepared it died, by a decoder's fault or for lack of memory",
     "too_slow": "preparing it took longer than --time_limit",
@@ -32,6 +33,8 @@ REASONS = decoding.REASONS | {
 }
 # What is stored of an example for somebody to count.
 NOTES = decoding.NOTES | {"still": "all frames show the same picture"}
+# Fields of an example that only some sources have, see `prepare_clip`.
+EXTRAS = ("boxes", "label_modalities")
 # Grey levels by which, on average, frames of a still picture may differ.
 _STILL = 1.0
 FBANK_DTYPES = {"float16": np.float16, "uint8": np.uint8}
@@ -126,6 +129,16 @@ class Clip(abc.ABC):
     def has_truth(self) -> bool:
         """Whether `read` brings truth."""
         return False
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Which of `EXTRAS` an example of this clip has."""
+        return ()
+
+    @property
+    def label_modalities(self) -> tuple[str, ...]:
+        """How each of `labels` is perceived, of `dataset_dir.MODALITIES`, for that extra."""
+        return ()
 
     @abc.abstractmethod
     def read(self, preparation: Preparation) -> Recording:
@@ -274,6 +287,10 @@ def prepare_clip(clip: Clip, preparation: Preparation) -> Example | Reject:
     `frame_silent_class` and `frame_silent_mask` are the same of an object that makes no sound; both
     are empty where the source says nothing of it.
 
+    Of the extras, `boxes` says what `frame_mask` was made of: for each box its `frame`, its `left`,
+    `top`, `right` and `bottom` as shares of the stored frame, and its `weight`, see
+    `media.boxes.consensus`. `label_modalities` says how each of `labels` is perceived.
+
     Raises:
       UserError: the clip's truth is missing or doesn't fit it.
     """
@@ -303,6 +320,7 @@ def prepare_clip(clip: Clip, preparation: Preparation) -> Example | Reject:
         "labels": list(clip.labels),
         "notes": sorted(recording.notes | ({"still"} if is_still(recording.frames) else set())),
         **recording.truth,
+        **({"label_modalities": list(clip.label_modalities)} if clip.label_modalities else {}),
     }
 
 

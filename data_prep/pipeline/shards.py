@@ -38,12 +38,13 @@ _LAST_WINDOW = 2
 
 
 class Schema(NamedTuple):
-    """What decides the features of a dataset."""
+    """What decides the features of a dataset; `extras` are of `clips.EXTRAS`."""
 
     class_names: tuple[str, ...]
     num_frames: int
     has_truth: bool
     fbank_dtype: str
+    extras: tuple[str, ...] = ()
 
     def features(self) -> tfds.features.FeaturesDict:
         """The features of an example; see `clips.prepare_clip` for what they mean.
@@ -71,6 +72,11 @@ class Schema(NamedTuple):
                     {"class": np.int64, "start": np.float32, "end": np.float32}
                 ),
             }
+        if "boxes" in self.extras:
+            sides = dict.fromkeys(("left", "top", "right", "bottom", "weight"), np.float32)
+            spec["boxes"] = feature.Sequence({"frame": np.int64, **sides})
+        if "label_modalities" in self.extras:
+            spec["label_modalities"] = feature.Sequence(text)
         return feature.FeaturesDict(spec)
 
 
@@ -140,7 +146,9 @@ def _place(clip: Clip) -> bytes:
 
 def fingerprint(shards: Sequence[Shard], job: Job) -> str:
     """Returns a hash of all that a dataset depends on but its media files."""
-    digest = hashlib.sha256(json.dumps([job.schema, dataclasses.asdict(job.preparation)]).encode())
+    # Without extras, what a preparation began before there were any still goes on.
+    schema = job.schema if job.schema.extras else job.schema[:-1]
+    digest = hashlib.sha256(json.dumps([schema, dataclasses.asdict(job.preparation)]).encode())
     for shard in shards:
         digest.update(shard.name.encode())
         for clip in shard.clips:

@@ -72,7 +72,7 @@ def write_dataset(
         no clip can be used.
     """
     output = epath.Path(output)
-    has_truth = _check_clips(splits, class_names)
+    has_truth, extras = _check_clips(splits, class_names)
     engine.check()
     there = {
         split: clips
@@ -85,7 +85,8 @@ def write_dataset(
         _refuse_empty(output, old, Summary(directory, _count(splits, (), ()), findings))
     if compute_stats and stats.SPLIT not in there:
         raise UserError(f"--compute_stats is of the split {stats.SPLIT!r}, which has no clip")
-    schema = Schema(tuple(class_names), preparation.num_frames, has_truth, preparation.fbank_dtype)
+    stored = preparation.num_frames, has_truth, preparation.fbank_dtype
+    schema = Schema(tuple(class_names), *stored, extras)
     planned = shards.plan(there)
     job = Job(schema, preparation)
     with workplace(output, shards.fingerprint(planned, job)) as work:
@@ -248,8 +249,14 @@ def _assemble(
     )
 
 
-def _check_clips(splits: Mapping[str, Sequence[Clip]], class_names: Sequence[str]) -> bool:
-    """Returns whether the clips have truth; raises UserError if they can't make a dataset."""
+def _check_clips(
+    splits: Mapping[str, Sequence[Clip]], class_names: Sequence[str]
+) -> tuple[bool, tuple[str, ...]]:
+    """Returns whether the clips have truth, and their extras.
+
+    Raises:
+      UserError: they can't make a dataset.
+    """
     seen: dict[str, Clip] = {}
     known = set(class_names)
     if len(known) < len(class_names) or any(not n.strip() or "\n" in n for n in class_names):
@@ -274,7 +281,10 @@ def _check_clips(splits: Mapping[str, Sequence[Clip]], class_names: Sequence[str
     has_truth = {clip.has_truth for clip in seen.values()}
     if len(has_truth) > 1:
         raise UserError("some clips have a truth file and some have none")
-    return has_truth == {True}
+    extras = {clip.extras for clip in seen.values()}
+    if len(extras) > 1:
+        raise UserError(f"the clips have different fields: {' and '.join(map(str, extras))}")
+    return has_truth == {True}, *extras
 
 
 def _write_rejects(path: epath.Path, rejects: Sequence[Reject]) -> None:

@@ -310,7 +310,7 @@ def test_a_model_that_knows_the_answer_scores_1(clips, knowing, tmp_path, capsys
     assert (tmp_path / "segmentation.png").read_bytes().startswith(b"\x89PNG")
     assert result["items"] == 7 and result["query"] == "frame" and result["tokens"] == "joint"
     assert result["framing"]["num_frames"] == 4 and knowing.config.data.num_frames == 16
-    best = {"mAP": 1, "mIoU": 1, "pointing": 1}
+    best = dict.fromkeys(("mAP", "mIoU", "pointing", "J", "F"), 1)
     assert result["scores"] == best
     assert result["classes"] == {
         "low": {"AP": 1, "IoU": 1, "items": 5, "share": 0.5},
@@ -329,7 +329,8 @@ def test_a_model_that_knows_the_answer_scores_1(clips, knowing, tmp_path, capsys
         assert row["tells_own_sound_from"]["another clip's sound"]["roc_auc"] == 0.5
         assert "beats_silent_object" not in row
     assert set(result["match_tells_own_sound_from"]) == {"another clip's sound"}
-    assert result["baselines"]["constant map (every pixel)"] == dict.fromkeys(best, 0.5)
+    constant = dict.fromkeys(best, 0.5) | {"F": pytest.approx(0.65 / 1.15)}
+    assert result["baselines"]["constant map (every pixel)"] == constant
     # A blob says of the left half what it says of the right one.
     blob = result["baselines"]["blob in the middle"]
     assert blob["mAP"] == pytest.approx(0.5, abs=0.01) and 0.45 < blob["mIoU"] < 0.5

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Real
 from PIL import Image
 
 from cavmae_sync_jax.evals.metrics import average_precision, bootstrap
@@ -28,7 +28,9 @@ class Items(NamedTuple):
     """The frames to score: whose they are, which of a clip's chosen frames, class and mask.
 
     `silent_classes` and `silent_masks` are those of an object on screen that makes no sound; -1 and
-    an empty mask where there is none, or where the dataset does not say.
+    an empty mask where there is none, or where the dataset does not say. `consensus` is how far
+    annotators agree on each pixel, from 0 to 1, where the dataset has boxes; see
+    `media.boxes.consensus`.
     """
 
     records: Int[np.ndarray, " items"]
@@ -37,6 +39,9 @@ class Items(NamedTuple):
     masks: Bool[np.ndarray, "items height width"]
     silent_classes: Int[np.ndarray, " items"]
     silent_masks: Bool[np.ndarray, "items height width"]
+    consensus: (
+        Real[np.ndarray, "items height width"] | Bool[np.ndarray, "items height width"] | None
+    ) = None
 
 
 def scale(maps: Maps) -> Maps:

@@ -11,6 +11,7 @@ from cavmae_sync_jax.utils.errors import UserError
 
 UNTRAINED = "untrained model"
 ANOTHERS = "another clip's sound"
+BEATS = "beats the silent object"
 RANK, ERROR = "median rank", "error"
 LOWER_IS_BETTER = (RANK, ERROR)  # how their columns end; all others are shares of 1
 Scores = dict[str, dict[str, float]]  # [row][column]
@@ -201,14 +202,15 @@ def _segmentation(result: dict[str, Any]) -> Evaluation:
             model[label] = _numbers(row[ANOTHERS]["scores"])
         for label, sound in ((name, "own sound"), (f"{name}, {ANOTHERS}", ANOTHERS)):
             if sound in duels:
-                model[label]["beats the silent object"] = float(duels[sound]["share"])
+                model[label][BEATS] = float(duels[sound]["share"])
         for sound, found in row["tells_own_sound_from"].items():
             model[name][f"ROC AUC against {sound}"] = float(found["roc_auc"])
     model["match of the whole picture"] = {
         f"ROC AUC against {sound}": float(found["roc_auc"])
         for sound, found in result["match_tells_own_sound_from"].items()
     }
-    guesses = {column for row in model.values() for column in row} - {"mAP", "mIoU", "pointing"}
+    columns = {column for row in model.values() for column in row}
+    guesses = {column for column in columns if column.startswith((BEATS, "ROC AUC"))}
     if guesses:
         others["chance"] = dict.fromkeys(sorted(guesses), 0.5)
     return Evaluation(title, model, plain, others, {}, tuple(minor))

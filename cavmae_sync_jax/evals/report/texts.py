@@ -28,10 +28,12 @@ MEANINGS = {
         "global token to each patch. Evidence is how much better the picture matches the sound "
         "where a patch is visible. mAP ranks the pixels, mIoU is the overlap at the best "
         "threshold, both means over the classes. Pointing is the share of the frames whose highest "
-        "pixel lies on the object. A map beats the silent object where it is higher, on average, "
-        "on the object that sounds. The ROC AUC says how well a map's highest value tells the own "
-        "sound from one that is not on screen. Higher is better. What another clip's sound scores "
-        "is not owed to the sound.",
+        "pixel lies on the object. J is the mean IoU of single frames and F their F-score; where "
+        "the truth is boxes, cIoU is the share of images whose consensus IoU is at least 0.5, and "
+        "AUC the area over all such thresholds. A map beats the silent object where it is higher, "
+        "on average, on the object that sounds. The ROC AUC says how well a map's highest value "
+        "tells the own sound from one that is not on screen. Higher is better. What another clip's "
+        "sound scores is not owed to the sound.",
         "Some frames, one a column: the image, its maps of the own and of other sounds, each kind "
         "on one scale of colours, and the true pixels",
     ),
