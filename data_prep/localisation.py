@@ -4,6 +4,8 @@
 understands, or frames/ID.jpg and audio/ID.wav. --boxes is the published vggss.json.
 --layout=flickr is Flickr-SoundNet. FOLDER holds Annotations/ID.xml, and frames/ID.jpg with
 audio/ID.wav or Data/ as published. --list=flickr_test.csv takes the 250 pairs of the usual test.
+--layout=avsbench is AVSBench. FOLDER is Single-source, with s4_meta_data.csv and s4_data/, or
+Multi-sources, with ms3_meta_data.csv and ms3_data/.
 
 The split eval is the published test. Each picture is scaled to a square as a whole, as the
 benchmarks' own evaluations do. Clips that can't be used are listed with the reason in
@@ -13,6 +15,7 @@ Examples:
   python -m data_prep.localisation vggsound/ --layout=vggss --boxes=vggss.json --output=data/vggss
   python -m data_prep.localisation flickr/ --layout=flickr --list=flickr_test.csv \\
       --output=data/flickr
+  python -m data_prep.localisation avsbench_data/Single-source --layout=avsbench --output=data/s4
 """
 
 import argparse
@@ -20,10 +23,10 @@ import argparse
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import flags
-from data_prep.sources import benchmarks, boxes
+from data_prep.sources import avsbench, benchmarks, boxes
 from data_prep.sources.benchmarks import Benchmark
 
-LAYOUTS = ("vggss", "flickr")
+LAYOUTS = ("vggss", "flickr", "avsbench")
 # Which layouts a flag is for.
 _ONLY = {"boxes": ("vggss",), "trimmed": ("vggss",), "list": ("vggss", "flickr")}
 
@@ -37,6 +40,8 @@ def read(arguments: argparse.Namespace) -> Benchmark:
     for flag, layouts in _ONLY.items():
         if getattr(arguments, flag) and arguments.layout not in layouts:
             raise UserError(f"--{flag} is for --layout={' or '.join(layouts)} alone")
+    if arguments.layout == "avsbench":
+        return avsbench.read(arguments.folder)
     wanted = benchmarks.read_list(arguments.list)
     if arguments.layout == "flickr":
         return boxes.read_flickr(arguments.folder, wanted)

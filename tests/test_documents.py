@@ -52,6 +52,8 @@ TESTED = {
     "test_rows_become_examples_or_rejects_and_nothing_is_lost",
     r"data_prep\.localisation .*--layout=vggss": "data_prep/test_localisation.py::"
     "test_vggss_from_vggsounds_videos_takes_the_middle_frame",
+    r"data_prep\.localisation .*--layout=avsbench": "data_prep/test_avsbench.py::"
+    "test_single_sources_have_classes",
     r"data_prep\.localisation .*--layout=flickr": "data_prep/test_localisation.py::"
     "test_flickr_with_the_consensus_of_its_annotators",
     r"data_prep\.scenes": "data_prep/test_scenes.py::test_the_program_makes_a_dataset_with_truth",

@@ -277,7 +277,9 @@ class Mapper:
         truth = loader.Records(records.directory, records.split, TRUTH[:1])
         self._named = truth.features["labels"].feature.names != [dataset_dir.SOUNDING]
         share = model.module.audio_rows / data.clip_rows
-        self._silence = windows_of_silence(truth, frames, share)
+        # Where nothing is marked, something may sound off screen: only names tell of silence.
+        silent = windows_of_silence(truth, frames, share)
+        self._silence = silent if self._named else silent[:0]
         # A conversion's config has no loss; the temperature is then the published models'.
         trained_with = model.config.get("loss", {"temperature": heatmaps.TEMPERATURE})
         temperature = float(trained_with["temperature"])

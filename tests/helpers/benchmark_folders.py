@@ -62,3 +62,37 @@ def write_flickr(folder, annotations, *, published=False):
         write_picture(picture, half_red())
         write_sound(sound, hertz=200 + 300 * number)
     return folder
+
+
+def write_avsbench(folder, rows, *, single):
+    """Writes a subset of AVSBench with rows of (name, category, split) and half masks.
+
+    The mask of picture 3 is empty where there are multiple sources.
+    """
+    folder.mkdir(parents=True)
+    data = folder / ("s4_data" if single else "ms3_data")
+    header = "name,start,category,split" if single else "video_id,split"
+    lines = [header]
+    for row, (name, category, split) in enumerate(rows):
+        lines.append(f"{name},0,{category},{split}" if single else f"{name},{split}")
+        inside = f"{split}/{category}" if single else split
+        write_sound(data / "audio_wav" / inside / f"{name}.wav", 5.0, 200 + 400 * row)
+        pictures = data / "visual_frames" / (f"{inside}/{name}" if single else name)
+        masks = data / "gt_masks" / inside / name
+        for number in range(1, 6):
+            image = half_red(56, 56)
+            image[-8:] = 40 * number
+            picture = f"{name}_{number}.png" if single else f"{name}.mp4_{number}.png"
+            write_picture(pictures / picture, image)
+            if single and split == "train" and number > 1:
+                continue
+            marked = np.zeros((56, 56), np.uint8)
+            marked[:, : 0 if number == 3 and not single else 28] = 1
+            masks.mkdir(parents=True, exist_ok=True)
+            mask = Image.fromarray(marked * 255) if single else Image.fromarray(marked)
+            if not single:  # indices of a palette, as published
+                mask.putpalette([0, 0, 0, 128, 0, 0])
+            mask.convert("1" if single else "P").save(masks / f"{name}_{number}.png")
+    table = "s4_meta_data.csv" if single else "ms3_meta_data.csv"
+    (folder / table).write_text("\n".join(lines) + "\n")
+    return folder
