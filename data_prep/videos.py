@@ -13,8 +13,9 @@ third column, split, says which split a video goes to: train, eval (or test), va
 of the file's name decides, so that all clips of a file stay together, and files keep their split
 when others are added.
 
-With --segments the clips are the spans that a CSV names: AudioSet's or VGGSound's as published, or
-one with the header video,start,end,label,split. A segment whose file is not there is rejected. The
+With --segments the clips are the spans that a CSV names: AudioSet's, VGGSound's, VGGSounder's or
+Kinetics' as published, or one with the header video,start,end,label,split. Of Kinetics' only the
+clips of --classes are taken. A segment whose file is not there is rejected. The
 published lists name videos by YouTube's id, which is found wherever it stands in a file's name:
 ID.mp4, "Title [ID].mp4", YID.mp4. A number behind it says that the file holds a piece of the video:
 ID_30, ID_000030, ID_30.0-40.0, or in milliseconds ID_30000_40000. Without a number a file holds
@@ -27,6 +28,8 @@ Examples:
       --classes=class_labels_indices_vgg.csv --output=data/vggsound
   python -m data_prep.videos ~/audioset --segments=train=balanced_train_segments.csv \\
       --segments=eval=eval_segments.csv --classes=class_labels_indices.csv --output=data/as20k
+  python -m data_prep.videos ~/kinetics400 --segments=train=train.csv --segments=eval=val.csv \\
+      --classes=kinetics_sounds --output=data/kinetics_sounds
 """
 
 import argparse
@@ -42,7 +45,14 @@ from data_prep.pipeline import flags, output, readers
 from data_prep.pipeline.clips import Preparation, VideoClip
 from data_prep.pipeline.executors import Engine, Failure, Workers
 from data_prep.pipeline.summary import Findings
-from data_prep.sources import csv_files, segment_files, segments, video_files
+from data_prep.sources import (
+    class_lists,
+    csv_files,
+    segment_files,
+    segment_lists,
+    segments,
+    video_files,
+)
 from data_prep.sources.csv_files import EVAL, TRAIN, Classes, LabelRow
 from data_prep.sources.video_files import Video
 
@@ -159,7 +169,7 @@ def run(arguments: argparse.Namespace) -> None:
     rest = arguments.min_seconds or max(preparation.min_seconds, preparation.clip_seconds / 2)
     if not arguments.dry_run:
         output.check_output(arguments.output, SOURCE, arguments.overwrite)
-    classes = csv_files.read_classes(arguments.classes) if arguments.classes else None
+    classes = class_lists.read(arguments.classes) if arguments.classes else None
     skipped = collections.Counter()
     videos = video_files.find_videos(arguments.sources, skipped)
     findings = Findings(len(videos), skipped)
@@ -256,7 +266,9 @@ def _segments(
         split, equals, path = given.partition("=")
         named = bool(equals) and split in csv_files.SPLITS
         split = csv_files.SPLITS[split] if named else None
-        found += segments.read_segments(path if named else given, split)
+        found += segment_lists.read_segments(path if named else given, split)
+    if classes is not None:
+        found, findings.other_classes = segments.of_classes(found, classes)
     labels = [label for segment in found for label in segment.labels]
     classes = classes or csv_files.classes_of(labels)
     pattern = arguments.name_pattern
@@ -285,7 +297,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="[SPLIT=]FILE",
         help="CSV with labelled spans; SPLIT train or eval is for all of them; may come repeatedly",
     )
-    parser.add_argument("--classes", help="CSV index,mid,display_name with all class names")
+    known = ", ".join(class_lists.KNOWN)
+    parser.add_argument(
+        "--classes", help=f"CSV index,mid,display_name with all class names, or {known}"
+    )
     parser.add_argument(
         "--trimmed", action="store_true", help="files called ID hold nothing but their segment"
     )

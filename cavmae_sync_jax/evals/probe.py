@@ -83,6 +83,8 @@ def run(
     logits = _logits(model, records, len(classes), workdir=workdir, **score)
     result = {"clips": len(records), "stream": config.stream, "scores": scores_of(truth, logits)}
     result["baselines"] = {"class frequencies": _frequencies(truth, train)}
+    if "label_modalities" in records.features:
+        result["by_modality"] = by_modality(records, truth, logits)
     if with_baselines:
         score |= {"head": None}
         plain = _logits(common.untrained(model), records, len(classes), workdir=None, **score)
@@ -134,6 +136,33 @@ def labels(records: loader.Records) -> Truth:
             "from them or said of them"
         )
     return truth
+
+
+def by_modality(
+    records: loader.Records, truth: Truth, logits: Float[np.ndarray, "clips classes"]
+) -> dict[str, dict[str, float]]:
+    """The scores of the labels that are heard, seen, or both, as VGGSounder has them.
+
+    Each of `classification.PERCEIVED` counts only its labels, in the clips that have one of them:
+    `mAP`, `hit_rate` (the share of clips whose best class is one of them) and how many `clips`
+    (Zverev et al., ICCV 2025).
+    """
+    tags = np.full(truth.shape, "", object)
+    for index in range(len(records)):
+        record = records[index]
+        tags[index, record["labels"]] = [tag.decode() for tag in record["label_modalities"]]
+    found = {}
+    for name, wanted in classification.PERCEIVED.items():
+        counted = np.isin(tags, wanted)
+        clips = counted.any(axis=1)
+        if clips.any():
+            chosen = counted[clips], logits[clips]
+            found[name] = {
+                "mAP": float(np.nanmean(classification.class_precisions(*chosen))),
+                "hit_rate": classification.accuracy(*chosen),
+                "clips": int(clips.sum()),
+            }
+    return found
 
 
 def _one_label(records: loader.Records, truth: Truth) -> None:
@@ -211,6 +240,13 @@ def format_table(result: dict[str, Any]) -> str:
     lines = [f"{title:42}" + "".join(f"{name:>10}" for name in names)]
     for title, scores in rows:
         lines.append(f"{title:42}" + "".join(f"{100 * scores[name]:10.1f}" for name in names))
+    if tagged := result.get("by_modality"):
+        lines.append(
+            f"{'model, by how labels are perceived':42}{'mAP':>10}{'hit@1':>10}{'clips':>10}"
+        )
+    for name, row in (tagged or {}).items():
+        cells = f"{100 * row['mAP']:10.1f}{100 * row['hit_rate']:10.1f}{row['clips']:10}"
+        lines.append(f"{'  ' + name:42}{cells}")
     return "\n".join(lines)
 
 

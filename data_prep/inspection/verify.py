@@ -133,7 +133,7 @@ def verify(dataset: Dataset, workers: int | None) -> Verdict:
 
 def flaw(record: Mapping[str, Any], dataset: Dataset) -> str | None:
     """Returns what is wrong with a parsed record, None if nothing is."""
-    checks = (_flaw_of_identity, _flaw_of_frames, _flaw_of_fbank, _flaw_of_truth)
+    checks = (_flaw_of_identity, _flaw_of_frames, _flaw_of_fbank, _flaw_of_truth, _flaw_of_extras)
     flaws = (check(record, dataset) for check in checks)
     return next((found for found in flaws if found is not None), None)
 
@@ -202,6 +202,14 @@ def _flaw_of_truth(record: Mapping[str, Any], dataset: Dataset) -> str | None:
         if flaw is not None:
             return flaw
     return _flaw_of_images(record["frame_mask"], "mask", "PNG", dataset.preparation)
+
+
+def _flaw_of_extras(record: Mapping[str, Any], dataset: Dataset) -> str | None:
+    if len({len(field) for field in record.get("boxes", {}).values()}) > 1:
+        return "the fields of the boxes are of different lengths"
+    if "label_modalities" in record and len(record["label_modalities"]) != len(record["labels"]):
+        return "there are more or fewer modalities than labels"
+    return None
 
 
 def _files(dataset: Dataset, split: str) -> Iterator[RecordRange]:

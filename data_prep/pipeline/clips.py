@@ -311,6 +311,8 @@ def prepare_clip(clip: Clip, preparation: Preparation) -> Example | Reject:
         return Reject(clip.clip_id, clip.path, error.reason, error.detail)
     fbank = audio.log_mel(recording.waveform / np.float32(32768), audio.SAMPLE_RATE)
     stored = audio.quantize if preparation.fbank_dtype == "uint8" else np.float16
+    tagged = "label_modalities" in clip.extras
+    tags = {"label_modalities": list(clip.label_modalities)} if tagged else {}
     jpegs = [images.encode_jpeg(frame, preparation.jpeg_quality) for frame in recording.frames]
     return {
         "clip_id": clip.clip_id,
@@ -320,7 +322,7 @@ def prepare_clip(clip: Clip, preparation: Preparation) -> Example | Reject:
         "labels": list(clip.labels),
         "notes": sorted(recording.notes | ({"still"} if is_still(recording.frames) else set())),
         **recording.truth,
-        **({"label_modalities": list(clip.label_modalities)} if clip.label_modalities else {}),
+        **tags,
     }
 
 

@@ -25,6 +25,7 @@ class Findings:
       unused: names of media files that no list names.
       absent: names in a list of which there is no file.
       tails: lengths in seconds of what was left over and too short for a clip.
+      other_classes: rows of a list that were left out, because their class is not wanted.
     """
 
     files: int = 0
@@ -32,6 +33,7 @@ class Findings:
     unused: Sequence[str] = ()
     absent: Sequence[str] = ()
     tails: Sequence[float] = ()
+    other_classes: int = 0
 
     def lines(self) -> list[str]:
         """Returns the same in sentences, without what is zero."""
@@ -45,6 +47,8 @@ class Findings:
             lines.append(
                 f"Names in a list without a file: {len(self.absent):,}{_such(self.absent)}"
             )
+        if self.other_classes:
+            lines.append(f"Rows of other classes that were left out: {self.other_classes:,}")
         if self.tails:
             lines.append(
                 f"Ends of files that are too short for a clip of their own (--min_seconds): "
@@ -59,6 +63,7 @@ class Findings:
             "skipped": dict(self.skipped),
             "names_without_row": {"count": len(self.unused), "names": self.unused[:_KEPT]},
             "rows_without_file": {"count": len(self.absent), "names": self.absent[:_KEPT]},
+            "rows_of_other_classes": {"count": self.other_classes},
             "tails_left_out": {"count": len(self.tails), "seconds": sum(self.tails)},
         }
 

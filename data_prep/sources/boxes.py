@@ -25,7 +25,7 @@ from data_prep.pipeline.summary import Findings
 from data_prep.sources import benchmarks, csv_files, segments, video_files
 from data_prep.sources.benchmarks import Benchmark
 from data_prep.sources.csv_files import EVAL
-from data_prep.sources.segments import Segment
+from data_prep.sources.segment_lists import Segment
 
 VGGSS_BOXES = "vggss.json"
 PICTURES, SOUNDS, ANNOTATIONS, PUBLISHED = "frames", "audio", "Annotations", "Data"

@@ -19,7 +19,8 @@ from cavmae_sync_jax.utils.errors import UserError
 
 TRAIN, EVAL = "train", "eval"
 # What lists call the splits. VGGSound's held-out split is test.
-SPLITS = {TRAIN: TRAIN, EVAL: EVAL, "test": EVAL, "val": "val", "validation": "val"}
+SPLITS = {TRAIN: TRAIN, EVAL: EVAL, "test": EVAL, "val": "val"}
+SPLITS |= dict.fromkeys(("validate", "validation"), "val")
 _CLASS_COLUMNS = ("index", "mid", "display_name")
 
 

@@ -1,141 +1,61 @@
-"""Labelled segments of videos, as AudioSet and VGGSound publish them, to clips."""
+"""Labelled segments of videos to clips."""
 
 import collections
 import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cavmae_sync_jax.media import decoding
 from cavmae_sync_jax.utils import clip_names
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline.clips import VideoClip, clip_name
-from data_prep.sources import csv_files, video_files
-from data_prep.sources.csv_files import EVAL, TRAIN, Classes, Lines
+from data_prep.sources import video_files
+from data_prep.sources.csv_files import EVAL, TRAIN, Classes
 from data_prep.sources.segment_files import Found, SegmentFiles
+from data_prep.sources.segment_lists import Segment
 from data_prep.sources.video_files import Video
 
-_LATEST = 1e7  # seconds; a time beyond this is a mistake
-_COLUMNS = ("video", "start", "end", "label", "split")
 # AudioSet's and VGGSound's segments last so many seconds where their lists give no end.
 _PUBLISHED = 10.0
 SMALLEST_TAIL = 0.5  # seconds; files end so raggedly that less is no rest
 NAMED = 5  # of the files that may hold a segment
 
 
-class Segment(NamedTuple):
-    """A span of a video, in seconds, that should become a clip.
+@dataclass(frozen=True)
+class TaggedClip(VideoClip):
+    """A span with `modalities`: how each label is perceived, "" where a list doesn't tell."""
 
-    `end` and `split` are None where the file doesn't tell. `youtube` says that `video` is YouTube's
-    id, of which files have various names; else it is a file's name. `where` is the file and line.
-    """
+    modalities: tuple[str, ...] = field(default=(), kw_only=True)
 
-    video: str
-    start: float
-    end: float | None
-    labels: tuple[str, ...]
-    split: str | None
-    youtube: bool
-    where: str
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """How the labels are perceived."""
+        return ("label_modalities",)
+
+    @property
+    def label_modalities(self) -> tuple[str, ...]:
+        """Of each label."""
+        return self.modalities
 
 
-def read_segments(path: str | Path, split: str | None) -> list[Segment]:
-    """Reads a CSV of labelled segments, in one of three formats.
-
-    AudioSet's, as published: lines of `YTID, start, end, "mid,mid"` under comments with "#".
-    VGGSound's, as published: lines of `YTID,start,label,split` without a header. Our own: the
-    header video,start,end,label,split, of which end, label and split may be left out, and several
-    rows of the same span give it several labels.
-
-    Args:
-      path: the file.
-      split: of all its segments; None takes it from the file.
+def of_classes(segments: Sequence[Segment], classes: Classes) -> tuple[list[Segment], int]:
+    """Returns the segments without those of other classes, where one may choose, and their number.
 
     Raises:
-      UserError: the file or a row of it is malformed, or it has no row.
+      UserError: none is left.
     """
-    with csv_files.lines_of(path, skipinitialspace=True) as lines:
-        rows = iter(lines)
-        first = next((cells for cells in rows if not cells[0].startswith("#")), None)
-        if first is None:
-            raise UserError(f"{path} has no segment")
-        if first[0] == "video":
-            segments = _own(lines, rows, first)
-        elif len(first) == 4 and csv_files.SPLITS.get(first[3].strip()):
-            segments = _published(lines, first, rows, _vggsound)
-        else:
-            segments = _published(lines, first, rows, _audioset)
-    if split is not None:
-        segments = [segment._replace(split=split) for segment in segments]
-    return segments
-
-
-def _seconds(text: str, where: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (value := float(text)) < _LATEST:
-            return value
-    raise UserError(f"{where}: {text!r} is no time in seconds")
-
-
-def _published(lines: Lines, first: list[str], rows, parse) -> list[Segment]:
-    segments = [parse(first, lines.where)]
-    return segments + [parse(cells, lines.where) for cells in rows]
-
-
-def _vggsound(cells: list[str], where: str) -> Segment:
-    if len(cells) != 4 or cells[3].strip() not in csv_files.SPLITS:
-        raise UserError(f"{where}: need YTID,start,label,split with train or test as the split")
-    video, start, label, split = (cell.strip() for cell in cells)
-    return Segment(
-        video, _seconds(start, where), None, (label,), csv_files.SPLITS[split], True, where
-    )
-
-
-def _audioset(cells: list[str], where: str) -> Segment:
-    if len(cells) != 4:
-        raise UserError(f'{where}: need YTID, start, end, "mid,mid" (or the header video,start …)')
-    video, start, end, labels = (cell.strip() for cell in cells)
-    mids = tuple(dict.fromkeys(mid.strip() for mid in labels.split(",") if mid.strip()))
-    return _span(
-        Segment(video, _seconds(start, where), _seconds(end, where), mids, None, True, where)
-    )
-
-
-def _span(segment: Segment) -> Segment:
-    if segment.end is not None and segment.end <= segment.start:
-        raise UserError(f"{segment.where}: the end {segment.end:g} is not after {segment.start:g}")
-    return segment
-
-
-def _own(lines: Lines, rows: Iterator[list[str]], header: list[str]) -> list[Segment]:
-    known = {"video", "start"} <= set(header) <= set(_COLUMNS)
-    if not known or len(set(header)) < len(header):
-        raise UserError(f"{lines.where}: the header may have {','.join(_COLUMNS)}")
-    segments: dict[tuple[str, float, float | None], Segment] = {}
-    for cells in rows:
-        if len(cells) != len(header):
-            raise UserError(f"{lines.where}: need {len(header)} cells, not {len(cells)}")
-        row, where = dict(zip(header, cells, strict=True)), lines.where
-        if not Path(row["video"]).name:
-            raise UserError(f"{where}: {row['video']!r} is no name of a file")
-        start = _seconds(row["start"], where)
-        end = _seconds(row["end"], where) if row.get("end") else None
-        if (split := row.get("split") or None) not in (None, *csv_files.SPLITS):
-            raise UserError(f"{where}: split must be {TRAIN} or {EVAL}, not {split!r}")
-        split = csv_files.SPLITS.get(split) if split else None
-        new = _span(Segment(row["video"], start, end, (), split, False, where))
-        segment = segments.setdefault((row["video"], start, end), new)
-        if segment.split != split:
-            raise UserError(f"{where}: {row['video']!r} is in {segment.split} already")
-        labels = [*segment.labels, *([row["label"]] if row.get("label") else [])]
-        key = row["video"], start, end
-        segments[key] = segment._replace(labels=tuple(dict.fromkeys(labels)))
-    if not segments:
-        raise UserError(f"{lines.where}: there is no segment under the header")
-    return list(segments.values())
+    kept = [s for s in segments if not s.selectable or set(s.labels) & set(classes.names)]
+    if not kept:
+        raise UserError(
+            f"no segment has a class of --classes, such as {classes.names[0]!r}; the first: "
+            f"{segments[0].where}"
+        )
+    return kept, len(segments) - len(kept)
 
 
 class SegmentClips(NamedTuple):
@@ -171,7 +91,7 @@ def segment_clips(
 
     Args:
       videos: the files.
-      segments: of `read_segments`, of all lists.
+      segments: of `segment_lists.read_segments`, of all lists.
       classes: of the segments' labels.
       trimmed: whether a file without a span in its name holds nothing but its segment.
       seconds: length of a clip.
@@ -182,6 +102,7 @@ def segment_clips(
     Raises:
       UserError: a label is not a class, or a segment is in two splits.
     """
+    tagged = any(segment.modalities for segment in segments)
     segments = _merge(segments)
     names = (segment.video for segment in segments)
     files = SegmentFiles(videos, names, trimmed=trimmed, pattern=pattern)
@@ -194,7 +115,9 @@ def segment_clips(
     )
     for segment, found in made:
         used.update(one.video for one in found)
-        labels = tuple(classes.named(label, segment.where) for label in segment.labels)
+        fields = {"labels": tuple(classes.named(one, segment.where) for one in segment.labels)}
+        if tagged:
+            fields["modalities"] = segment.modalities
         split = segment.split or hashed_split(Path(segment.video), eval_share)
         spans = _spans(segment, seconds, rest)
         left = 0.0 if segment.end is None else segment.end - spans[-1][1]
@@ -204,7 +127,7 @@ def segment_clips(
             if often[clip_id] > 1:
                 clip_id = clip_names.with_start(clip_name(segment.video), start)
                 clip_id = clip_names.with_start(clip_id, end)
-            splits[split].append(_clip(clip_id, segment, found, start, end, labels))
+            splits[split].append(_clip(clip_id, segment, found, start, end, fields))
     unused = [video for video in videos if video not in used]
     return SegmentClips(dict(splits), unused, tails)
 
@@ -220,9 +143,16 @@ def _merge(segments: Sequence[Segment]) -> list[Segment]:
                 f"{segment.where}: {segment.video!r} is in {before.split} already, by "
                 f"{before.where}"
             )
-        labels = dict.fromkeys([*before.labels, *segment.labels])
-        merged[key] = before._replace(labels=tuple(labels))
+        labels = dict(_tags(before) + _tags(segment))
+        told = tuple(labels.values())
+        merged[key] = before._replace(labels=tuple(labels), modalities=told)
     return list(merged.values())
+
+
+def _tags(segment: Segment) -> list[tuple[str, str]]:
+    """Returns each label with how it is perceived."""
+    unknown = [""] * len(segment.labels)
+    return list(zip(segment.labels, segment.modalities or unknown, strict=True))
 
 
 def _wanted(segment: Segment) -> tuple[str, float, float | None, bool]:
@@ -255,8 +185,10 @@ def _clip(
     found: Sequence[Found],
     start: float,
     end: float,
-    labels: tuple[str, ...],
+    fields: dict[str, Any],
 ) -> VideoClip:
+    """Returns a clip with the given labels, and with their modalities where a list has them."""
+    kind = TaggedClip if "modalities" in fields else VideoClip
     if len(found) > 1 and _are_copies(found):
         found = found[:1]
     if len(found) != 1:
@@ -267,17 +199,17 @@ def _clip(
                 "ambiguous",
                 f"{segment.where}: {segment.video!r} may be {some}; keep one of them.",
             )
-        return VideoClip(clip_id, segment.where, start, end, labels=labels, refusal=why)
+        return kind(clip_id, segment.where, start, end, refusal=why, **fields)
     (file,) = found
     first = file.start + start - segment.start
     listed = segment.youtube and file.cut_to is None
     _, begin, until, _ = _wanted(segment)
-    return VideoClip(
+    return kind(
         clip_id,
         str(file.video.path),
         first,
         first + end - start,
-        labels=labels,
+        **fields,
         cut_to=file.cut_to,
         listed=(begin, until) if listed else None,
     )

@@ -17,7 +17,7 @@ from test_cavmae_json import CLASSES, Extracted
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import cavmae_json
 from data_prep.pipeline.clips import Preparation, VideoClip, prepare_clip
-from data_prep.sources import csv_files, segments, video_files
+from data_prep.sources import csv_files, segment_lists, segments, video_files
 from data_prep.sources.video_files import Video
 
 SMALL = Preparation(num_frames=2, image_size=32)
@@ -141,7 +141,7 @@ def read_table(kind, path):
         return csv_files.read_classes(path)
     if kind == "json":
         return cavmae_json.read_list(path, CLASSES, cavmae_json.Places())
-    found = segments.read_segments(path, None)
+    found = segment_lists.read_segments(path, None)
     return segments.segment_clips(
         VIDEOS, found, CLASSES, trimmed=False, seconds=10.0, eval_share=0.0
     )

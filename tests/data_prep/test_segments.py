@@ -11,7 +11,8 @@ from test_videos import program, splits_of
 
 from cavmae_sync_jax.media.images import decode_jpeg
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.sources import csv_files, segment_files, segments
+from data_prep import videos
+from data_prep.sources import class_lists, csv_files, segment_files, segment_lists, segments
 from data_prep.sources.video_files import Video
 
 AUDIOSET = """\
@@ -20,6 +21,18 @@ AUDIOSET = """\
 # YTID, start_seconds, end_seconds, positive_labels
 --PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"
 --ZhevVpy1s, 0.500, 10.000, "/m/012xff"
+"""
+VGGSOUNDER = """\
+video_id,label,modality,background_music,static_image,voice_over
+--i-y1v8Hy8_000000,child singing,AV,False,False,True
+-0BIyqJj9ZU_000030,people giggling,V,False,False,False
+--i-y1v8Hy8_000000,"child speech, kid speaking",A,False,False,True
+"""
+KINETICS = """\
+label,youtube_id,time_start,time_end,split,is_cc
+playing harp,--PJHxphWEs,20,30,train,0
+tickling,--ZhevVpy1s,62,72,validate,0
+tickling,---g-f_I2yQ,1,11,test,0
 """
 VGGSOUND = '---g-f_I2yQ,1,"railroad car, train wagon",test\n--0PQM4-hqg,30,dog barking,train\n'
 CLASSES = """\
@@ -33,7 +46,7 @@ index,mid,display_name
 def read(tmp_path, text, split=None):
     path = tmp_path / "segments.csv"
     path.write_text(text)
-    return segments.read_segments(path, split)
+    return segment_lists.read_segments(path, split)
 
 
 def classes(tmp_path):
@@ -64,6 +77,57 @@ def test_vggsounds_list_is_read_as_published(tmp_path):
     assert {segment.split for segment in read(tmp_path, VGGSOUND, "eval")} == {"eval"}
 
 
+def test_vggsounders_labels_have_their_modalities(tmp_path):
+    first, second = read(tmp_path, VGGSOUNDER)
+    labels = ("child singing", "child speech, kid speaking")
+    assert first[:5] == ("--i-y1v8Hy8", 0.0, None, labels, "eval")
+    assert first.modalities == ("AV", "A") and second.modalities == ("V",) and second.start == 30
+    made = clips(tmp_path, VGGSOUNDER, ["--i-y1v8Hy8_000000.mp4"], split=None)
+    song, other = made.splits["eval"]
+    assert song.clip_id == "--i-y1v8Hy8_000000" and song.refusal is None
+    assert song.labels == labels and song.label_modalities == ("AV", "A")
+    assert other.refusal[0] == "missing" and other.extras == song.extras == ("label_modalities",)
+    # Beside another list, whose labels nobody has tagged.
+    both = [*read(tmp_path, VGGSOUND), *read(tmp_path, VGGSOUNDER)]
+    known = csv_files.classes_of([label for segment in both for label in segment.labels])
+    settings = {"trimmed": False, "seconds": 10.0, "eval_share": 0.0}
+    mixed = segments.segment_clips([], both, known, **settings)
+    (dog,) = mixed.splits["train"]
+    assert dog.labels == ("dog barking",) and dog.label_modalities == ("",)
+    assert isinstance(dog, segments.TaggedClip)
+
+
+def test_kinetics_lists_give_the_classes_that_one_wants(tmp_path):
+    found = read(tmp_path, KINETICS)
+    assert found[0][:5] == ("--PJHxphWEs", 20.0, 30.0, ("playing harp",), "train")
+    assert [segment.split for segment in found] == ["train", "val", "eval"]
+    sounds = class_lists.read("kinetics_sounds")
+    assert len(sounds.names) == 32 and list(sounds.names) == sorted(set(sounds.names))
+    kept, others = segments.of_classes(found, sounds)
+    assert others == 1 and {segment.labels for segment in kept} == {("tickling",)}
+    with pytest.raises(UserError, match="no segment has a class of --classes"):
+        segments.of_classes(found[:1], sounds)
+    # Of any other list, an unknown label is a mistake.
+    assert segments.of_classes(read(tmp_path, VGGSOUND), sounds)[1] == 0
+    names = ["--ZhevVpy1s_000062_000072.mp4", "tickling/---g-f_I2yQ.mp4"]
+    made = clips(tmp_path, KINETICS, names, split=None)
+    (val,), (held_out,) = made.splits["val"], made.splits["eval"]
+    assert (val.start, val.end, val.refusal) == (0.0, 10.0, None)
+    assert (held_out.start, held_out.end) == (1.0, 11.0) and held_out.clip_id.endswith("_000001")
+
+
+def test_the_program_takes_kinetics_sounds_of_kinetics(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "--ZhevVpy1s_000062_000072.mp4").touch()
+    (tmp_path / "val.csv").write_text(KINETICS)
+    flags = [f"--segments=eval={tmp_path / 'val.csv'}", "--classes=kinetics_sounds", "--dry_run"]
+    arguments = [str(tmp_path / "in"), *flags, f"--output={tmp_path / 'out'}"]
+    videos.run(videos._parser().parse_args(arguments))
+    said = capsys.readouterr().out
+    assert "Rows of other classes that were left out: 1." in said
+    assert "Split eval: clips 2, files 1, rejected already: 1 missing." in said
+
+
 def test_ones_own_segments_may_have_several_labels(tmp_path):
     text = "video,start,end,label,split\nx/a.mp4,1.5,3,dog,train\nx/a.mp4,1.5,3,cat,train\n"
     text += "x/a.mp4,3,,,eval\n"
@@ -92,6 +156,13 @@ def test_ones_own_segments_may_have_several_labels(tmp_path):
         ("video,start,split\na,1,dev\n", "line 2: split must be"),
         ('video,start\n"a,1\n', "line 2, can't be read as CSV: unexpected end"),
         ("video,start\n.,1\n", "line 2: '.' is no name of a file"),
+        ("video_id,label,modality\na,dog,A\n", "line 2: need a video_id such as ID_000030"),
+        ("video_id,label,modality\na_000001,dog,B\n", "line 2: the modality must be one of A, V"),
+        ("video_id,label,modality\n" + "a_000001,dog,A\n" * 2, "line 3: 'a_000001' has the label"),
+        ("video_id,label,modality\n", "there is no label under the header"),
+        ("label,youtube_id,time_start,time_end\na,b,2,1\n", "line 2: the end 1 is not after 2"),
+        ("label,youtube_id,time_start,time_end\na,b,2\n", "line 2: need 4 cells, not 3"),
+        (KINETICS.replace("validate", "dev"), "line 3: split must be one of"),
         ("video,start,start\na,1,1\n", "line 1: the header may have"),
         ("video,start\na,1e308\n", "line 2: '1e308' is no time"),
     ],

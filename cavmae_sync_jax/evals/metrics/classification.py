@@ -5,6 +5,15 @@ from jaxtyping import Bool, Float, Int
 
 from cavmae_sync_jax.evals.metrics.average_precision import average_precision
 
+# VGGSounder's subsets of labels, by the modality that each label is tagged with.
+PERCEIVED = {
+    "heard (A, AV)": ("A", "AV"),
+    "seen (V, AV)": ("V", "AV"),
+    "both (AV)": ("AV",),
+    "heard only (A)": ("A",),
+    "seen only (V)": ("V",),
+}
+
 
 def class_precisions(
     truth: Bool[np.ndarray, "clips classes"], scores: Float[np.ndarray, "clips classes"]
