@@ -13,9 +13,9 @@ third column, split, says which split a video goes to: train, eval (or test), va
 of the file's name decides, so that all clips of a file stay together, and files keep their split
 when others are added.
 
-With --segments the clips are the spans that a CSV names: AudioSet's, VGGSound's, VGGSounder's or
-Kinetics' as published, or one with the header video,start,end,label,split. Of Kinetics' only the
-clips of --classes are taken. A segment whose file is not there is rejected. The
+With --segments the clips are the spans that a CSV names: AudioSet's, VGGSound's, VGGSounder's,
+AudioCaps' or Kinetics' as published, or one with the header video,start,end,label,split. Of
+Kinetics' only the clips of --classes are taken. A segment whose file is not there is rejected. The
 published lists name videos by YouTube's id, which is found wherever it stands in a file's name:
 ID.mp4, "Title [ID].mp4", YID.mp4. A number behind it says that the file holds a piece of the video:
 ID_30, ID_000030, ID_30.0-40.0, or in milliseconds ID_30000_40000. Without a number a file holds

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -20,15 +21,17 @@ from cavmae_sync_jax.utils import clip_names, console
 from cavmae_sync_jax.utils.errors import UserError
 
 NAMED = 3  # of the clips that are missing
-# What the first column of a list may be called in its header.
+# What the column with the clip, and that with its start in seconds, may be called in a header.
 _HEADERS = ("video", "video_id", "clip", "clip_id", "id", "ytid", "youtube_id", "file", "filename")
+_STARTS = ("start", "start_time", "start_seconds", "time_start")
 
 
 def read(path: epath.PathLike) -> list[str]:
     """The entries of a published list: the ids of CAV-MAE's JSON, or the lines of a text.
 
-    A line may be a row of a CSV whose first column names the clip. Comments with "#" and a header
-    are left out.
+    A line may be a row of a CSV whose first column names the clip. Comments with "#" are left out.
+    With a header any column may name the clip, and another its start; AudioCaps' and Kinetics' do.
+    There, several rows may be of one clip, such as one for each caption.
 
     Raises:
       UserError: if it can't be read, is neither, names no clip or one of them twice.
@@ -54,14 +57,44 @@ def read(path: epath.PathLike) -> list[str]:
     else:
         lines = (line.strip() for line in text.splitlines())
         ids = [line for line in lines if line and not line.startswith("#")]
-        if ids and "," in ids[0] and ids[0].split(",")[0].strip().lower() in _HEADERS:
-            ids = ids[1:]
+        if ids and (columns := _columns(ids[0])) is not None:
+            ids = list(dict.fromkeys(_rows(path, ids[1:], *columns)))
     if not ids:
         raise UserError(f"the list of clips {path} names no clip")
     often, count = collections.Counter(ids).most_common(1)[0]
     if count > 1:
         raise UserError(f"the list of clips {path} names {often!r} {count} times")
     return ids
+
+
+def _columns(line: str) -> tuple[int, int | None] | None:
+    """Returns which columns a header gives the clip and its start; None if it is no header."""
+    cells = [cell.strip().lower() for cell in line.split(",")]
+    names = [place for place, cell in enumerate(cells) if cell in _HEADERS]
+    if len(cells) < 2 or not names:
+        return None
+    starts = [place for place, cell in enumerate(cells) if cell in _STARTS]
+    return names[0], starts[0] if starts else None
+
+
+def _rows(path: epath.Path, lines: Sequence[str], name: int, start: int | None) -> Iterable[str]:
+    """Yields the clip of each row under a header, with its start behind a comma if it has one.
+
+    Raises:
+      UserError: a row lacks one of these cells, or the start is no number.
+    """
+    reader = csv.reader(lines, skipinitialspace=True)
+    for cells in reader:
+        try:
+            clip = cells[name].strip()
+            text = io.StringIO()
+            row = [clip] if start is None else [clip, f"{float(cells[start]):g}"]
+            csv.writer(text, lineterminator="").writerow(row)
+        except (IndexError, ValueError) as error:
+            where = f"the list of clips {path}, row {reader.line_num} under the header"
+            raise UserError(f"{where}: need a clip, and its start in seconds") from error
+        if clip:
+            yield text.getvalue()
 
 
 def _id_of(entry: Any, number: int, path: epath.Path) -> str:

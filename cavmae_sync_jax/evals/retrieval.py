@@ -9,9 +9,10 @@ Prints a table and writes OUTPUT/retrieval.json and OUTPUT/retrieval.png, where 
 shown with their best matches.
 
 --clips=LIST scores only the clips of a published list: CAV-MAE's JSON ({"data": [{"video_id": …}]};
-where there is no video_id, the file name of wav or video_path without extension), or a text file
-with an id per line. Ids must equal the dataset's clip ids, as data_prep made them from file names.
-Those that the dataset lacks are told and written to the JSON.
+where there is no video_id, the file name of wav or video_path without extension), a text file with
+an id per line, or a CSV with a header, such as AudioCaps' test.csv. An entry is a clip's id, its
+file's name, YouTube's id, or the row of a published list. Those that the dataset lacks are told and
+written to the JSON.
 
 --embeddings=FILE.npz scores any system, without model or dataset (and without a picture): float
 arrays `audio` and `visual` [clips, frames, dim], or [clips, dim] for one frame a clip. Row i of

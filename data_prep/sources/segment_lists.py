@@ -13,9 +13,10 @@ from data_prep.sources.csv_files import EVAL, TRAIN, Lines
 
 _LATEST = 1e7  # seconds; a time beyond this is a mistake
 _COLUMNS = ("video", "start", "end", "label", "split")
-# What the headers of VGGSounder's and of Kinetics' lists hold; they have further columns.
+# What the headers of VGGSounder's, Kinetics' and AudioCaps' lists hold, besides further columns.
 _VGGSOUNDER = ("video_id", "label", "modality")
 _KINETICS = ("label", "youtube_id", "time_start", "time_end")
+_AUDIOCAPS = ("youtube_id", "start_time")
 
 
 class Segment(NamedTuple):
@@ -39,14 +40,15 @@ class Segment(NamedTuple):
 
 
 def read_segments(path: str | Path, split: str | None) -> list[Segment]:
-    """Reads a CSV of labelled segments, in one of five formats.
+    """Reads a CSV of labelled segments, in one of six formats.
 
     AudioSet's, as published: lines of `YTID, start, end, "mid,mid"` under comments with "#".
     VGGSound's, as published: lines of `YTID,start,label,split` without a header. VGGSounder's, with
     the header `video_id,label,modality,…` and a row for each label of a test clip of VGGSound.
-    Kinetics', with the header `label,youtube_id,time_start,time_end,split,…`. Our own: the header
-    video,start,end,label,split, of which end, label and split may be left out, and several rows of
-    the same span give it several labels.
+    Kinetics', with the header `label,youtube_id,time_start,time_end,split,…`. AudioCaps', with the
+    header `audiocap_id,youtube_id,start_time,caption`, whose captions are not read. Our own: the
+    header video,start,end,label,split, of which end, label and split may be left out, and several
+    rows of the same span give it several labels.
 
     Args:
       path: the file.
@@ -66,6 +68,8 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
             segments = _vggsounder(lines, rows, first)
         elif set(_KINETICS) <= set(first):
             segments = [_kinetics(row, lines.where) for row in _under(lines, rows, first)]
+        elif set(_AUDIOCAPS) <= set(first):
+            segments = [_audiocaps(row, lines.where) for row in _under(lines, rows, first)]
         elif len(first) == 4 and csv_files.SPLITS.get(first[3].strip()):
             segments = _published(lines, first, rows, _vggsound)
         else:
@@ -178,3 +182,8 @@ def _kinetics(row: dict[str, str], where: str) -> Segment:
     times = _seconds(start, where), _seconds(end, where)
     labels = (label,) if label else ()
     return _span(Segment(video, *times, labels, split, True, where, selectable=True))
+
+
+def _audiocaps(row: dict[str, str], where: str) -> Segment:
+    video, start = (row[column] for column in _AUDIOCAPS)
+    return Segment(video, _seconds(start, where), None, (), None, True, where)

@@ -97,6 +97,13 @@ def test_vggsounders_labels_have_their_modalities(tmp_path):
     assert isinstance(dog, segments.TaggedClip)
 
 
+def test_audiocaps_lists_name_each_clip_once(tmp_path):
+    text = "audiocap_id,youtube_id,start_time,caption\n"
+    text += '1,--PJHxphWEs,20,"A man speaks, then a dog barks"\n2,--PJHxphWEs,20,A dog barks\n'
+    (clip,) = clips(tmp_path, text, ["--PJHxphWEs_20.mp4"], split="eval").splits["eval"]
+    assert clip.clip_id == "--PJHxphWEs_000020" and clip.refusal is None and clip.labels == ()
+
+
 def test_kinetics_lists_give_the_classes_that_one_wants(tmp_path):
     found = read(tmp_path, KINETICS)
     assert found[0][:5] == ("--PJHxphWEs", 20.0, 30.0, ("playing harp",), "train")

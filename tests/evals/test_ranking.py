@@ -179,6 +179,9 @@ def test_lists_are_read(tmp_path):
         ("a.txt", " \n", "names no clip"),
         ("a.txt", "x\ny\nx\n", "names 'x' 2 times"),
         ("a.txt", b"\xff\xfe", "neither JSON nor text"),
+        ("a.csv", "youtube_id,start_time\nx,now\n", "row 1 under the header: need a clip"),
+        ("a.csv", "caption,youtube_id\nx\n", "row 1 under the header: need a clip"),
+        ("a.csv", "youtube_id,start_time\n", "names no clip"),
         ("a.txt", None, "can't be read"),
     ],
 )
@@ -277,7 +280,24 @@ def test_entries_mean_a_clip_where_it_is_the_only_one(ids, entry, index):
 
 def test_lists_may_have_a_header_and_comments(tmp_path):
     (tmp_path / "l.csv").write_text("# made today\nvideo_id,label\na_000001.mp4,dog\n")
-    assert clip_lists.read(tmp_path / "l.csv") == ["a_000001.mp4,dog"]
+    assert clip_lists.read(tmp_path / "l.csv") == ["a_000001.mp4"]
+
+
+def test_lists_with_a_row_per_caption_name_each_clip_once(tmp_path):
+    (tmp_path / "audiocaps.csv").write_text(
+        "audiocap_id,youtube_id,start_time,caption\n"
+        "103549,---g-f_I2yQ,1,Constant rattling noise\n"
+        '103550,---g-f_I2yQ,1,"Rustling occurs, ducks quack"\n'
+        "103541,--4gqARaEJE,30,Humming\n103542,--4gqARaEJE,130,Humming\n"
+    )
+    entries = clip_lists.read(tmp_path / "audiocaps.csv")
+    assert entries == ["---g-f_I2yQ,1", "--4gqARaEJE,30", "--4gqARaEJE,130"]
+    selected, missing = clip_lists.select(Ids(*YOUTUBE), entries, "list")
+    assert selected._indices == [0, 1] and missing == ["--4gqARaEJE,130"]
+    (tmp_path / "k.csv").write_text(
+        "label,youtube_id,time_start,time_end,split\ntickling,--4gqARaEJE,30,40,test\n"
+    )
+    assert clip_lists.read(tmp_path / "k.csv") == ["--4gqARaEJE,30"]
 
 
 def test_selections_are_told_apart_and_keep_their_records(dataset_dir):
