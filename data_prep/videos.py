@@ -13,6 +13,9 @@ third column, split, says which split a video goes to: train, eval (or test), va
 of the file's name decides, so that all clips of a file stay together, and files keep their split
 when others are added.
 
+With --labels_from=folders a video's class is the folder it lies in: class/file, or split/class/file
+inside of SOURCE, where all outermost folders are called train, eval, test, val or the like.
+
 With --segments the clips are the spans that a CSV names: AudioSet's, VGGSound's, VGGSounder's,
 AudioCaps' or Kinetics' as published, or one with the header video,start,end,label,split. Of
 Kinetics' only the clips of --classes are taken. A segment whose file is not there is rejected. The
@@ -23,6 +26,7 @@ the whole video, or with --trimmed the segment alone. --name_pattern reads all o
 regular expression with the group (?P<id>…) and, if wanted, (?P<start>…) and (?P<end>…).
 
 Examples:
+  python -m data_prep.videos ~/actions --labels_from=folders --output=data/actions
   python -m data_prep.videos ~/videos --labels=labels.csv --output=data/videos
   python -m data_prep.videos ~/vggsound --segments=vggsound.csv \\
       --classes=class_labels_indices_vgg.csv --output=data/vggsound
@@ -48,6 +52,7 @@ from data_prep.pipeline.summary import Findings
 from data_prep.sources import (
     class_lists,
     csv_files,
+    folder_labels,
     segment_files,
     segment_lists,
     segments,
@@ -160,6 +165,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--clip_seconds must be at least 1, not {arguments.clip_seconds:g}")
     if arguments.segments and arguments.labels:
         raise UserError("--segments has the labels already: leave out --labels")
+    if arguments.labels_from and (arguments.labels or arguments.segments):
+        raise UserError("--labels_from takes them from folders: leave out --labels and --segments")
     if arguments.trimmed and not arguments.segments:
         raise UserError("--trimmed says what the files of --segments hold: give that, too")
     if arguments.name_pattern and not arguments.segments:
@@ -177,16 +184,19 @@ def run(arguments: argparse.Namespace) -> None:
         clips, classes = _segments(arguments, videos, classes, rest, findings)
     else:
         labels = csv_files.Labels({}, [], {})
-        if arguments.labels:
+        if arguments.labels_from:
+            labels = folder_labels.read(videos)
+        elif arguments.labels:
             labels = csv_files.read_labels(arguments.labels, video_files.by_name(videos))
             findings.absent = labels.absent
             findings.unused = [str(video.name) for video in videos if video not in labels.rows]
         names = [label for row in labels.rows.values() for label in row.labels]
         classes = classes or csv_files.classes_of(names)
+        where = arguments.labels or "--labels_from=folders"
         labels = labels._replace(
             rows={
                 video: row._replace(
-                    labels=tuple(classes.named(label, arguments.labels) for label in row.labels)
+                    labels=tuple(classes.named(label, where) for label in row.labels)
                 )
                 for video, row in labels.rows.items()
             }
@@ -291,6 +301,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="folder, file or .txt list")
     parser.add_argument("--labels", help="CSV with labels of videos, and splits if wanted")
+    parser.add_argument(
+        "--labels_from", choices=("folders",), help="labels are the names of the videos' folders"
+    )
     parser.add_argument(
         "--segments",
         action="append",

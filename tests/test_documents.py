@@ -43,6 +43,8 @@ NOT_RUN = {
 }
 # Which test runs the program: the whole command at small sizes, or the `run` that its `main` calls.
 TESTED = {
+    r"data_prep\.videos .*--labels_from": "data_prep/test_folder_labels.py::"
+    "test_the_program_labels_by_folders",
     r"data_prep\.videos .*--segments": "data_prep/test_segments.py::"
     "test_the_program_prepares_published_lists",
     r"data_prep\.videos": "data_prep/test_videos.py::test_the_program_from_files_to_dataset",

@@ -1,0 +1,62 @@
+"""Folders as labels: class/file, split/class/file, and what is neither."""
+
+from pathlib import Path
+
+import media_files
+import pytest
+from etils import epath
+from test_programs import call_here
+from test_videos import splits_of
+
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep import videos
+from data_prep.sources import folder_labels
+from data_prep.sources.video_files import Video
+
+
+def labels_of(*names):
+    found = folder_labels.read([Video(epath.Path("/v") / name, Path(name)) for name in names])
+    return {str(video.name): (*row.labels, row.split) for video, row in found.rows.items()}
+
+
+def test_classes_are_the_outermost_folders_below_the_splits():
+    assert labels_of("dog/a.mp4", "cat/deep/b.mp4") == {
+        "dog/a.mp4": ("dog", None),
+        "cat/deep/b.mp4": ("cat", None),
+    }
+    assert labels_of("train/dog/a.mp4", "test/dog/b.mp4", "validate/cat/more/c.mp4") == {
+        "train/dog/a.mp4": ("dog", "train"),
+        "test/dog/b.mp4": ("dog", "eval"),
+        "validate/cat/more/c.mp4": ("cat", "val"),
+    }
+    # A class may be called so, beside others.
+    assert labels_of("train/a.mp4", "bus/b.mp4")["train/a.mp4"] == ("train", None)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a.mp4",), "/v/a.mp4 lies in no folder of a class: files must be class/file"),
+        (("dog/a.mp4", "b.mp4"), "/v/b.mp4 lies in no folder"),
+        (("train/dog/a.mp4", "test/b.mp4"), "files must be split/class/file"),
+        (("train/dog/a.mp4", "extra/dog/b.mp4"), "in a split, but 'extra' is none of train"),
+    ],
+)
+def test_other_layouts_are_told_in_a_sentence(names, message):
+    with pytest.raises(UserError, match=message):
+        labels_of(*names)
+
+
+def test_the_program_labels_by_folders(tmp_path):
+    for number, name in enumerate(("train/dog/a", "train/cat/b", "test/cat/c")):
+        path = tmp_path / "in" / f"{name}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        media_files.make_video(path, seconds=2, fps=4 + number)
+    flags = [str(tmp_path / "in"), "--labels_from=folders", f"--output={tmp_path / 'out'}"]
+    flags += ["--num_frames=2", "--image_size=32", "--workers=1"]
+    videos.run(videos._parser().parse_args(flags))
+    splits = splits_of(tmp_path / "out")
+    labels = {name: {k: list(r["labels"]) for k, r in of.items()} for name, of in splits.items()}
+    assert labels == {"train": {"a": [1], "b": [0]}, "eval": {"c": [0]}}
+    status, _, said = call_here("data_prep.videos", *flags, "--labels=x.csv")
+    assert status == 2 and "leave out --labels and --segments" in said
