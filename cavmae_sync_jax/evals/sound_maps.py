@@ -173,8 +173,8 @@ def queries(
     Another clip's sound is that of another item, drawn at random. Its class differs from the one
     that sounds in the item and from its silent object's, so nothing on screen makes such a sound.
     It is left out if an item has no such partner. In a dataset that doesn't name what sounds it is
-    any other clip's, which may be on screen, too. The bank has at most `BANK` of all windows, evenly
-    chosen.
+    any other clip's, which may be on screen, too. The bank has at most `BANK` of all windows,
+    evenly chosen.
 
     Args:
       windows: the global token of every window.

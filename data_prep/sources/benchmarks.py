@@ -65,8 +65,10 @@ def chosen(names: Sequence[str], wanted: set[str] | None, source: str) -> tuple[
     """Returns the names that are wanted, and a sentence on the others, or "".
 
     Raises:
-      UserError: none is wanted.
+      UserError: there is none, or none is wanted.
     """
+    if not names:
+        raise UserError(f"{source} holds no annotation")
     kept = [name for name in names if wanted is None or name in wanted]
     if not kept:
         raise UserError(f"{source} has none of the names in --list, such as {min(wanted or '?')!r}")

@@ -68,7 +68,7 @@ class BoxedClip(VideoClip):
 
         `frame_mask` holds the pixels in any box.
         """
-        picture, waveform = self._contents(preparation)
+        picture, waveform, notes = self._contents(preparation)
         size = preparation.image_size
         four = np.array(self.sides, np.float64).reshape(-1, 4)
         weights = [self.weight] * len(four)
@@ -89,22 +89,23 @@ class BoxedClip(VideoClip):
             },
         }
         frame = images.stretch(picture, size)
-        return Recording(frame[None], waveform, len(waveform) / audio.SAMPLE_RATE, truth)
+        seconds = len(waveform) / audio.SAMPLE_RATE
+        return Recording(frame[None], waveform, seconds, truth, notes=notes)
 
     def _contents(
         self, preparation: Preparation
-    ) -> tuple[UInt8[np.ndarray, "height width 3"], Int16[np.ndarray, " samples"]]:
+    ) -> tuple[UInt8[np.ndarray, "height width 3"], Int16[np.ndarray, " samples"], frozenset[str]]:
         channel = preparation.audio_channel
         if self.sound:
             waveform = readers.read_sound(self.sound, preparation.clip_seconds, channel)
-            return readers.read_picture(self.path), waveform
+            return readers.read_picture(self.path), waveform, frozenset()
         with readers.local(self.path) as path:
             self._check_length(path)
             # The second of two frames is the one in the middle.
             content = decoding.read_clip(
                 path, start=self.start, end=self.end, num_frames=2, audio_channel=channel
             )
-        return content.frames[1], content.waveform
+        return content.frames[1], content.waveform, content.notes
 
 
 def read_vggss(
@@ -152,7 +153,7 @@ def _vggss_entries(path: epath.Path) -> dict[str, tuple[str, tuple[float, ...]]]
         listed = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} can't be read: give vggss.json by --boxes ({error})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}") from error
     found: dict[str, tuple[str, tuple[float, ...]]] = {}
     for number, entry in enumerate(listed if isinstance(listed, list) else [None], 1):
@@ -163,7 +164,7 @@ def _vggss_entries(path: epath.Path) -> dict[str, tuple[str, tuple[float, ...]]]
                 raise ValueError("file and class must be text")
             if name in found:
                 raise ValueError(f"the file {name!r} comes a second time")
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
             why = error if isinstance(error, ValueError) else "no file, class and bbox of 4 numbers"
             raise UserError(f"{path}, entry {number}, is none of VGG-SS: {why}") from error
         found[name] = label.strip(), sides
@@ -217,7 +218,7 @@ def _middles(
     fields = [field.name for field in dataclasses.fields(VideoClip)]
     clips = []
     for span in spans:
-        clip = by_id[clip_names.with_start(span.video, span.start)]
+        clip = by_id[clip_names.with_start(clip_name(span.video), span.start)]
         clips.append(BoxedClip(**{name: getattr(clip, name) for name in fields}))
     unused = [str(video.name) for video in made.unused]
     return clips, Findings(len(videos), skipped, unused=unused)
@@ -275,7 +276,7 @@ def _with_boxes(clip: BoxedClip, path: str) -> BoxedClip:
         return clip
     try:
         sides = read_annotation(epath.Path(path).read_bytes())
-    except (OSError, ValueError, ET.ParseError) as error:
+    except (OSError, ValueError, OverflowError, LookupError, ET.ParseError) as error:
         return dataclasses.replace(clip, refusal=("bad_boxes", f"{path}: {error}."))
     return dataclasses.replace(clip, sides=sides, weight=_FLICKR_WEIGHT)
 

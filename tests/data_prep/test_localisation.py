@@ -138,11 +138,21 @@ def test_flickr_with_the_consensus_of_its_annotators(tmp_path, capsys):
         assert mask_of(record)[:, :24].all() and not mask_of(record)[:, 24:].any()
 
 
-def test_reasons_are_known_ones(tmp_path):
-    folder = folders.write_flickr(tmp_path / "x", {"1": folders.annotation([])})
+@pytest.mark.parametrize(
+    "text",
+    [
+        folders.annotation([]),
+        folders.annotation([("1" + "0" * 400, 0, 1, 1)]),
+        "<?xml version='1.0' encoding='nonsense'?><a/>",
+        "<a>" + " " * 2**20 + "</a>",
+    ],
+)
+def test_what_is_no_annotation_is_a_reject(tmp_path, text):
+    folder = folders.write_flickr(tmp_path / "x", {"1": text})
     (clip,) = boxes.read_flickr(folder, None).splits["eval"]
     result = prepare_clip(clip, SMALL)
-    assert isinstance(result, Reject) and result.reason in REASONS and "1.xml" in result.detail
+    assert isinstance(result, Reject) and result.reason == "bad_boxes" and result.reason in REASONS
+    assert "1.xml" in result.detail
 
 
 @pytest.mark.parametrize(
@@ -155,6 +165,8 @@ def test_reasons_are_known_ones(tmp_path):
         ('[{"file": "a", "class": "b", "bbox": [[1, 2, 3]]}]', "a box is"),
         ('[{"file": "a", "class": "b", "bbox": [[1, 2, 3, NaN]]}]', "a box is"),
         ('[{"file": "a", "class": "", "bbox": []}]', "must be text"),
+        ('[{"file": "a", "class": "b", "bbox": [[1, 2, 3, 1' + "0" * 400 + "]]}]", "4 numbers"),
+        ("[" * 100_000, "is no JSON"),
         (
             json.dumps([{"file": "a", "class": "b", "bbox": []}] * 2),
             "entry 2, is none of VGG-SS: the file 'a' comes a second time",

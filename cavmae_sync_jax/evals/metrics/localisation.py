@@ -20,15 +20,10 @@ BETA_SQUARED = 0.3  # F weighs precision more than recall
 LEVELS = np.linspace(0, 1, 255, dtype=np.float32)  # thresholds of a scaled map, for F
 
 
-def names(items: Items) -> tuple[str, str]:
-    """The scores that fit a dataset: those of boxes, or those of masks."""
-    return ("J", "F") if items.consensus is None else ("cIoU", "AUC")
-
-
 def scores(
     maps: Maps, items: Items, weights: bootstrap.Weights
 ) -> tuple[dict[str, float], dict[str, bootstrap.Resampled]]:
-    """The two scores of `names`, and the same of every resample of the clips.
+    """cIoU and AUC of boxes, or J and F of masks, and the same of every resample of the clips.
 
     Args:
       maps: before upsampling.
@@ -50,7 +45,7 @@ def scores(
 
 
 def constant(items: Items) -> Mapping[str, float]:
-    """The two scores of a map that predicts every pixel of every image."""
+    """The same two scores of a map that predicts every pixel of every image."""
     ones = np.ones((1, 1), np.float32)
     if items.consensus is not None:
         ious = np.concatenate([consensus_ious(ones[None], one[None]) for one in items.consensus])
