@@ -72,6 +72,9 @@ def chosen(names: Sequence[str], wanted: set[str] | None, source: str) -> tuple[
     kept = [name for name in names if wanted is None or name in wanted]
     if not kept:
         raise UserError(f"{source} has none of the names in --list, such as {min(wanted or '?')!r}")
-    absent = len(wanted - set(kept)) if wanted else 0
-    note = f"{len(names) - len(kept)} of {len(names)} are not in --list. " if wanted else ""
-    return kept, (note + (f"{absent} names in --list are not here." if absent else "")).strip()
+    notes = []
+    if left_out := len(names) - len(kept):
+        notes.append(f"{left_out} of {len(names)} are not in --list.")
+    if absent := len((wanted or set()) - set(kept)):
+        notes.append(f"{absent} names in --list are not here.")
+    return kept, " ".join(notes)

@@ -11,6 +11,8 @@ from test_programs import call_here
 
 from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.media.images import decode_jpeg
+from data_prep.pipeline.clips import Preparation, prepare_clip
+from data_prep.sources import avsbench
 
 
 def test_single_sources_have_classes(tmp_path, capsys):
@@ -47,13 +49,12 @@ def test_single_sources_have_classes(tmp_path, capsys):
 def test_multiple_sources_have_one_class_and_frames_without_any(tmp_path):
     rows = [("a", "", "train"), ("b", "", "test")]
     folder = folders.write_avsbench(tmp_path / "Multi-sources", rows, single=False)
-    output = tmp_path / "data"
-    prepare(folder, output, "--layout=avsbench")
-    builder, records = records_of(output)
-    assert builder.info.metadata["class_names"] == ["sounding object"]
-    assert builder.info.splits["train"].num_examples == 1
-    record = records["b"]
-    assert record["frame_class"].tolist() == [-1, 0, 0, -1, 0, 0] and not len(record["labels"])
+    found = avsbench.read(folder)
+    assert found.class_names == ("sounding object",) and found.notes == ()
+    assert {split: len(of) for split, of in found.splits.items()} == {"train": 1, "eval": 1}
+    settings = Preparation(num_frames=6, image_size=32, clip_seconds=5)
+    record = prepare_clip(found.splits["eval"][0], settings)
+    assert record["frame_class"].tolist() == [-1, 0, 0, -1, 0, 0] and record["labels"] == []
     assert mask_of(record, 4)[:, :16].all() and not mask_of(record, 4)[:, 16:].any()
     assert Image.open(io.BytesIO(record["frame_mask"][3])).size == (32, 32)
 

@@ -57,7 +57,7 @@ def test_consensus_by_hand():
     assert not media_boxes.consensus([(0.4, 0.66, -2.9e16, 0.98)], [1.0], 8).any()
 
 
-def test_vggss_from_pictures_and_sounds(tmp_path, capsys):
+def test_vggss_from_pictures_and_sounds(tmp_path):
     entries = [
         ("zpWuikVorYg_000032", "elk bugling", [LEFT_HALF]),
         ("gEvCUcZ6w88_000030", "female speech, woman speaking", [[0.5, 0, 1, 0.5], LEFT_HALF]),
@@ -66,23 +66,20 @@ def test_vggss_from_pictures_and_sounds(tmp_path, capsys):
     ]
     folder = folders.write_vggss(tmp_path / "vggss", entries)
     (folder / "audio" / "UKgZCUgOSfo_000062.wav").unlink()
-    output = tmp_path / "data"
-    prepare(folder, output, "--layout=vggss")
-    assert "2 clips were rejected" in capsys.readouterr().out
-    builder, records = records_of(output)
-    names = ["elk bugling", "female speech, woman speaking", "warbler chirping"]
-    assert builder.info.metadata["class_names"] == names
-    assert rejects_of(output) == {"MKC9LvRivTM_000030": "no_mask", "UKgZCUgOSfo_000062": "missing"}
-    elk, speech = records["zpWuikVorYg_000032"], records["gEvCUcZ6w88_000030"]
+    found = boxes.read_vggss(folder, None, None, trimmed=False)
+    names = ("elk bugling", "female speech, woman speaking", "warbler chirping")
+    assert found.class_names == names and found.num_frames == 1
+    elk, speech, *others = (prepare_clip(clip, SMALL) for clip in found.splits["eval"])
+    assert [other.reason for other in others] == ["no_mask", "missing"]
     # The whole picture is stored, 80 x 40 pixels as a square: the red half stays a half.
     assert mask_of(elk)[:, :16].all() and not mask_of(elk)[:, 16:].any()
     frame = np.asarray(Image.open(io.BytesIO(elk["frames"][0]))).astype(int)
     assert (frame[:, :15, 0] > frame[:, :15, 2]).all()
     assert (frame[:, 17:, 0] < frame[:, 17:, 2]).all()
-    assert list(speech["frame_class"]) == list(speech["labels"]) == [1]
+    assert speech["frame_class"].tolist() == [1] and speech["labels"] == [names[1]]
     np.testing.assert_allclose(speech["boxes"]["left"], [0.5, 0])
     np.testing.assert_allclose(speech["boxes"]["bottom"], [0.5, 1])
-    assert speech["boxes"]["weight"] == [1, 1]
+    assert speech["boxes"]["weight"].tolist() == [1, 1]
     assert mask_of(speech).mean() == 0.75
     assert abs(elk["seconds"] - 3) < 0.01
 
@@ -119,23 +116,27 @@ def test_flickr_with_the_consensus_of_its_annotators(tmp_path, capsys):
         "10013411946": "no XML",
         "10016382545": folders.annotation([right]),
     }
-    for published in (False, True):
-        folder = folders.write_flickr(tmp_path / str(published), annotations, published=published)
-        listed = folder / "flickr_test.csv"
-        names = list(annotations)[:-1]
-        listed.write_text("".join(f"{name},0\n" for name in [*names, "99"]))
-        output = tmp_path / f"data_{published}"
-        flags = ("--layout=flickr", f"--list={listed}", "--max_reject_share=0.6")
-        prepare(folder, output, *flags)
-        said = capsys.readouterr().out
-        assert "1 of 6 are not in --list. 1 names in --list are not here." in said
-        builder, records = records_of(output)
-        assert builder.info.metadata["class_names"] == ["sounding object"]
-        assert set(rejects_of(output).values()) == {"bad_boxes"} and len(records) == 2
-        record = records["10000130166"]
-        assert record["boxes"]["weight"] == [0.5] * 3 and not len(record["labels"])
-        np.testing.assert_allclose(record["boxes"]["right"], [0.5, 0.75, 0.5])
-        assert mask_of(record)[:, :24].all() and not mask_of(record)[:, 24:].any()
+    folder = folders.write_flickr(tmp_path / "flickr", annotations)
+    listed = folder / "flickr_test.csv"
+    names = list(annotations)[:-1]
+    listed.write_text("".join(f"{name},0\n" for name in [*names, "99"]))
+    output = tmp_path / "data"
+    flags = ("--layout=flickr", f"--list={listed}", "--max_reject_share=0.6")
+    prepare(folder, output, *flags)
+    said = capsys.readouterr().out
+    assert "1 of 6 are not in --list. 1 names in --list are not here." in said
+    builder, records = records_of(output)
+    assert builder.info.metadata["class_names"] == ["sounding object"]
+    assert set(rejects_of(output).values()) == {"bad_boxes"} and len(records) == 2
+    record = records["10000130166"]
+    assert record["boxes"]["weight"] == [0.5] * 3 and not len(record["labels"])
+    np.testing.assert_allclose(record["boxes"]["right"], [0.5, 0.75, 0.5])
+    assert mask_of(record)[:, :24].all() and not mask_of(record)[:, 24:].any()
+    # In the layout in which it is downloaded, each pair has a folder.
+    published = folders.write_flickr(tmp_path / "raw", annotations, published=True)
+    first, *_ = boxes.read_flickr(published, None).splits["eval"]
+    assert first.path.endswith("Data/pair_10000130166/frame.jpg")
+    assert prepare_clip(first, SMALL)["frames"] == record["frames"]
 
 
 @pytest.mark.parametrize(
