@@ -9,14 +9,16 @@ import media_files
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from PIL import Image
 from test_programs import call_here
 
 from cavmae_sync_jax.media import boxes as media_boxes
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import localisation
+from data_prep.pipeline import shards
 from data_prep.pipeline.clips import REASONS, Preparation, Reject, prepare_clip
-from data_prep.sources import benchmarks, boxes
+from data_prep.sources import avsbench, benchmarks, boxes, segments
 
 SMALL = Preparation(num_frames=1, image_size=32)
 LEFT_HALF = [0.0, 0.0, 0.5, 1.0]
@@ -137,6 +139,18 @@ def test_flickr_with_the_consensus_of_its_annotators(tmp_path, capsys):
     first, *_ = boxes.read_flickr(published, None).splits["eval"]
     assert first.path.endswith("Data/pair_10000130166/frame.jpg")
     assert prepare_clip(first, SMALL)["frames"] == record["frames"]
+
+
+def test_clips_travel_to_other_machines_whole(tmp_path):
+    made = (
+        boxes.BoxedClip("a", "a.jpg", labels=("elk",), sides=(0.0, 0.0, 0.5, 1.0), sound="a.wav"),
+        avsbench.MaskedClip("b", "b.wav", pictures=("1.png", "2.png"), masks=("3.png", "4.png")),
+        segments.TaggedClip("c", "c.mp4", 1.0, 11.0, labels=("elk", "cow"), modalities=("A", "")),
+    )
+    for clip in made:
+        shard = shards.Shard("eval", 0, (clip,))
+        (path,) = shards.store([shard], epath.Path(tmp_path))
+        assert shards.load(path, type(clip)) == shard
 
 
 @pytest.mark.parametrize(
