@@ -5,39 +5,17 @@ its files are copied there, and `dataset_info.json`, without which there is no d
 """
 
 import contextlib
-import fcntl
 import json
-import os
-import socket
-import threading
-import time
-import uuid
 from collections.abc import Iterator
-from typing import IO
 
-import fsspec
 from etils import epath
 
+from cavmae_sync_jax.utils import locks
+from cavmae_sync_jax.utils.buckets import in_bucket
 from cavmae_sync_jax.utils.errors import UserError
 
 INCOMPLETE, OLD = ".incomplete", "replaced"
-# Of a lock in a bucket, in seconds: how often it is renewed, and when it counts as left behind.
-_RENEWED, _STALE = 60.0, 600.0
 _LOCK, _MARK = ".preparing", "dataset_info.json"
-_FILE_SYSTEMS = {"gs": "gcs"}  # what fsspec calls the scheme of a path
-
-
-def in_bucket(path: epath.PathLike) -> bool:
-    """Returns whether a path has a scheme, such as gs://."""
-    return "://" in os.fspath(path)
-
-
-def bucket_files(path: epath.PathLike) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Returns a bucket's file system, and how it calls a path with a scheme."""
-    text = os.fspath(path)
-    scheme = text.partition("://")[0]
-    files = fsspec.filesystem(_FILE_SYSTEMS.get(scheme, scheme))
-    return files, files._strip_protocol(text)
 
 
 @contextlib.contextmanager
@@ -50,10 +28,9 @@ def workplace(output: epath.Path, fingerprint: str) -> Iterator[epath.Path]:
     work = output / INCOMPLETE
     try:
         work.mkdir(parents=True, exist_ok=True)
-        file = None if in_bucket(output) else open(work / "lock", "w")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"--output={output} can't be written to: {error.strerror}") from error
-    with _lock(file, output) if file else _bucket_lock(output):
+    with _locked(output, work):
         plan = work / "plan.json"
         if plan.exists() and json.loads(plan.read_text() or "null") != fingerprint:
             print(f"{work} is of other clips or settings, so that preparation begins anew.")
@@ -63,57 +40,22 @@ def workplace(output: epath.Path, fingerprint: str) -> Iterator[epath.Path]:
 
 
 @contextlib.contextmanager
-def _lock(file: IO[str], output: epath.Path) -> Iterator[None]:
-    with file as lock:
+def _locked(output: epath.Path, work: epath.Path) -> Iterator[None]:
+    """Holds the lock of a preparation, which in a bucket lies beside the folder that is removed."""
+    place = output / _LOCK if in_bucket(output) else work / "lock"
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is preparing {output} at this time") from error
-        yield
-
-
-@contextlib.contextmanager
-def _bucket_lock(output: epath.Path) -> Iterator[None]:
-    """Holds an object that only one process can make, and renews it as long as it lives."""
-    files, name = bucket_files(output / _LOCK)
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
-
-    def content() -> bytes:
-        return json.dumps({**owner, "time": time.time()}).encode()
-
-    def read() -> dict:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return json.loads(files.cat_file(name))
-        return {}
-
-    try:
-        files.pipe_file(name, content(), mode="create")
-    except FileExistsError as error:
-        other = read()
-        if time.time() - other.get("time", 0.0) < _STALE:
+            stack.enter_context(locks.held(place))
+        except locks.Busy as busy:
+            if busy.host is None:
+                raise UserError(f"another process is preparing {output} at this time") from busy
             raise UserError(
-                f"a process is preparing {output} (on {other.get('host')}), or was killed less "
-                f"than {_STALE / 60:.0f} minutes ago: wait, or delete {output / _LOCK} if it was"
-            ) from error
-        files.pipe_file(name, content())
-        if read().get("id") != owner["id"]:
-            raise UserError(f"another process is preparing {output} at this time") from error
-    stop = threading.Event()
-
-    def renew() -> None:
-        while not stop.wait(_RENEWED):
-            with contextlib.suppress(Exception):  # a passing failure of the network
-                files.pipe_file(name, content())
-
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
+                f"a process is preparing {output} (on {busy.host}), or was killed less than "
+                f"{locks.STALE / 60:.0f} minutes ago: wait, or delete {place} if it was"
+            ) from busy
+        except OSError as error:
+            raise UserError(f"--output={output} can't be written to: {error.strerror}") from error
         yield
-    finally:
-        stop.set()
-        thread.join()
-        with contextlib.suppress(FileNotFoundError):
-            files.rm_file(name)
 
 
 def publish(new: epath.Path, final: epath.Path, old: epath.Path | None, work: epath.Path) -> None:

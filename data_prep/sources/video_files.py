@@ -13,10 +13,10 @@ from typing import NamedTuple
 from etils import epath
 
 from cavmae_sync_jax.utils import clip_names
+from cavmae_sync_jax.utils.buckets import bucket_files, in_bucket
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import archives
 from data_prep.pipeline.clips import clip_name
-from data_prep.pipeline.output import bucket_files, in_bucket
 
 EXTENSIONS = clip_names.VIDEOS
 
