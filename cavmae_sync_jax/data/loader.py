@@ -112,13 +112,22 @@ class PairSpec(NamedTuple):
     audio_bins: int
     image_size: int
     window_spread: str = audio.SPREADS[0]
+    only_frame: int | None = None  # of those, in an evaluation of one frame per clip
 
     @classmethod
     def of(cls, config: Any) -> "PairSpec":
-        """What a training config asks for."""
+        """What a training config asks for; an evaluation may add `data.only_frame`."""
         data, model = config.data, config.model
         sizes = model.audio_rows, model.audio_bins, model.image_size
-        return cls(data.num_frames, data.clip_rows, *sizes, data.window_spread)
+        only_frame = data.get("only_frame", None)
+        return cls(data.num_frames, data.clip_rows, *sizes, data.window_spread, only_frame)
+
+    @property
+    def frames(self) -> range:
+        """The frames of each clip that an evaluation takes: all `num_frames`, or one of them."""
+        if self.only_frame is None:
+            return range(self.num_frames)
+        return range(self.only_frame, self.only_frame + 1)
 
     def check_rows(self, rows: int | None) -> None:
         """Refuses a dataset with clips of so many log-mel rows, if the frames of one can't fit.
@@ -295,7 +304,7 @@ class _WholeClip(grain.transforms.Map):
     def map(self, element: int) -> Batch:
         """All pairs of the record at place `element`, its index and whether it counts."""
         index = int(self._order[min(element, len(self._order) - 1)])
-        pairs = self._records.pairs(index, self._pair_spec, range(self._pair_spec.num_frames))
+        pairs = self._records.pairs(index, self._pair_spec, self._pair_spec.frames)
         stacked = {name: np.stack([pair[name] for pair in pairs]) for name in (AUDIO, VISUAL)}
         return {**stacked, "clip": np.int32(index), "valid": element < len(self._order)}
 
@@ -336,7 +345,7 @@ def clip_batches(
     padded = -(-len(order) // batch_size) * batch_size
     clips = grain.MapDataset.range(start * batch_size, padded)
     clips = clips.map(_WholeClip(records, pair_spec, order))
-    pairs = batch_size // count * pair_spec.num_frames
+    pairs = batch_size // count * len(pair_spec.frames)
     if workers:
         # The training's count, maybe of a larger machine; scores do not depend on it.
         fitting = _free_shared_memory() / _worker_bytes(records, pair_spec, pairs, prefetch)

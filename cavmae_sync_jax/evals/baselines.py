@@ -63,7 +63,7 @@ def oracle(held_out: loader.Records, pair_spec: loader.PairSpec) -> dict[str, di
     """
     records = loader.Records(held_out.directory, held_out.split, ("frame_class",))
     classes = np.stack([records[i]["frame_class"] for i in range(len(records))])
-    chosen = np.arange(pair_spec.num_frames) * classes.shape[1] // pair_spec.num_frames
+    chosen = np.array(pair_spec.frames) * classes.shape[1] // pair_spec.num_frames
     known = _one_hot(classes[:, chosen])
     return ranking.retrieval(known, known)
 
@@ -81,7 +81,7 @@ def _statistics(
     indices = chosen if sample else range(len(records))
     with console.progress("statistics", len(indices), "clip") as bar:
         for index in indices:
-            pairs = records.pairs(int(index), pair_spec, range(pair_spec.num_frames))
+            pairs = records.pairs(int(index), pair_spec, pair_spec.frames)
             windows = np.stack([pair[AUDIO] for pair in pairs]).astype(np.float32)
             audio.append(_moments(windows, axis=1))
             image = np.stack([pair[VISUAL] for pair in pairs]).astype(np.float32)

@@ -29,6 +29,7 @@ from cavmae_sync_jax.evals import common, probe_training
 from cavmae_sync_jax.evals.figures import probe as figure
 from cavmae_sync_jax.evals.metrics import classification
 from cavmae_sync_jax.evals.probe_training import Labelled
+from cavmae_sync_jax.evals.report import published
 from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.models.probe_head import ProbeHead
 from cavmae_sync_jax.utils import cli, console
@@ -247,12 +248,13 @@ def format_table(result: dict[str, Any]) -> str:
     for name, row in (tagged or {}).items():
         cells = f"{100 * row['mAP']:10.1f}{100 * row['hit_rate']:10.1f}{row['clips']:10}"
         lines.append(f"{'  ' + name:42}{cells}")
-    return "\n".join(lines)
+    told = published.told("probe") if result["stream"] == "both" else []
+    return "\n".join([*lines, *told])
 
 
 def main() -> None:
     """Runs the command line."""
-    arguments = common.parser(__doc__, "probe")
+    arguments = common.parser(__doc__, "probe", single_frame=True)
     arguments.add_argument("--head", default=None, help="folder of a trained head to score")
     arguments.add_argument("--baselines", action="store_true", help="also probe an untrained model")
 

@@ -35,14 +35,17 @@ from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.distributed import multihost, sharding
 from cavmae_sync_jax.evals import baselines, clip_lists, common
 from cavmae_sync_jax.evals.figures import retrieval as figure
-from cavmae_sync_jax.evals.metrics import ranking
+from cavmae_sync_jax.evals.metrics import bootstrap, ranking
 from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
+from cavmae_sync_jax.evals.report import published
 from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.inference.features import Arrays
 from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import UserError
 
 FITTED_ON = "train"  # the split that the linear baseline is fitted on
+# What --embeddings does without.
+MODELS_FLAGS = ("checkpoint", "data", "split", "cache", "clips", "baselines", "num_frames", "frame")
 DIRECTIONS = ("visual_to_audio", "audio_to_visual")
 Scores = dict[str, dict[str, float]]
 
@@ -88,12 +91,14 @@ def run(
             "clips_missing": missing,
         }
     embedded = features.extract(features.embeddings, model, records, mesh, cache)
-    result = {"clips": len(records), **chosen, **_scored(embedded, strategies)}
+    scored, resampled = _scored(embedded, strategies)
+    result = {"clips": len(records), **chosen, **scored}
     if with_baselines:
         result["baselines"] = _baselines(model, records, mesh)
     result |= common.describe(model, records)
     if output is not None:
         common.write(output, "retrieval", result, format_table(result))
+        common.write_resamples(output, "retrieval", resampled)
         if jax.process_index() == 0:
             pair_spec = loader.PairSpec.of(model.config)
             figure.draw(records, pair_spec, embedded, epath.Path(output) / "retrieval.png")
@@ -114,7 +119,7 @@ def run_embeddings(
     embedded = read_embeddings(file)
     clips = len(embedded["audio"])
     try:
-        scored = _scored(embedded, strategies)
+        scored, resampled = _scored(embedded, strategies)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     about = {n: {"shape": list(x.shape), "dtype": str(x.dtype)} for n, x in embedded.items()}
@@ -127,16 +132,31 @@ def run_embeddings(
     }
     if output is not None:
         common.write(output, "retrieval", result, format_table(result))
+        common.write_resamples(output, "retrieval", resampled)
     return result
 
 
-def _scored(embedded: Arrays, strategies: Sequence[str]) -> dict[str, Any]:
+def _scored(
+    embedded: Arrays, strategies: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, bootstrap.Resampled]]:
+    """Scores with their intervals, and the recalls of resamples: `STRATEGY/DIRECTION/R1`."""
     frames = {name: rows.shape[1] for name, rows in embedded.items()}
     if _one_frame(frames):
-        result = dict.fromkeys(strategies, ranking.retrieval(**embedded))
+        ranks = dict.fromkeys(strategies, ranking.ranks(**embedded)._asdict())
     else:
-        result = {name: ranking.retrieval(**embedded, strategy=name) for name in strategies}
-    return {"frames": frames, "scores": result}
+        ranks = {name: ranking.ranks(**embedded, strategy=name)._asdict() for name in strategies}
+    scores = {
+        strategy: {d: retrieval_metrics.summary(rank) for d, rank in of_strategy.items()}
+        for strategy, of_strategy in ranks.items()
+    }
+    places = [(s, d, k) for s in strategies for d in DIRECTIONS for k in published.RECALLS]
+    hits = np.stack([ranks[s][d] <= int(k.removeprefix("R")) for s, d, k in places])
+    resampled = bootstrap.shares(hits)
+    intervals: dict[str, Any] = {s: {d: {} for d in DIRECTIONS} for s in strategies}
+    for (strategy, direction, recall), values in zip(places, resampled, strict=True):
+        intervals[strategy][direction][recall] = bootstrap.interval(values)
+    named = {"/".join(place): values for place, values in zip(places, resampled, strict=True)}
+    return {"frames": frames, "scores": scores, "intervals": intervals}, named
 
 
 def _one_frame(frames: dict[str, int]) -> bool:
@@ -237,12 +257,21 @@ def format_table(result: dict[str, Any]) -> str:
             for direction in DIRECTIONS
         ]
         lines.append(f"{name:42}" + "".join(cells))
+    lines.append(published.heading())
+    for system in published.RETRIEVAL:
+        cells = [
+            "  "
+            + " ".join(f"{system.scores[f'{d}/{k}']:5.1f}" for k in published.RECALLS)
+            + " " * 9
+            for d in DIRECTIONS
+        ]
+        lines.append(f"{f'{system.name}, {system.data}':42.42}" + "".join(cells).rstrip())
     return "\n".join(lines)
 
 
 def main() -> None:
     """Runs the command line."""
-    arguments = common.parser(__doc__, "retrieval", needs_model=False)
+    arguments = common.parser(__doc__, "retrieval", needs_model=False, single_frame=True)
     arguments.add_argument(
         "--baselines",
         action="store_true",
@@ -262,7 +291,7 @@ def main() -> None:
 
     def start(args: argparse.Namespace) -> None:
         if args.embeddings is not None:
-            for name in ("checkpoint", "data", "split", "cache", "clips", "baselines"):
+            for name in MODELS_FLAGS:
                 if getattr(args, name) != arguments.get_default(name):
                     raise UserError(f"--embeddings is scored by itself: leave out --{name}")
             cli.make_folder(args.output)

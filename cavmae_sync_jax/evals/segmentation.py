@@ -32,6 +32,7 @@ from cavmae_sync_jax.evals.figures import segmentation as figure
 from cavmae_sync_jax.evals.metrics import bootstrap, localisation
 from cavmae_sync_jax.evals.metrics import segmentation as segmentation_metrics
 from cavmae_sync_jax.evals.metrics.segmentation import Items
+from cavmae_sync_jax.evals.report import published
 from cavmae_sync_jax.evals.sound_maps import OTHER, OWN, SILENCE, Map, Maps, Query
 from cavmae_sync_jax.inference import heatmaps
 from cavmae_sync_jax.utils import cli
@@ -106,14 +107,17 @@ def run(
         sounds = sound_maps.Stills(records, model.config.data.num_frames)
         items = sound_maps.find_items(truth, 1)
     else:
-        model = sound_maps.with_frames(model, min(stored, model.config.data.num_frames))
+        model = common.with_frames(model, min(stored, model.config.data.num_frames))
         items = sound_maps.find_items(truth, model.config.data.num_frames)
     settings = {"mesh": mesh, "cache": cache, "tokens": tokens, "sets": sets}
     mapper = sound_maps.Mapper(model, sounds, items, query, **settings)
     found, matches = mapper.maps(model, maps), mapper.matches(model)
     weights = bootstrap.draw_weights(len(truth))
     names = truth.features["labels"].feature.names
-    rows = {row: _score_row(of_row, items, weights, names) for row, of_row in found.items()}
+    scored = {row: _score(of_row[OWN], items, weights) for row, of_row in found.items()}
+    rows = {
+        row: _score_row(scored[row], of_row, items, weights, names) for row, of_row in found.items()
+    }
     first = next(iter(rows.values()))
     result: dict[str, Any] = {
         "items": len(items.records),
@@ -133,6 +137,12 @@ def run(
     result |= common.describe(model, records)
     if output is not None:
         common.write(output, NAME, result, format_table(result))
+        resampled = {
+            f"{row}/{score}": values
+            for row, of_row in scored.items()
+            for score, values in of_row.resampled.items()
+        }
+        common.write_resamples(output, NAME, resampled)
         if jax.process_index() == 0:
             path = epath.Path(output) / f"{NAME}.png"
             pair_spec = loader.PairSpec.of(model.config)
@@ -173,10 +183,13 @@ def _score(maps: Maps, items: Items, weights: bootstrap.Weights) -> _Scored:
 
 
 def _score_row(
-    maps: dict[str, Maps], items: Items, weights: bootstrap.Weights, names: list[str]
+    own: _Scored,
+    maps: dict[str, Maps],
+    items: Items,
+    weights: bootstrap.Weights,
+    names: list[str],
 ) -> dict[str, Any]:
-    """All that is said of one kind of map."""
-    own = _score(maps[OWN], items, weights)
+    """All that is said of one kind of map; `own` are the scores of its own sounds."""
     row: dict[str, Any] = own.told
     row["classes"] = {names[class_id]: score for class_id, score in own.classes.items()}
     if OTHER in maps:
@@ -274,7 +287,7 @@ def format_table(result: dict[str, Any]) -> str:
     for name, scores in result.get("baselines", {}).items():
         if name != UNTRAINED:
             lines.append(f"{name:48}{cells(scores, {})}")
-    return "\n".join(line.rstrip() for line in [*lines, *told])
+    return "\n".join(line.rstrip() for line in [*lines, *told, *published.told(NAME)])
 
 
 def _told_from(title: str, areas: dict[str, Any]) -> list[str]:

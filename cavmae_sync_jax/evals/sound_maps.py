@@ -15,6 +15,7 @@ from PIL import Image
 
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import dataset_dir, loader
+from cavmae_sync_jax.evals import common
 from cavmae_sync_jax.evals.metrics.segmentation import Items
 from cavmae_sync_jax.inference import features, heatmaps
 from cavmae_sync_jax.media import boxes
@@ -306,7 +307,7 @@ class Mapper:
         for function in functions:
             found |= self._extract(
                 function,
-                with_frames(model, 1),
+                common.with_frames(model, 1),
                 self._images,
                 beside={"sounds": asked.sounds},
                 shared={"bank": asked.bank},
@@ -316,11 +317,3 @@ class Mapper:
             row: {name: values[:, place] for place, name in enumerate(asked.names)}
             for row, values in found.items()
         }
-
-
-def with_frames(model: Pretrained, frames: int) -> Pretrained:
-    """The same model, for clips of so many frames."""
-    config = model.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.num_frames = frames
-    return model._replace(config=config)

@@ -25,6 +25,7 @@ from cavmae_sync_jax.distributed import multihost, sharding
 from cavmae_sync_jax.evals import common, probe, probe_training
 from cavmae_sync_jax.evals.figures import tokens as figure
 from cavmae_sync_jax.evals.probe_training import STREAMS, Labelled
+from cavmae_sync_jax.evals.report import published
 from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
@@ -121,12 +122,13 @@ def format_table(result: dict[str, Any]) -> str:
                 f"{100 * of_kind[k]['mAP']:11.1f}" if k in of_kind else f"{'-':>11}" for k in KINDS
             ]
             lines.append(f"{f'{name}, {head}':42}" + "".join(cells))
-    return "\n".join(lines)
+    told = published.told("tokens") if result["stream"] == "both" else []
+    return "\n".join([*lines, *told])
 
 
 def main() -> None:
     """Runs the command line."""
-    arguments = common.parser(__doc__, "tokens")
+    arguments = common.parser(__doc__, "tokens", single_frame=True)
     arguments.add_argument(
         "--baselines", action="store_true", help="also probe an untrained model's tokens"
     )

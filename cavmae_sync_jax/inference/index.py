@@ -341,7 +341,9 @@ def _address(directory: str) -> str:
 
 
 def _settings(model: Model, every: float | None) -> dict[str, Any]:
-    return {"every": every, **model.pair_spec._asdict()}
+    framing = model.pair_spec._asdict()
+    framing.pop("only_frame")  # an index has every moment
+    return {"every": every, **framing}
 
 
 def _schema(dim: int) -> pa.Schema:

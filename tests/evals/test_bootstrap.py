@@ -48,3 +48,11 @@ def test_areas_under_roc_are_scikit_learns(levels):
     for row, area in zip(weights, found, strict=True):
         expected = roc_auc_score(positive, values, sample_weight=row[clips])
         assert area == pytest.approx(expected, abs=1e-6)
+
+
+def test_shares_are_those_of_the_same_resamples(monkeypatch):
+    hits = np.random.default_rng(0).random((3, 11)) < 0.4
+    expected = bootstrap.draw_weights(11) @ hits.T / 11
+    np.testing.assert_allclose(bootstrap.shares(hits), expected.T)
+    monkeypatch.setattr(bootstrap, "DRAWN_AT_ONCE", 50)  # four resamples at a time
+    np.testing.assert_allclose(bootstrap.shares(hits), expected.T)

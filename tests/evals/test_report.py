@@ -173,6 +173,8 @@ def test_the_page_needs_nothing_else_and_has_everything(folder, capsys):
     ):
         assert row.score in words and all(cell in words for cell in row.cells)
     assert "mine" in words and "0.123456" in words
+    assert words.count("Published scores") == 4 and "other data and models than yours" in words
+    assert "CAV-MAE Sync, ADE20K-Sound (Table 7)" in words
     printed = capsys.readouterr().out
     assert "worse than" in printed and str(page) in printed
 

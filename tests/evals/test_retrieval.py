@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from etils import epath
 from jax.sharding import Mesh
 
 import cavmae_sync_jax
@@ -14,8 +15,10 @@ from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.checkpoints.pretrained import load
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.distributed import sharding
-from cavmae_sync_jax.evals import baselines, retrieval
+from cavmae_sync_jax.evals import baselines, common, retrieval
+from cavmae_sync_jax.evals.metrics import bootstrap
 from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
+from cavmae_sync_jax.evals.report import page as report_page
 from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -168,6 +171,41 @@ def test_retrieval_writes_what_it_promises(trained, dataset_dir, tmp_path, capsy
     }
     printed = capsys.readouterr().out
     assert "model, diagonal mean" in printed and "chance" in printed
+    ours, published = printed.split("published (")
+    assert "CAV-MAE Sync, AudioSet" in published and "CAV-MAE Sync" not in ours
+    with np.load(tmp_path / "retrieval_resamples.npz") as resampled:
+        assert len(resampled) == 4 * 2 * 3
+        values = resampled["max/audio_to_visual/R1"]
+    assert values.shape == (1000,)
+    assert result["intervals"]["max"]["audio_to_visual"]["R1"] == bootstrap.interval(values)
+    assert values.mean() == pytest.approx(
+        result["scores"]["max"]["audio_to_visual"]["R1"], abs=0.03
+    )
+
+
+def test_other_frames_than_the_training_drew_from(trained, dataset_dir, tmp_path):
+    model, records = load(trained), loader.Records(dataset_dir, "eval")
+    whole = embed(model, records, 1)
+    two = embed(common.with_frames(model, 2), records, 1)  # of the four that are stored
+    last = embed(common.with_frames(model, 4, 3), records, 1)
+    for modality, rows in whole.items():
+        np.testing.assert_allclose(two[modality], rows[:, ::2], atol=1e-5)
+        np.testing.assert_allclose(last[modality], rows[:, 3:], atol=1e-5)
+    one = common.with_frames(model, 4, 3)
+    result = retrieval.run(one, records, tmp_path, with_baselines=True)
+    assert result["framing"]["num_frames"] == 4 and result["framing"]["only_frame"] == 3
+    assert result["frames"] == {"audio": 1, "visual": 1}
+    assert len({json.dumps(scores) for scores in result["scores"].values()}) == 1
+    said = report_page.command(epath.Path(tmp_path), "retrieval", result)
+    assert "--num_frames=4" in said and "--frame=3" in said
+    with pytest.raises(UserError, match=r"--frame=4 must be from 0 to 3"):
+        common.with_frames(model, None, 4)
+    with pytest.raises(UserError, match=r"--num_frames=0 must be at least 1"):
+        common.with_frames(model, 0)
+    flags = ["--checkpoint", str(trained), "--data", str(dataset_dir), "--num_frames", "5"]
+    args = common.parser("", "x", single_frame=True).parse_args([*flags, "--frame", "1"])
+    with pytest.raises(UserError, match=r"--num_frames=5, but .* holds 4 frames per clip"):
+        common.opened(args)
 
 
 def test_baselines_of_a_dataset_without_train(trained, dataset_dir, capsys):

@@ -20,7 +20,7 @@ from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.evals import segmentation, sound_maps
-from cavmae_sync_jax.evals.metrics import average_precision
+from cavmae_sync_jax.evals.metrics import average_precision, bootstrap
 from cavmae_sync_jax.evals.metrics import segmentation as segmentation_metrics
 from cavmae_sync_jax.inference import heatmaps
 from cavmae_sync_jax.models import cavmae_sync
@@ -307,6 +307,9 @@ def test_a_model_that_knows_the_answer_scores_1(clips, knowing, tmp_path, capsys
     records = loader.Records(clips, "eval")
     result = segmentation.run(knowing, records, tmp_path, mesh=one_device())
     assert json.loads((tmp_path / "segmentation.json").read_text()) == result
+    with np.load(tmp_path / "segmentation_resamples.npz") as resampled:
+        for name, row in result["maps"].items():
+            assert bootstrap.interval(resampled[f"{name}/mIoU"]) == row["intervals"]["mIoU"]
     assert (tmp_path / "segmentation.png").read_bytes().startswith(b"\x89PNG")
     assert result["items"] == 7 and result["query"] == "frame" and result["tokens"] == "joint"
     assert result["framing"]["num_frames"] == 4 and knowing.config.data.num_frames == 16

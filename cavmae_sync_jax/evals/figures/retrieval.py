@@ -26,8 +26,8 @@ def draw(
 ) -> None:
     """Draws evenly chosen queries by sound, with their own clip and the best matches by picture.
 
-    A sound is the whole clip's log-mel, a clip four of its frames in reading order; the true match
-    has a green frame.
+    A sound is the whole clip's log-mel, a clip four of its frames in reading order (the same one
+    four times, if only one is compared); the true match has a green frame.
     """
     chosen = np.linspace(0, len(records) - 1, min(queries, len(records))).astype(int)
     sounds, pictures = embedded["audio"][chosen], embedded["visual"]
@@ -61,6 +61,6 @@ def draw(
 def _mosaic(
     records: loader.Records, pair_spec: loader.PairSpec, clip: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    quarters = [i * pair_spec.num_frames // 4 for i in range(4)]
+    quarters = [pair_spec.frames[i * len(pair_spec.frames) // 4] for i in range(4)]
     frames = [pair[VISUAL] for pair in records.pairs(clip, pair_spec, quarters)]
     return np.concatenate([np.concatenate(frames[i : i + 2], axis=1) for i in (0, 2)])

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 RESAMPLES = 1000
 LEVEL = 0.95
+DRAWN_AT_ONCE = 8_000_000  # weights of `shares`
 
 Weights = Float[np.ndarray, "resamples clips"]
 Resampled = Float[np.ndarray, " resamples"]
@@ -40,6 +41,24 @@ def means(
     counts = np.bincount(clips, minlength=weights.shape[1])
     with np.errstate(invalid="ignore"):
         return (weights @ sums) / (weights @ counts)
+
+
+def shares(
+    hits: Bool[np.ndarray, "scores clips"], resamples: int = RESAMPLES, seed: int = 0
+) -> Float[np.ndarray, "scores resamples"]:
+    """The share of the clips with a hit in each resample, for several scores of the same clips.
+
+    The resamples are those of `draw_weights`, drawn in parts, so that millions of clips fit.
+    """
+    clips = hits.shape[1]
+    generator = np.random.default_rng(seed)
+    rows = max(1, DRAWN_AT_ONCE // clips)
+    parts = []
+    for start in range(0, resamples, rows):
+        count = min(rows, resamples - start)
+        weights = generator.multinomial(clips, np.full(clips, 1 / clips), count)
+        parts.append(hits @ weights.T / clips)
+    return np.concatenate(parts, axis=1)
 
 
 def areas_under_roc(

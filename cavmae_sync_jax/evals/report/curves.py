@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -12,6 +12,7 @@ from cavmae_sync_jax.utils.errors import UserError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 PANELS = {
     "loss": {"loss": "loss"},
@@ -87,10 +88,60 @@ def _panel(title: str, shown: Series) -> bytes:
     axis.grid(alpha=0.3)
     if len(shown) > 1:
         axis.legend(fontsize=9)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, dpi=150, format="png")
     plt.close(figure)
     return file.getvalue()
+
+
+def compare(runs: Mapping[str, Sequence[Series]]) -> bytes | None:
+    """A PNG of several trainings: a panel per metric, a colour per name, a line per training.
+
+    None if there are no values.
+    """
+    metrics = [
+        (name, title if len(names) == 1 else f"{title.removesuffix(', %')}, {label}")
+        for title, names in PANELS.items()
+        for name, label in names.items()
+        if any(name in series for several in runs.values() for series in several)
+    ]
+    if not metrics:
+        return None
+    across = min(3, len(metrics))
+    down = -(-len(metrics) // across)
+    figure, axes = plt.subplots(
+        down, across, figsize=(4 * across, 2.5 * down + 0.6), squeeze=False, layout="constrained"
+    )
+    for axis, (name, title) in zip(axes.flat, metrics, strict=False):
+        for number, (label, several) in enumerate(runs.items()):
+            known = [series[name] for series in several if name in series]
+            for first, (steps, values) in zip([True] + [False] * len(known), known, strict=False):
+                axis.plot(
+                    steps,
+                    values,
+                    marker="o" if len(steps) < 3 else "",
+                    color=f"C{number % 10}",
+                    linestyle="-" if number < 10 else "--",
+                    linewidth=1.1,
+                    alpha=0.8,
+                    label=label if first else None,
+                )
+        axis.set_title(title.removesuffix(", %"), fontsize=10)
+        axis.set_xlabel("step", fontsize=8)
+        axis.set_xlim(left=0)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(metrics) :]:
+        axis.set_visible(False)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=9
+    )
+    return _png(figure)
 
 
 def last_values(series: Series) -> Iterator[tuple[str, float, float]]:

@@ -1,23 +1,19 @@
 """One HTML page of all evaluations of a model, which needs no other file and no network."""
 
-import base64
 import datetime
 import re
 import shlex
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-from xml.etree import ElementTree
 
 from etils import epath
 
-from cavmae_sync_jax.evals.report import curves, results_table
+from cavmae_sync_jax.evals.report import curves, markup, published, results_table
+from cavmae_sync_jax.evals.report.markup import Node
 from cavmae_sync_jax.evals.report.results_table import Evaluation, ScoreRow
-from cavmae_sync_jax.evals.report.texts import CSS, MEANINGS
+from cavmae_sync_jax.evals.report.texts import MEANINGS
 from cavmae_sync_jax.utils.errors import UserError
 
-Node = ElementTree.Element
-PNG = b"\x89PNG\r\n\x1a\n"
 NUMBERS = 100  # of an unknown result that are shown
 
 
@@ -49,61 +45,9 @@ def page(
         shown = _evaluation(folder, name, results[name], evaluation, pictures[name])
         sections[name] = (evaluation.title, shown)
     for number, name in enumerate((n for n in results if n not in evaluations), 1):
-        shown = [_numbers(results[name]), *_figures(pictures[name], f"Picture of {name}")]
+        shown = [_numbers(results[name]), *markup.figures(pictures[name], f"Picture of {name}")]
         sections[f"other-{number}"] = (f"Other results: {name}", shown)
-    title = f"CAV-MAE Sync: report of {folder}"
-    links = [
-        _node("li", _node("a", heading, href=f"#{anchor}"))
-        for anchor, (heading, _) in sections.items()
-    ]
-    body = _node("main", _node("h1", title))
-    body.append(_node("nav", _node("ul", *links), aria_label="Contents"))
-    for anchor, (heading, nodes) in sections.items():
-        body.append(_node("section", _node("h2", heading), *nodes, id=anchor))
-    root = _node(
-        "html",
-        _node(
-            "head",
-            _node("meta", charset="utf-8"),
-            _node("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            _node("title", title),
-            _node("style", CSS),
-        ),
-        _node("body", body),
-        lang="en",
-    )
-    text = "<!DOCTYPE html>\n" + ElementTree.tostring(root, encoding="unicode", method="html")
-    # HTML has no control characters, and UTF-8 no lone surrogates; JSON may have both.
-    return re.sub("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", text).encode()
-
-
-def _node(tag: str, *children: Node | str, **attributes: str) -> Node:
-    """An element; the serialiser escapes all its text and attributes."""
-    node = Node(tag, {name.strip("_").replace("_", "-"): v for name, v in attributes.items()})
-    for child in children:
-        if not isinstance(child, str):
-            node.append(child)
-        elif len(node):
-            node[-1].tail = (node[-1].tail or "") + child
-        else:
-            node.text = (node.text or "") + child
-    return node
-
-
-def _table(
-    columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str], bool]], kind: str = "all"
-) -> Node:
-    """A table of (heading, cells, whether it is the model's); the first column heads the rows."""
-    head = _node("tr", *(_node("th", column, scope="col") for column in columns))
-    body = _node("tbody")
-    for heading, cells, ours in rows:
-        row = _node("tr", _node("th", heading, scope="row"), *(_node("td", c) for c in cells))
-        if ours:
-            row.set("class", "ours")
-        body.append(row)
-    table = _node("table", _node("thead", head), body, class_=kind)
-    # Scrolls sideways where it is too wide, for which the keyboard needs a focus.
-    return _node("div", table, class_="wide", tabindex="0")
+    return markup.document(f"CAV-MAE Sync: report of {folder}", sections)
 
 
 def _at(result: Any, *keys: str) -> Any:
@@ -130,13 +74,17 @@ def _run(folder: epath.Path, results: dict[str, Any]) -> list[Node]:
     nodes = []
     if len(groups) > 1:
         warning = "These files are not all of the same checkpoint, data and code version."
-        nodes.append(_node("p", warning, class_="mixed"))
+        nodes.append(markup.node("p", warning, class_="mixed"))
     for known, names in groups.items():
         items = [*known] or [("model and data", "the files do not tell")]
         dates = [f"{name}.json of {_date(folder / f'{name}.json')}" for name in names]
         items.append(("files", "; ".join(dates)))
-        pairs = [node for key, value in items for node in (_node("dt", key), _node("dd", value))]
-        nodes.append(_node("dl", *pairs))
+        pairs = [
+            markup.node(tag, text)
+            for item in items
+            for tag, text in zip(("dt", "dd"), item, strict=True)
+        ]
+        nodes.append(markup.node("dl", *pairs))
     return nodes
 
 
@@ -146,22 +94,27 @@ def _date(path: epath.Path) -> str:
 
 def _scores(rows: Sequence[ScoreRow], evaluations: dict[str, Evaluation]) -> list[Node]:
     columns = ("model", results_table.UNTRAINED, "best trivial baseline", "verdict")
-    head = _node("tr", *(_node("th", name, scope="col") for name in ("score", *columns)))
-    table = _node("table", _node("thead", head), class_="scores")
+    head = markup.node(
+        "tr", *(markup.node("th", name, scope="col") for name in ("score", *columns))
+    )
+    table = markup.node("table", markup.node("thead", head), class_="scores")
     for name, evaluation in evaluations.items():
         mine = [row for row in rows if row.evaluation == name]
         if not mine:
             continue
-        link = _node("a", evaluation.title, href=f"#{name}")
-        body = _node("tbody", _node("tr", _node("th", link, colspan="5", scope="rowgroup")))
+        link = markup.node("a", evaluation.title, href=f"#{name}")
+        heading = markup.node("th", link, colspan="5", scope="rowgroup")
+        body = markup.node("tbody", markup.node("tr", heading))
         for row in mine:
             cells = [
-                _node("td", cell, data_label=column)
+                markup.node("td", cell, data_label=column)
                 for cell, column in zip(row.cells, columns, strict=True)
             ]
             cells[-1].set("class", _class(row))
             lower = " (lower is better)" if results_table.lower_is_better(row.column) else ""
-            body.append(_node("tr", _node("th", row.score + lower, scope="row"), *cells))
+            body.append(
+                markup.node("tr", markup.node("th", row.score + lower, scope="row"), *cells)
+            )
         table.append(body)
     counts = {kind: sum(_class(row) == kind for row in rows) for kind in ("better", "mixed")}
     total, compared = len(rows), sum(bool(row.comparisons) for row in rows)
@@ -172,7 +125,7 @@ def _scores(rows: Sequence[ScoreRow], evaluations: dict[str, Evaluation]) -> lis
         "best of the answers that need no encoder; it is named beside its score. A verdict only "
         "compares two numbers of the same clips: small differences may be luck."
     )
-    return [_node("p", note), _node("div", table, class_="wide", tabindex="0")]
+    return [markup.node("p", note), markup.node("div", table, class_="wide", tabindex="0")]
 
 
 def _class(row: ScoreRow) -> str:
@@ -195,7 +148,7 @@ def _training(workdir: epath.Path) -> list[Node]:
     pictures = [
         figure
         for title, data in curves.draw(series)
-        for figure in _figures([(path, data)], f"Curve of the training: {title}")
+        for figure in markup.figures([(path, data)], f"Curve of the training: {title}")
     ]
     if not pictures:
         return []
@@ -204,9 +157,9 @@ def _training(workdir: epath.Path) -> list[Node]:
         for name, step, value in curves.last_values(series)
     ]
     return [
-        _node("p", f"From {path}. The last value of each curve is in the table."),
-        _node("div", *pictures, class_="curves"),
-        _table(("metric", "last step", "last value"), last),
+        markup.node("p", f"From {path}. The last value of each curve is in the table."),
+        markup.node("div", *pictures, class_="curves"),
+        markup.table(("metric", "last step", "last value"), last),
     ]
 
 
@@ -218,7 +171,7 @@ def _evaluation(
     pictures: list[tuple[epath.Path, bytes]],
 ) -> Iterator[Node]:
     meaning, alt = MEANINGS[_module(name)]
-    yield _node("p", meaning)
+    yield markup.node("p", meaning)
     rows = _titled("model", evaluation.model)
     ours = set(rows)
     rows |= _titled(results_table.UNTRAINED, evaluation.untrained)
@@ -233,15 +186,32 @@ def _evaluation(
             )
             for label, row in rows.items()
         ]
-        yield _table(("", *columns), cells)
+        yield markup.table(("", *columns), cells)
     else:
-        yield _node("p", "The dataset has no truth to score against.")
+        yield markup.node("p", "The dataset has no truth to score against.")
     classes = _at(result, "classes")
     if isinstance(classes, dict) and all(isinstance(row, dict) for row in classes.values()):
         yield _classes(classes)
-    yield from _figures(pictures, alt)
-    yield _node("p", "Made by this command, as far as the file tells:", class_="note")
-    yield _node("pre", _node("code", command(folder, name, result)))
+    if name in published.SYSTEMS and _at(result, "stream") in (None, "both"):
+        yield _published(published.SYSTEMS[name])
+    yield from markup.figures(pictures, alt)
+    yield markup.node("p", "Made by this command, as far as the file tells:", class_="note")
+    yield markup.node("pre", markup.node("code", command(folder, name, result)))
+
+
+def _published(systems: Sequence[published.System]) -> Node:
+    columns = list(dict.fromkeys(column for system in systems for column in system.scores))
+    rows = [
+        (
+            f"{one.name}, {one.data} ({one.source})",
+            [f"{one.scores[c]:.1f}" if c in one.scores else "–" for c in columns],
+            False,
+        )
+        for one in systems
+    ]
+    titles = [published.title(column) for column in columns]
+    table = markup.table((published.heading(), *titles), rows)
+    return markup.node("details", markup.node("summary", "Published scores"), table, open="open")
 
 
 def _titled(whose: str, scores: results_table.Scores) -> results_table.Scores:
@@ -261,8 +231,8 @@ def _classes(classes: dict[str, dict[str, Any]]) -> Node:
         )
 
     rows = [(name, [cell(row.get(c)) for c in columns], False) for name, row in classes.items()]
-    heading = f"Each of the {len(classes)} classes (shares in percent)"
-    return _node("details", _node("summary", heading), _table(("class", *columns), rows))
+    heading = markup.node("summary", f"Each of the {len(classes)} classes (shares in percent)")
+    return markup.node("details", heading, markup.table(("class", *columns), rows))
 
 
 def _numbers(result: Any) -> Node:
@@ -271,7 +241,7 @@ def _numbers(result: Any) -> Node:
     rows = [(key, (f"{value:.6g}",), False) for key, value in found[:NUMBERS]]
     if len(found) > NUMBERS:
         rows.append((f"… and {len(found) - NUMBERS} more in the file", ("",), False))
-    return _table(("key", "number"), rows)
+    return markup.table(("key", "number"), rows)
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
@@ -297,16 +267,6 @@ def _pictures(
     return found
 
 
-def _figures(pictures: list[tuple[epath.Path, bytes]], alt: str) -> Iterator[Node]:
-    for path, data in pictures:
-        if data[:8] != PNG or data[12:16] != b"IHDR" or len(data) < 24:
-            raise UserError(f"{path} is no PNG picture")
-        width, height = struct.unpack(">II", data[16:24])
-        source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        image = _node("img", src=source, alt=alt, width=str(width), height=str(height))
-        yield _node("figure", image, _node("figcaption", f"{path.name}: {alt}."))
-
-
 def _module(name: str) -> str:
     return "probe" if name.startswith("probe") else name
 
@@ -327,6 +287,8 @@ def command(folder: epath.Path, name: str, result: dict[str, Any]) -> str:
         "tokens": _at(result, "tokens"),
         "tolerance": _at(result, "tolerance"),
         "mask_ratio": _at(result, "mask", "ratio"),
+        "num_frames": _at(result, "framing", "num_frames"),
+        "frame": _at(result, "framing", "only_frame"),
     }
     split = re.search(r", split (.+): \d+ clips", str(_at(result, "data", "identity")))
     if split:

@@ -84,6 +84,8 @@ tbody th { font-weight: 400; }
   grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
 .curves figure { margin: .4rem 0; }
 .curves figcaption { display: none; }
+.beside { display: grid; gap: .6rem 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(24rem, 1fr)); }
 figure { margin: 1rem 0; break-inside: avoid; }
 img { display: block; max-width: 100%; height: auto; }
 figcaption, .note { color: var(--dim); font-size: .9rem; }
