@@ -1,5 +1,6 @@
 # demo: the whole way on a small dataset · test: lint, types and the suite · test-all: also what a
-# release needs · lint · format
+# release needs · lint · format · claims: the paper's claims at the demo's size, which takes hours;
+# it goes on where it stopped
 # Each makes its own virtual environment on first use. PYTHON is the interpreter (3.11–3.14).
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,12 +10,20 @@ SEED ?= 0
 SPLIT ?= eval
 # Further flags of data_prep.scenes, such as --assets=DIR.
 SCENES ?=
+# Of claims: the tables of benchmarks/claims_plan, where they are made, and trainings per row.
+TABLES ?= c_registers d_global_token e_mask_ratios a_windows b_frames f_ladder g_aggregations \
+	h_tokens i_directions j_negatives
+CLAIMS ?= runs/claims
+SEEDS ?= 3
+# Further flags of ablate, such as --dry_run or --config.epochs=1.
+ABLATE ?=
+CLAIMS_PAGE ?= results/claims.md
 RUN := $(VENV)/bin/python -m
 EVAL = --checkpoint=$(DEMO)/train --data=$(DEMO)/data --split=$(SPLIT) --output=$(DEMO)/evals \
 	--cache=$(DEMO)/cache
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax
 
-.PHONY: demo test test-all lint format
+.PHONY: demo claims test test-all lint format
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +50,17 @@ demo: $(VENV)/installed
 		--workdir=$(DEMO)/train --report=$(DEMO)/report.html
 	@echo "Open $(DEMO)/report.html in a browser. Then try the model on a video of your own:"
 	@echo "$(RUN) cavmae_sync_jax.localize VIDEO --checkpoint=$(DEMO)/train --output=$(DEMO)/where"
+
+# Status 3 says that another process works on a row of the table.
+claims: $(VENV)/installed
+	test -e $(CLAIMS)/data/summary.json || \
+		$(RUN) data_prep.scenes --output=$(CLAIMS)/data --seed=$(SEED) --overwrite $(SCENES)
+	for table in $(TABLES); do \
+		$(RUN) cavmae_sync_jax.ablate --table=benchmarks/claims_plan/$$table.py --seeds=$(SEEDS) \
+			--config=configs/demo.py --config.data.dir=$(CLAIMS)/data --workdir=$(CLAIMS) \
+			--split=$(SPLIT) --probe=configs/probe.py:demo $(ABLATE) || test $$? = 3 || exit; \
+		$(RUN) benchmarks.claims --workdir=$(CLAIMS) --output=$(CLAIMS_PAGE) || exit; \
+	done
 
 test: lint
 	$(RUN) pytest

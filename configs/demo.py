@@ -8,6 +8,20 @@ import difflib
 
 from ml_collections import ConfigDict
 
+# Log-mel rows of 1 … 10 s of audio: multiples of the patch, as in the paper's Figure 4.
+AUDIO_ROWS = {1: 96, 2: 192, 3: 304, 4: 416, 5: 512, 6: 624, 7: 720, 8: 816, 9: 912, 10: 1024}
+
+# Where Table 4 starts, at this size: the whole audio, mean pooling, a quarter of the batch.
+CAV_MAE = {
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "data.num_frames": 10,
+    "model.audio_rows": AUDIO_ROWS[10],
+    "model.registers": 0,
+    "model.global_token": False,
+    "loss.contrast_weight": 0.1,
+}
+
 VARIANTS = {
     "demo": {},
     # A handful of videos, prepared with --image_size=64 --eval_share=0: it shows that all works.
@@ -18,12 +32,23 @@ VARIANTS = {
         "checkpoint_every": 50,
         "data.eval_split": "",
     },
-    # The paper's ablations at this size (Tables 6, 7 and 8, Figure 4).
+    # The paper's ablations at this size (Tables 4 to 8, Figure 4).
+    "scale+": CAV_MAE,
+    "scale++": CAV_MAE | {"batch_size": 32, "learning_rate": 2e-3},
+    "scale++*": CAV_MAE | {"batch_size": 32, "learning_rate": 2e-3, "data.num_frames": 16},
+    "scale+++": CAV_MAE
+    | {
+        "batch_size": 64,
+        "learning_rate": 2e-3,
+        "data.num_frames": 16,
+        "loss.contrast_weight": 1.0,
+    },
+    **{f"frames_{n}": {"data.num_frames": n} for n in (4, 8, 10, 16)},
     **{f"registers_{n}": {"model.registers": n} for n in (0, 4, 8, 16)},
     "no_global": {"model.global_token": False},
     **{f"mask_{ratio}": {"mask.ratios": (ratio,)} for ratio in (0.5, 0.6, 0.75, 0.9)},
     "mask_multi": {"mask.ratios": (0.6, 0.75, 0.9)},
-    **{f"audio_{s}s": {"model.audio_rows": rows} for s, rows in ((1, 96), (2, 192), (4, 416))},
+    **{f"audio_{s}s": {"model.audio_rows": rows} for s, rows in AUDIO_ROWS.items()},
     "contrast_one_way": {"loss.contrast_direction": "visual_to_audio"},
     "contrast_groups_4": {"loss.contrast_groups": 4},
 }

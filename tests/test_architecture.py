@@ -19,6 +19,7 @@ TIERS = (
     ("checkpoints",),
     ("inference",),
     ("evals",),
+    ("ablations",),
 )
 TIER = {folder: tier for tier, folders in enumerate(TIERS) for folder in folders}
 PROGRAM = len(TIERS)

@@ -39,6 +39,7 @@ CURRENT = [name for name in DOCUMENTS if name != "CHANGELOG.md"]
 NOT_RUN = {
     r"gs://|Dataflow|Flink|Spark": "needs a cloud or a cluster; test_executors parses the options",
     r"make (test|lint|format)": "runs the tests themselves",
+    r"make claims": "takes many hours; tests run its programs at small sizes",
     r"make demo": "takes ten minutes; tests run each of its programs at small sizes",
 }
 # Which test runs the program: the whole command at small sizes, or the `run` that its `main` calls.
@@ -61,6 +62,8 @@ TESTED = {
     r"data_prep\.scenes": "data_prep/test_scenes.py::test_the_program_makes_a_dataset_with_truth",
     r"data_prep\.inspect_dataset": "data_prep/test_inspect_dataset.py::test_a_page_is_drawn",
     r"\.train .*--config\.init_from": "test_convert.py::test_training_begins_with_mae_and_learns",
+    r"cavmae_sync_jax\.ablate": "ablations/test_ablate.py::test_killed_shared_and_finished",
+    r"benchmarks\.claims": "benchmarks/test_benchmarks.py::test_claims_are_written_from_the_tables",
     r"cavmae_sync_jax\.train": "test_programs.py::test_train_shows_progress_and_leaves_a_workdir",
     r"\.convert mae": "test_convert.py::test_mae_goes_where_the_paper_puts_it",
     r"cavmae_sync_jax\.convert": "test_programs.py::test_convert_and_evaluate_what_came_of_it",
@@ -146,7 +149,7 @@ def program_of(module):
     """What a program would parse with; None if it takes nothing from the command line."""
     captured = []
 
-    def capture(parser, run, *, config=False, overrides=False, within=None):
+    def capture(parser, run, *, config=False, rows=False, overrides=False, within=None):
         captured.append(Program(parser, config, overrides))
 
     with (
@@ -168,7 +171,7 @@ def parse(command):
         return
     _, rest = cli._parse_known(program.parser, command.arguments, program.config)
     if program.config:
-        cli._parse_config(program.parser, rest)
+        cli._parse_config(program.parser, rest)()
     elif program.overrides:
         cli.override(pretrain.get_config(), cli._only(program.parser, rest, "--config."))
     else:

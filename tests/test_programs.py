@@ -23,6 +23,7 @@ PROGRAMS = [
     RETRIEVAL,
     SUMMARY,
     CONVERT,
+    "cavmae_sync_jax.ablate",
     "cavmae_sync_jax.embed",
     "cavmae_sync_jax.search",
     "cavmae_sync_jax.localize",

@@ -80,14 +80,17 @@ def main(
     run: Callable[..., Any],
     *,
     config: bool = False,
+    rows: bool = False,
     overrides: bool = False,
     within: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> None:
     """Parses the command line, calls `run` with the result and exits with the promised status.
 
     With `config`, the program takes `--config=FILE[:VARIANT]` and `--config.KEY=VALUE` besides,
-    and `run` gets the config as its second argument. With `overrides`, it takes only the latter,
-    and `run` gets them as a list for `override`. `run` is called in a context made by `within`.
+    and `run` gets the config as its second argument; with `rows`, too, a function that takes names
+    of further rows of the file's variants and returns the config (see `Rows`). With `overrides`, it
+    takes only the latter, and `run` gets them as a list for `override`. `run` is called in a
+    context made by `within`.
     """
     logging.set_verbosity(logging.ERROR)  # the libraries' warnings are about our own settings
     if config:
@@ -100,7 +103,8 @@ def main(
         known, rest = _parse_known(arguments, sys.argv[1:], config)
         given: list[Any] = [known]
         if config:
-            given.append(_parse_config(arguments, rest))
+            with_rows = _parse_config(arguments, rest)
+            given.append(with_rows if rows else with_rows())
         elif overrides:
             given.append(_only(arguments, rest, "--config."))
         else:
@@ -131,22 +135,65 @@ def _parse_known(
     return arguments.parse_known_args(given)
 
 
-def _parse_config(arguments: argparse.ArgumentParser, rest: list[str]) -> ConfigDict:
+class Rows:
+    """A config file with rows of its variants and overrides; called, it gives the config."""
+
+    def __init__(self, file: str, overrides: Sequence[str]):
+        """`file` may name rows behind a colon; `overrides` are `--config.KEY=VALUE`."""
+        self.file, _, self._given = file.partition(":")
+        self._overrides = list(overrides)
+        _check_overrides(self._overrides, self._plain(""), f"--config={file}")
+
+    def __call__(self, row: str = "") -> ConfigDict:
+        """The config with a further row, or several joined by commas.
+
+        Raises:
+          UserError: for an unknown row, or if an override changes what the row changes.
+        """
+        plain, with_row = self._plain(""), self._plain(row)
+        for override in self._overrides if row else ():
+            key = override.removeprefix("--config.").partition("=")[0]
+            if value(plain, key) != value(with_row, key):
+                raise UserError(f"{override}: the row {row!r} sets this key, so leave it out")
+        return _config_flag([self._named(row), *self._overrides])
+
+    def _named(self, row: str) -> str:
+        names = ",".join(filter(None, (self._given, row)))
+        return f"--config={self.file}:{names}" if names else f"--config={self.file}"
+
+    def _plain(self, row: str) -> ConfigDict:
+        return _config_flag([self._named(row)])
+
+
+def config_of(text: str) -> ConfigDict:
+    """The config that a text `FILE[:ROW,ROW]` names.
+
+    Raises:
+      UserError: if there is no such file or row.
+    """
+    _require_file(text.split(":")[0])
+    return Rows(text, [])()
+
+
+def _require_file(file: str) -> None:
+    if not os.path.isfile(file):
+        raise UserError(f"no config file {file!r}: give one, such as --config=configs/pretrain.py")
+
+
+def _parse_config(arguments: argparse.ArgumentParser, rest: list[str]) -> Rows:
     """Reads the config file and the overrides, all choices checked against the file's keys."""
     _only(arguments, rest, "--config=", "--config.", HELP_CONFIG)
     files = [argument for argument in rest if argument.startswith("--config=")]
     overrides = [argument for argument in rest if argument.startswith("--config.")]
     if len(files) != 1:
         arguments.error("give one --config=FILE, such as --config=configs/pretrain.py")
-    file = files[0].removeprefix("--config=").split(":")[0]
-    if not os.path.isfile(file):
-        raise UserError(f"no config file {file!r}: give one, such as --config=configs/pretrain.py")
-    _check_overrides(overrides, _config_flag(files), files[0])
-    config = _config_flag(files + overrides)
+    named = files[0].removeprefix("--config=")
+    _require_file(named.split(":")[0])
+    rows = Rows(named, overrides)
     if HELP_CONFIG in rest:
-        print(describe(file, config))
+        print(describe(rows.file, rows()))
         sys.exit(0)
-    return config
+    return rows
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:

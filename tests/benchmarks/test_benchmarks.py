@@ -5,10 +5,12 @@ import json
 import pytest
 import tiny
 
-from benchmarks import convert, demo_seeds, retrieval, segmentation_study
+from benchmarks import claims, convert, demo_seeds, retrieval, segmentation_study
 from benchmarks.segmentation_study import CENTRED, OTHER
+from cavmae_sync_jax.ablations import plan, tables
 from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
 from cavmae_sync_jax.evals.report import results_table
+from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.release
@@ -23,6 +25,37 @@ def test_retrieval_times_every_aggregation(monkeypatch, capsys):
     assert title.startswith("6 clips × 2 × 4")
     assert [row.split()[0] for row in rows] == list(retrieval_metrics.STRATEGIES)
     assert all("GiB" in row and "double loop" in row for row in rows)
+
+
+def test_claims_are_written_from_the_tables(tmp_path, capsys, monkeypatch):
+    planned = {path.stem: tables.read(path) for path in claims.plan()}
+    assert len(planned) == 10 and all(table.claims for table in planned.values())
+    config_of = cli.Rows("configs/demo.py", [])
+    for table in planned.values():
+        assert plan.make(table, config_of, 3).trainings
+    column, score = "retrieval/visual_to_audio/R1", {"mean": 0.2, "interval": [0.1, 0.3]}
+    difference = {"mean": 0.1, "interval": [0.05, 0.15]}
+    claim = {"text": "More is better", "row": "b", "than": "a", "column": column}
+    result = {
+        "columns": {column: "V → A R@1"},
+        "rows": {"a": {"title": "few", "scores": {column: score}}},
+        "claims": [claim | {"difference": difference, "verdict": "seen"}],
+        "seeds": [0, 1],
+        "data": {"retrieval": "scenes"},
+        "missing": ["b-seed1"],
+    }
+    monkeypatch.setattr(
+        "sys.argv", ["claims", f"--workdir={tmp_path}", f"--output={tmp_path}/c.md"]
+    )
+    with pytest.raises(SystemExit):
+        claims.main()
+    assert "holds no table of the plan" in capsys.readouterr().err
+    (tmp_path / "table_c_registers.json").write_text(json.dumps(result))
+    claims.main()
+    page = (tmp_path / "c.md").read_text()
+    assert "| few | 20.0 [10.0, 30.0] |" in page and page.count("Not run yet.") == 9
+    assert "| More is better | V → A R@1, % | +10.0 [+5.0, +15.0] | seen |" in page
+    assert "Not finished: b-seed1." in page
 
 
 def test_demo_seeds_by_hand(tmp_path, capsys, monkeypatch):

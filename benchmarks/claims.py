@@ -1,0 +1,117 @@
+"""The paper's claims at the demo's size, each with a verdict: writes results/claims.md.
+
+    make claims
+    python -m benchmarks.claims --workdir=runs/claims --output=results/claims.md
+
+`benchmarks/claims_plan/` has a table per claim: rows, columns and what is claimed. It was written
+before any of its trainings. `make claims` trains and scores them with `cavmae_sync_jax.ablate`;
+this program only reads WORKDIR/table_NAME.json, as far as they are there.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks import timing
+from cavmae_sync_jax.ablations import rendering, tables
+from cavmae_sync_jax.ablations import scores as ablation_scores
+from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.errors import UserError
+
+PLAN = pathlib.Path(__file__).parent / "claims_plan"
+MEANING = """\
+A claim is *seen* if the whole interval of its difference is above 0, *the other way round* if it is
+below 0, and *not seen* otherwise. Differences are taken within each seed and on the same clips.
+Brackets hold the middle 95 % of 1,000 resamples over seeds and clips; the probe's and the tokens'
+are over seeds only. With three seeds, the spread over seeds is known badly.
+
+The models have 0.7 M parameters, and the scenes are composed. So a verdict says what the method
+does at this size, where the truth is known. It does not say whether the paper's figures are right.
+"""
+
+
+def plan() -> list[pathlib.Path]:
+    """The files of the planned tables, in their order."""
+    return sorted(PLAN.glob("[a-z]_*.py"))
+
+
+def sections(results: Mapping[str, Any]) -> list[str]:
+    """The lines of every table that is there, in the plan's order."""
+    lines = []
+    for path in plan():
+        table = tables.read(path)
+        lines += ["", f"## {table.title}", ""]
+        result = results.get(table.name)
+        if result is None:
+            lines.append("Not run yet.")
+            continue
+        names = ablation_scores.columns_of(result)
+        rows = [
+            [row["title"], *(rendering.cell(n, row["scores"][n]) for n in names)]
+            for row in result["rows"].values()
+        ]
+        lines.append(timing.table(["", *rendering.head(result, names)], rows))
+        lines += ["", timing.table(rendering.CLAIMS_HEAD, rendering.claims(result))]
+        seeds = ", ".join(map(str, result["seeds"]))
+        lines += ["", f"Seeds {seeds}; {'; '.join(result['data'].values())}."]
+        if result["missing"]:
+            lines.append(f"Not finished: {', '.join(result['missing'])}.")
+    return lines
+
+
+def run(workdir: str, output: str) -> None:
+    """Writes the page.
+
+    Raises:
+      UserError: if no table is there.
+    """
+    found = {path.stem: path for path in pathlib.Path(workdir).glob("table_*.json")}
+    results = {
+        name.removeprefix("table_"): json.loads(path.read_text()) for name, path in found.items()
+    }
+    if not any(path.stem in results for path in plan()):
+        raise UserError(f"{workdir} holds no table of the plan: run `make claims`")
+    today = datetime.datetime.now(datetime.UTC).date()
+    about = timing.table(
+        ["", ""],
+        [
+            ["Machine", timing.machine("jax", "flax", "numpy")],
+            ["Recorded", f"{today}, version {cli.version()}"],
+        ],
+    )
+    lines = [
+        "# The paper's claims in miniature",
+        "",
+        "Which of the paper's claims are seen at the demo's size, where the truth is known?",
+        "",
+        "```\nmake claims\n```",
+        "",
+        about,
+        "",
+        "The plan was written before the runs (`benchmarks/claims_plan/`). The settings are the",
+        "demo's, which were chosen on the split `val`; the scores are of the split `eval`.",
+        "",
+        MEANING.rstrip(),
+        *sections(results),
+    ]
+    pathlib.Path(output).write_text("\n".join(lines) + "\n")
+    print(f"written: {output}")
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = cli.parser(__doc__)
+    arguments.add_argument("--workdir", required=True, help="of the ablations")
+    arguments.add_argument("--output", required=True, help="Markdown file to write")
+
+    def start(args: argparse.Namespace) -> None:
+        run(args.workdir, args.output)
+
+    cli.main(arguments, start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""Makes a table of ablations: trains each row, scores what its columns ask for, writes the table.
+
+Examples:
+  python -m cavmae_sync_jax.ablate --table=6 --config=configs/pretrain.py \\
+      --config.data.dir=DATASET --workdir=runs/ablations --seeds=3
+  python -m cavmae_sync_jax.ablate --table=mine.py --config=configs/demo.py \\
+      --config.data.dir=runs/demo/data --probe=configs/probe.py:demo --workdir=runs/mine
+
+--table is one of the paper's (4, 5, 6, 7, 8, figure4, 11, 12) or a Python file of your own.
+Started again, or on other machines that share the workdir, it goes on: a process takes a training
+that no living process works on, and resumes it exactly. Rows with equal settings are trained once.
+
+WORKDIR gets table_TABLE.md, .json, .png and .html, and trainings/. --dry_run only lists the
+trainings, what is finished, and the device-hours that are left. The paper's datasets are named
+audioset, vggsound, ade20k and as20k; one that --data does not name is the training's own, except
+for vggsound, whose columns are left out then. The status is 3 if trainings are left to others.
+"""
+
+import argparse
+import contextlib
+import importlib
+import inspect
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from cavmae_sync_jax import train
+from cavmae_sync_jax.ablations import datasets as ablation_datasets
+from cavmae_sync_jax.ablations import page, paper, plan, rendering, scores, tables
+from cavmae_sync_jax.ablations.datasets import Datasets
+from cavmae_sync_jax.ablations.folders import Folder
+from cavmae_sync_jax.ablations.plan import Ask, Plan, Training
+from cavmae_sync_jax.checkpoints.pretrained import load
+from cavmae_sync_jax.distributed import hardware, multihost
+from cavmae_sync_jax.evals import common
+from cavmae_sync_jax.utils import cli, console, files, locks
+from cavmae_sync_jax.utils.errors import Unsatisfied, UserError
+
+PROBED = ("probe", "tokens")  # evaluations with a recipe of their own
+WITHOUT_BASELINES = ("segmentation", "temporal", "reconstruction")
+
+
+class Ablation:
+    """A plan, the data that it is scored on, and where it is done."""
+
+    def __init__(self, todo: Plan, datasets: Datasets, workdir: epath.PathLike, probe: ConfigDict):
+        self.plan, self.datasets, self.probe = todo, datasets, probe
+        self.workdir = epath.Path(workdir)
+        self.failed: dict[str, str] = {}
+
+    def check(self) -> dict[str, int]:
+        """Refuses what no training or evaluation would take; returns the steps of each training.
+
+        Raises:
+          UserError: before anything is written.
+        """
+        steps: dict[str, int] = {}
+        for name, training in self.plan.trainings.items():
+            alike = name.rpartition("-seed")[0]
+            if alike not in steps:  # another seed has as many steps
+                steps[alike] = train.Run(training.config, self.folder(name).train).steps
+            self.folder(name).is_trained(training.config)
+            for ask in training.asks:
+                known = (
+                    cli.keys(self.probe)
+                    if ask.evaluation in PROBED
+                    else inspect.signature(_evaluation(ask)).parameters
+                )
+                self._check_frames(training, ask)
+                if unknown := [key for key, _ in ask.settings if key not in known]:
+                    raise UserError(f"SETTINGS: {ask.evaluation} has no setting {unknown[0]!r}")
+        return {name: steps[name.rpartition("-seed")[0]] for name in self.plan.trainings}
+
+    def _check_frames(self, training: Training, ask: Ask) -> None:
+        records = self.datasets.records(ask.dataset, ask.evaluation)
+        stored, wanted = len(records[0]["frames"]), ask.num_frames or 0
+        if 1 < stored < wanted:
+            raise UserError(
+                f"the rows {', '.join(training.rows)} evaluate {wanted} frames per clip, but "
+                f"{records.directory} holds {stored}: choose other rows by --rows"
+            )
+
+    def folder(self, name: str) -> Folder:
+        """The folder of a training."""
+        return Folder(self.workdir, name)
+
+    def about(self, name: str, ask: Ask) -> dict[str, Any]:
+        """All that an evaluation's scores depend on."""
+        trained = self.folder(name).trained()
+        recipe = self._recipe(ask).to_dict() if ask.evaluation in PROBED else None
+        return {
+            **ask._asdict(),
+            "settings": dict(ask.settings),
+            "step": trained and trained["step"],
+            "data": self.datasets.records(ask.dataset, ask.evaluation).identity,
+            "recipe": recipe,
+        }
+
+    def finished(self, training: Training) -> bool:
+        """Whether it is trained and all evaluations of it are done."""
+        folder = self.folder(training.name)
+        return folder.is_trained(training.config) and all(
+            folder.has(ask, self.about(training.name, ask)) for ask in training.asks
+        )
+
+    def work(self) -> list[str]:
+        """Does what no other process does; returns the trainings that others work on.
+
+        A training that fails does not stop the others: `failed` has its message.
+        """
+        while True:
+            with self._taken() as taken:
+                if taken is None:
+                    break
+                try:
+                    self._do(self.plan.trainings[taken])
+                except UserError as error:
+                    console.log(f"{taken} failed: {error}")
+                    self.failed[taken] = str(error)
+            jax.clear_caches()  # the next training has other programs
+        return [
+            name
+            for name, training in self.plan.trainings.items()
+            if name not in self.failed and not self.finished(training)
+        ]
+
+    @contextlib.contextmanager
+    def _taken(self) -> Iterator[str | None]:
+        """Holds the lock of a training that is not finished; None if there is none to be had.
+
+        Process 0 chooses and locks for all processes of this run.
+        """
+        names = list(self.plan.trainings)
+        with contextlib.ExitStack() as stack:
+            chosen = -1
+            for number, name in enumerate(names if jax.process_index() == 0 else ()):
+                if name in self.failed or self.finished(self.plan.trainings[name]):
+                    continue
+                cli.make_folder(self.folder(name).path)
+                with contextlib.ExitStack() as attempt:
+                    try:
+                        attempt.enter_context(locks.held(self.folder(name).lock))
+                    except locks.Busy:
+                        continue
+                    if self.finished(self.plan.trainings[name]):  # by another process meanwhile
+                        continue
+                    stack.enter_context(attempt.pop_all())
+                    chosen = number
+                    break
+            chosen = multihost.broadcast_from_first(chosen)
+            yield None if chosen < 0 else names[chosen]
+
+    def _do(self, training: Training) -> None:
+        folder = self.folder(training.name)
+        if not multihost.broadcast_from_first(folder.is_trained(training.config)):
+            console.log(f"training {training.name}, for the rows {', '.join(training.rows)}")
+            train.train_and_evaluate(training.config, folder.train)
+            if jax.process_index() == 0:
+                step = folder.newest_step()
+                count = jax.device_count()
+                folder.note_trained(training.config, step, hardware.description(), count)
+        multihost.barrier("a training is noted")
+        for ask in training.asks:
+            about = self.about(training.name, ask)
+            if multihost.broadcast_from_first(folder.has(ask, about)):
+                continue
+            console.log(f"evaluating {training.name}: {ask.folder}")
+            if jax.process_index() == 0:
+                folder.begin(ask, about)
+            multihost.barrier("an evaluation's folder is there")
+            self._evaluate(folder, ask)
+            if jax.process_index() == 0:
+                folder.end(ask, about)
+
+    def _evaluate(self, folder: Folder, ask: Ask) -> None:
+        model = common.with_frames(load(folder.train), ask.num_frames, ask.frame)
+        records = self.datasets.records(ask.dataset, ask.evaluation)
+        output, settings = folder.output(ask), dict(ask.settings)
+        if ask.evaluation in PROBED:
+            _evaluation(ask)(model, records, self._recipe(ask), output)
+            return
+        if ask.evaluation in WITHOUT_BASELINES:
+            settings["with_baselines"] = False
+        _evaluation(ask)(model, records, output, **settings)
+
+    def _recipe(self, ask: Ask) -> ConfigDict:
+        """The probe's recipe with a table's settings for it."""
+        recipe = self.probe.copy_and_resolve_references()
+        recipe.update(dict(ask.settings))
+        return recipe
+
+    def write(self, left_out: dict[str, str]) -> str:
+        """Writes the table as it is now, on process 0; returns it as text."""
+        told = self.datasets.told(self.plan.table.columns)
+        result = scores.collect(self.plan, self.workdir, told, left_out)
+        result |= {"failed": self.failed, "version": cli.version()}
+        text, picture = rendering.markdown(result), rendering.picture(result)
+        command = f"python -m cavmae_sync_jax.ablate {shlex.join(sys.argv[1:])}"
+        html = page.page(self.plan, self.workdir, result, picture, command)
+        stem = f"table_{result['table']}"
+        files.replace(self.workdir / f"{stem}.json", json.dumps(result, indent=2) + "\n")
+        files.replace(self.workdir / f"{stem}.md", text)
+        files.replace(self.workdir / f"{stem}.html", html)
+        if picture is not None:
+            files.replace(self.workdir / f"{stem}.png", picture)
+        return f"{text}\nwritten: {self.workdir / stem}.md, .json, .png, .html"
+
+    def listed(self, steps: dict[str, int]) -> str:
+        """What `--dry_run` prints."""
+        per_step = {name: self._device_hours_per_step(name) for name in steps}
+        measured = next((cost for cost in per_step.values() if cost is not None), None)
+        lines = [f"{'training':60} {'steps':>9} {'done':>9} {'device-hours':>14}  rows"]
+        left = 0.0
+        for name, training in self.plan.trainings.items():
+            folder = self.folder(name)
+            finished = folder.is_trained(training.config)
+            done = steps[name] if finished else folder.newest_step()
+            cost = per_step[name] if per_step[name] is not None else measured
+            shown = "–"
+            if cost is not None:
+                shown = f"{'~' * (per_step[name] is None)}{cost * steps[name]:.2f}"
+                left += cost * (steps[name] - done)
+            asked = sum(folder.has(ask, self.about(name, ask)) for ask in training.asks)
+            lines.append(
+                f"{name:60} {steps[name]:9} {done:9} {shown:>14}  {', '.join(training.rows)}; "
+                f"{asked} of {len(training.asks)} evaluations are done"
+            )
+        if measured is None:
+            lines.append("Device-hours are known once a training has run for a while.")
+        else:
+            lines.append(
+                f"About {left:.2f} device-hours of training are left. ~ marks what is taken from "
+                "the first measured training, per step."
+            )
+        return "\n".join(lines)
+
+    def _device_hours_per_step(self, name: str) -> float | None:
+        folder = self.folder(name)
+        rate, noted = folder.examples_per_second(), folder.trained()
+        if not rate:
+            return None
+        devices = noted["device_count"] if noted else jax.device_count()
+        return self.plan.trainings[name].config.batch_size / rate * devices / 3600
+
+
+def _evaluation(ask: Ask) -> Any:
+    return importlib.import_module(f"cavmae_sync_jax.evals.{ask.evaluation}").run
+
+
+def start(args: argparse.Namespace, config_of: cli.Rows) -> None:
+    """Runs the program.
+
+    Raises:
+      UserError: for a mistake, or if a training failed.
+      Unsatisfied: if trainings are left to other processes.
+    """
+    table = paper.TABLES.get(args.table) or tables.read(args.table)
+    config = config_of()
+    datasets = Datasets(
+        config.data.dir,
+        args.split or config.data.eval_split,
+        config.data.train_split,
+        ablation_datasets.pairs("data", args.data),
+        ablation_datasets.pairs("clips", args.clips),
+    )
+    if not datasets.split:
+        raise UserError(
+            "config.data.eval_split is empty: name the clips that are scored by --split"
+        )
+    table, left_out = plan.left_out(table, datasets.why_not)
+    for reason in left_out.values():
+        console.log(reason)
+    probe = cli.config_of(args.probe)
+    todo = plan.make(table, config_of, args.seeds, args.rows)
+    ablation = Ablation(todo, datasets, args.workdir, probe)
+    steps = ablation.check()
+    if args.dry_run:
+        print(ablation.listed(steps))
+        return
+    cli.make_folder(args.workdir)
+    others = ablation.work()
+    if jax.process_index() == 0:
+        print(ablation.write(dict(left_out)))
+    if ablation.failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in ablation.failed.items())
+        raise UserError(f"the table lacks what failed ({reasons})")
+    if others:
+        raise Unsatisfied(
+            f"the table lacks what other processes work on ({', '.join(others)}): the last of "
+            "them writes it whole, and this command does when they are done"
+        )
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = cli.parser(__doc__)
+    arguments.add_argument(
+        "--table",
+        required=True,
+        metavar="TABLE",
+        help=f"one of {', '.join(paper.TABLES)}, or a Python file with ROWS and COLUMNS",
+    )
+    arguments.add_argument("--workdir", required=True, help="folder of all trainings and tables")
+    arguments.add_argument("--seeds", type=int, default=1, help="trainings per row")
+    arguments.add_argument(
+        "--rows", type=lambda text: text.split(","), help="only these, with commas between"
+    )
+    arguments.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a dataset that columns name, such as vggsound=DIR; may be repeated",
+    )
+    arguments.add_argument(
+        "--clips",
+        action="append",
+        default=[],
+        metavar="NAME=LIST",
+        help="score retrieval on a dataset's clips of this list only; may be repeated",
+    )
+    arguments.add_argument(
+        "--split", help="which clips are scored; without it, config.data.eval_split"
+    )
+    arguments.add_argument(
+        "--probe",
+        default="configs/probe.py:as20k,cached",
+        metavar="FILE:ROWS",
+        help="recipe of columns that probe",
+    )
+    arguments.add_argument(
+        "--dry_run", action="store_true", help="only list the trainings and what they would take"
+    )
+    cli.main(arguments, start, config=True, rows=True, within=multihost.connected)
+
+
+if __name__ == "__main__":
+    main()

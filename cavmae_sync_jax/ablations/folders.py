@@ -1,0 +1,142 @@
+"""The folder of one training of an ablation: what is finished in it, and what it found.
+
+WORKDIR/trainings/NAME/
+  lock           held by the process that works on it
+  trained.json   written when the training is finished: its config, steps and devices
+  train/         the training's workdir
+  evals/ASK/     an evaluation's output, and asked.json, which says of what it is
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from cavmae_sync_jax.ablations.plan import Ask
+from cavmae_sync_jax.evals.report import curves
+from cavmae_sync_jax.training import config_checks
+from cavmae_sync_jax.utils import cli, files
+from cavmae_sync_jax.utils.errors import UserError
+
+# What a finished training may differ in and still be the same; more epochs make it go on.
+IRRELEVANT = config_checks.CHANGEABLE_ON_RESUME - {"epochs", "learning_rate"}
+
+
+class Folder:
+    """One training's folder; it is made when something is written to it."""
+
+    def __init__(self, workdir: epath.PathLike, name: str):
+        self.path = epath.Path(workdir) / "trainings" / name
+        self.train = self.path / "train"
+        self.lock = self.path / "lock"
+
+    def trained(self) -> dict[str, Any] | None:
+        """What was noted when the training was finished; None if it is not."""
+        return _read(self.path / "trained.json")
+
+    def is_trained(self, config: ConfigDict) -> bool:
+        """Whether a training with this config is finished.
+
+        Raises:
+          UserError: if the finished training had another config.
+        """
+        noted = self.trained()
+        if noted is None:
+            return False
+        stored, now = ConfigDict(noted["config"]), ConfigDict(json.loads(config.to_json()))
+        changed = {
+            key: (cli.value(stored, key), cli.value(now, key))
+            for key in cli.keys(now)
+            if key not in IRRELEVANT and cli.value(stored, key) != cli.value(now, key)
+        }
+        others = [f"config.{k} was {a} and is now {b}" for k, (a, b) in changed.items()]
+        if changed and set(changed) != {"epochs"}:
+            raise UserError(
+                f"{self.path} holds another training: {'; '.join(others)}: "
+                "use the old settings or another --workdir"
+            )
+        return not changed
+
+    def note_trained(self, config: ConfigDict, step: int, devices: str, count: int) -> None:
+        """Notes that the training is finished."""
+        noted = {
+            "config": json.loads(config.to_json()),
+            "step": step,
+            "devices": devices,
+            "device_count": count,
+            "version": cli.version(),
+        }
+        files.replace(self.path / "trained.json", json.dumps(noted, indent=2) + "\n")
+
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint, 0 without one."""
+        place = self.train / "checkpoints"
+        steps = [int(p.name) for p in place.iterdir() if p.name.isdigit()] if place.exists() else []
+        return max(steps, default=0)
+
+    def series(self) -> curves.Series:
+        """The training's curves, as far as it went."""
+        path = self.train / "metrics.jsonl"
+        return curves.read(path) if path.exists() else {}
+
+    def examples_per_second(self) -> float | None:
+        """The median of what the training noted."""
+        noted = self.series().get("examples_per_second")
+        return None if noted is None else float(np.median(noted[1]))
+
+    def output(self, ask: Ask) -> epath.Path:
+        """The folder of an evaluation's output."""
+        return self.path / "evals" / ask.folder
+
+    def has(self, ask: Ask, about: Mapping[str, Any]) -> bool:
+        """Whether an evaluation of just that is finished."""
+        return _read(self.output(ask) / "asked.json") == _asked(about, True)
+
+    def begin(self, ask: Ask, about: Mapping[str, Any]) -> epath.Path:
+        """Makes the folder of an evaluation, emptied of one of anything else."""
+        place = self.output(ask)
+        if _read(place / "asked.json") != _asked(about, False):
+            place.rmtree(missing_ok=True)
+        cli.make_folder(place)
+        files.replace(place / "asked.json", json.dumps(_asked(about, False)))
+        return place
+
+    def end(self, ask: Ask, about: Mapping[str, Any]) -> None:
+        """Notes that an evaluation is finished."""
+        files.replace(self.output(ask) / "asked.json", json.dumps(_asked(about, True)))
+
+    def result(self, ask: Ask) -> dict[str, Any] | None:
+        """What a finished evaluation found; for `training` the last of each curve."""
+        if ask.evaluation == "training":
+            found = {name: value for name, _, value in curves.last_values(self.series())}
+            rate = self.examples_per_second()
+            return found | ({} if rate is None else {"examples_per_second": rate})
+        place = self.output(ask)
+        if not (_read(place / "asked.json") or {}).get("finished"):
+            return None
+        return _read(place / f"{ask.evaluation}.json")
+
+    def resampled(self, ask: Ask) -> dict[str, np.ndarray]:
+        """The scores of resamples of the clips by name, of an evaluation that has them."""
+        path = self.output(ask) / f"{ask.evaluation}_resamples.npz"
+        if not path.exists():
+            return {}
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            return dict(stored)
+
+
+def _asked(about: Mapping[str, Any], finished: bool) -> dict[str, Any]:
+    return json.loads(json.dumps({**about, "finished": finished}, default=str))
+
+
+def _read(path: epath.Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it to do that part again") from error

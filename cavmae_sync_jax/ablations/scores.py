@@ -1,0 +1,183 @@
+"""From finished trainings to the cells of a table: means over seeds, with bootstrap intervals.
+
+A resample draws the seeds anew and, where an evaluation has resamples of its clips, the clips. The
+clips are the same in all trainings of a resample, and a difference of two rows is taken within
+each seed, so that what seeds and clips have in common does not blur it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from cavmae_sync_jax.ablations.folders import Folder
+from cavmae_sync_jax.ablations.plan import Plan
+from cavmae_sync_jax.ablations.tables import Column, Row
+from cavmae_sync_jax.evals.metrics import bootstrap
+from cavmae_sync_jax.evals.report import published
+
+
+class Values(NamedTuple):
+    """A cell's value per seed, and per seed those of the resamples of its clips, if it has them."""
+
+    seeds: dict[int, float]
+    resampled: dict[int, np.ndarray]
+
+    def minus(self, other: "Values") -> "Values":
+        """The differences within each seed that both have."""
+        both = [seed for seed in self.seeds if seed in other.seeds]
+        clips = [seed for seed in both if seed in self.resampled and seed in other.resampled]
+        return Values(
+            {seed: self.seeds[seed] - other.seeds[seed] for seed in both},
+            {seed: self.resampled[seed] - other.resampled[seed] for seed in clips},
+        )
+
+
+def interval(values: Values, seed: int = 0) -> list[float] | None:
+    """The middle 95 % of resamples over seeds and clips.
+
+    None with one seed and without resamples of the clips, because nothing varies then.
+    """
+    runs = list(values.seeds)
+    over_clips = bool(runs) and all(run in values.resampled for run in runs)
+    if not runs or (len(runs) == 1 and not over_clips):
+        return None
+    generator = np.random.default_rng(seed)
+    count = bootstrap.RESAMPLES
+    drawn = generator.integers(len(runs), size=(count, len(runs)))
+    if over_clips:
+        table = np.stack([values.resampled[run] for run in runs])
+        chosen = table[drawn, np.arange(count)[:, None]]
+    else:
+        chosen = np.array([values.seeds[run] for run in runs])[drawn]
+    return bootstrap.interval(chosen.mean(axis=1))
+
+
+def values_of(plan: Plan, workdir: epath.PathLike, row: Row, column: Column) -> Values:
+    """What the finished trainings found for a cell."""
+    found = Values({}, {})
+    ask = plan.ask(row, column)
+    for seed in plan.seeds:
+        folder = Folder(workdir, plan.of_row[row.name, seed])
+        result = folder.result(ask) if folder.trained() else None
+        value = None if result is None else column.value(result, row)
+        if value is None:
+            continue
+        found.seeds[seed] = value
+        clips = folder.resampled(ask).get(column.resampled_key(row))
+        if clips is not None:
+            found.resampled[seed] = clips
+    return found
+
+
+def cell(values: Values) -> dict[str, Any] | None:
+    """Mean, interval and the value of each seed; None without any."""
+    if not values.seeds:
+        return None
+    return {
+        "mean": float(np.mean(list(values.seeds.values()))),
+        "interval": interval(values),
+        "over": "seeds and clips" if values.resampled else "seeds",
+        "seeds": {str(seed): value for seed, value in values.seeds.items()},
+    }
+
+
+def collect(
+    plan: Plan, workdir: epath.PathLike, data: Mapping[str, str], left_out: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the JSON of a table holds.
+
+    Args:
+      plan: of the table.
+      workdir: of the ablation.
+      data: what each dataset is.
+      left_out: why columns are missing.
+
+    Returns:
+      `rows[ROW]["scores"][COLUMN]`: `mean`, `interval`, `seeds` and, beside the baseline's row,
+      `difference` of the same kind; `rows[ROW]["paper"][COLUMN]` is the paper's figure. `claims`
+      has the `difference` and the `verdict` of each claim.
+    """
+    table = plan.table
+    known = published.ABLATIONS.get(table.name, {})
+    names = [row.name for row in table.rows]
+    base = table.rows[names.index(table.baseline)] if table.baseline in names else None
+    rows: dict[str, Any] = {}
+    for row in table.rows:
+        scores: dict[str, Any] = {}
+        for column in table.columns:
+            values = values_of(plan, workdir, row, column)
+            found = cell(values)
+            if found is not None and base is not None and row is not base:
+                others = values_of(plan, workdir, base, column)
+                found["difference"] = cell(values.minus(others))
+            scores[column.name] = found
+        rows[row.name] = {
+            "title": row.title,
+            "trainings": [plan.of_row[row.name, seed] for seed in plan.seeds],
+            "scores": scores,
+            "paper": {
+                name: figure / 100
+                for name, figure in known.get(row.name, {}).items()
+                if name in scores
+            },
+        }
+    return {
+        "table": table.name,
+        "title": table.title,
+        "baseline": base.name if base else None,
+        "columns": {column.name: column.title for column in table.columns},
+        "rows": rows,
+        "claims": _judged(plan, workdir),
+        "seeds": list(plan.seeds),
+        "missing": missing(plan, workdir),
+        "data": dict(data),
+        "left_out": dict(left_out),
+        "paper": published.PAPER if known else None,
+    }
+
+
+def verdict(difference: Mapping[str, Any] | None) -> str | None:
+    """What a difference says of a claim that it is above 0; None without an interval."""
+    if difference is None or difference["interval"] is None:
+        return None
+    low, high = difference["interval"]
+    return "seen" if low > 0 else "the other way round" if high < 0 else "not seen"
+
+
+def _judged(plan: Plan, workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """The claims whose rows and column are in the table, with what was found."""
+    rows = {row.name: row for row in plan.table.rows}
+    columns = {column.name: column for column in plan.table.columns}
+    judged = []
+    for claim in plan.table.claims:
+        if not (claim.row in rows and claim.than in rows and claim.column in columns):
+            continue
+        ours, others = (
+            values_of(plan, workdir, rows[name], columns[claim.column])
+            for name in (claim.row, claim.than)
+        )
+        difference = cell(ours.minus(others))
+        found = {"difference": difference, "verdict": verdict(difference)}
+        judged.append({**claim._asdict(), **found})
+    return judged
+
+
+def missing(plan: Plan, workdir: epath.PathLike) -> list[str]:
+    """The trainings of which something is not finished."""
+    return [
+        name
+        for name, training in plan.trainings.items()
+        if Folder(workdir, name).trained() is None
+        or any(Folder(workdir, name).result(ask) is None for ask in training.asks)
+    ]
+
+
+def columns_of(result: Mapping[str, Any]) -> Sequence[str]:
+    """The columns for which some row has a value."""
+    return [
+        name
+        for name in result["columns"]
+        if any(row["scores"][name] is not None for row in result["rows"].values())
+    ]
