@@ -53,6 +53,7 @@ class Ablation:
         self.plan, self.datasets, self.probe = todo, datasets, probe
         self.workdir = epath.Path(workdir)
         self.failed: dict[str, str] = {}
+        self.missing: list[str] = []  # when the table was last written
 
     def check(self) -> dict[str, int]:
         """Refuses what no training or evaluation would take; returns the steps of each training.
@@ -198,7 +199,9 @@ class Ablation:
     def write(self, left_out: dict[str, str]) -> str:
         """Writes the table as it is now, on process 0; returns it as text."""
         told = self.datasets.told(self.plan.table.columns)
-        result = scores.collect(self.plan, self.workdir, told, left_out)
+        named = self.datasets.others
+        result = scores.collect(self.plan, self.workdir, told, left_out, named)
+        self.missing = result["missing"]
         result |= {"failed": self.failed, "version": cli.version()}
         text, picture = rendering.markdown(result), rendering.picture(result)
         command = f"python -m cavmae_sync_jax.ablate {shlex.join(sys.argv[1:])}"
@@ -276,7 +279,8 @@ def start(args: argparse.Namespace, config_of: cli.Rows) -> None:
     table, left_out = plan.left_out(table, datasets.why_not)
     for reason in left_out.values():
         console.log(reason)
-    probe = cli.config_of(args.probe)
+    probed = any(column.evaluation in PROBED for column in table.columns)
+    probe = cli.config_of(args.probe) if probed else ConfigDict()
     todo = plan.make(table, config_of, args.seeds, args.rows)
     ablation = Ablation(todo, datasets, args.workdir, probe)
     steps = ablation.check()
@@ -286,7 +290,12 @@ def start(args: argparse.Namespace, config_of: cli.Rows) -> None:
     cli.make_folder(args.workdir)
     others = ablation.work()
     if jax.process_index() == 0:
-        print(ablation.write(dict(left_out)))
+        text = ablation.write(dict(left_out))
+        # Another process may have written a newer table while this one was at it.
+        while (missing := scores.missing(todo, args.workdir)) != ablation.missing:
+            console.log(f"other processes have got on; {len(missing)} trainings are missing")
+            text = ablation.write(dict(left_out))
+        print(text)
     if ablation.failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in ablation.failed.items())
         raise UserError(f"the table lacks what failed ({reasons})")

@@ -143,7 +143,7 @@ def picture(result: Mapping[str, Any]) -> bytes | None:
         axis.set_visible(False)
     for axis in axes[:, 0]:
         axis.set_yticks(range(len(rows)), [row["title"] for row in rows])
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     told = "●: mean over seeds, with its interval; small dots: single seeds"
     if any(row["paper"] for row in rows):
         told += f"; ◇: the paper's ({published.PAPER}), other data"

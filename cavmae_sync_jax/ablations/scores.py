@@ -5,7 +5,7 @@ clips are the same in all trainings of a resample, and a difference of two rows 
 each seed, so that what seeds and clips have in common does not blur it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,7 +84,11 @@ def cell(values: Values) -> dict[str, Any] | None:
 
 
 def collect(
-    plan: Plan, workdir: epath.PathLike, data: Mapping[str, str], left_out: Mapping[str, str]
+    plan: Plan,
+    workdir: epath.PathLike,
+    data: Mapping[str, str],
+    left_out: Mapping[str, str],
+    named: Collection[str],
 ) -> dict[str, Any]:
     """What the JSON of a table holds.
 
@@ -93,6 +97,7 @@ def collect(
       workdir: of the ablation.
       data: what each dataset is.
       left_out: why columns are missing.
+      named: datasets that were given by name; a column on the training's own does not name it.
 
     Returns:
       `rows[ROW]["scores"][COLUMN]`: `mean`, `interval`, `seeds` and, beside the baseline's row,
@@ -127,7 +132,10 @@ def collect(
         "table": table.name,
         "title": table.title,
         "baseline": base.name if base else None,
-        "columns": {column.name: column.title for column in table.columns},
+        "columns": {
+            column.name: (column if column.dataset in named else column._replace(dataset="")).title
+            for column in table.columns
+        },
         "rows": rows,
         "claims": _judged(plan, workdir),
         "seeds": list(plan.seeds),
