@@ -123,7 +123,7 @@ def collect(
             "trainings": [plan.of_row[row.name, seed] for seed in plan.seeds],
             "scores": scores,
             "paper": {
-                name: figure / 100
+                name: round(figure / 100, 6)
                 for name, figure in known.get(row.name, {}).items()
                 if name in scores
             },
