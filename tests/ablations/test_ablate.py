@@ -211,7 +211,7 @@ def test_a_training_that_fails_does_not_stop_the_others(arguments, monkeypatch, 
     ("more", "message"),
     [
         (["--config.data.eval_split="], "config.data.eval_split is empty: name the clips"),
-        (["--table=5", "--rows=train_4_eval_8"], "evaluate 8 frames per clip, but"),
+        (["--table=5", "--rows=train_4_eval_8"], "sets this key, so leave it out"),
         (["--split=none"], "has no split 'none'"),
         (["--data=x"], "--data=x: give it as NAME=DIR"),
         (["--rows=none"], "has no row 'none'"),
