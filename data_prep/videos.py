@@ -178,8 +178,9 @@ def run(arguments: argparse.Namespace) -> None:
         output.check_output(arguments.output, SOURCE, arguments.overwrite)
     classes = class_lists.read(arguments.classes) if arguments.classes else None
     skipped = collections.Counter()
-    videos = video_files.find_videos(arguments.sources, skipped)
-    findings = Findings(len(videos), skipped)
+    unlisted: list[str] = []
+    videos = video_files.find_videos(arguments.sources, skipped, unlisted)
+    findings = Findings(len(videos), skipped, absent=unlisted)
     if arguments.segments:
         clips, classes = _segments(arguments, videos, classes, rest, findings)
     else:
@@ -187,8 +188,8 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.labels_from:
             labels = folder_labels.read(videos)
         elif arguments.labels:
-            labels = csv_files.read_labels(arguments.labels, video_files.by_name(videos))
-            findings.absent = labels.absent
+            labels = csv_files.read_labels(arguments.labels, video_files.Names(videos).called)
+            findings.absent = [*unlisted, *labels.absent]
             findings.unused = [str(video.name) for video in videos if video not in labels.rows]
         names = [label for row in labels.rows.values() for label in row.labels]
         classes = classes or csv_files.classes_of(names)

@@ -22,12 +22,21 @@ _OTHERS = (
     ".wav",
 )
 YOUTUBE = re.compile(r"[\w-]{11}", re.ASCII)
+# Of a page of YouTube's.
+ADDRESS = re.compile(r"youtu(?:be\.com|\.be)/(?:\S*[?&]v=|\w+/)?([\w-]{11})(?![\w-])", re.ASCII)
 _LENGTH = 11
-_NUMBER = r"(\d+(?:\.\d+)?)(?:ms|s)?"
+# A clock's time, or seconds, or milliseconds.
+_NUMBER = r"(\d{1,2}:\d{2}(?::\d{2})?(?:\.\d+)?|\d+(?:\.\d+)?)(?:ms|s)?"
+_GLUE = r"[\s_\-–—.,()\[\]~@#=+]*"
+_BEGIN = r"(?:(?:from|start|begin|ss|s|t)[_\-=]?)?"
+_END = r"(?:(?:to|until|end|e|t)[\s_\-=]*)?"
 # A number that a letter or a digit follows is none of a time: 1080p, 2nd.
 _SPAN = re.compile(
-    rf"[\s_\-,(\[\]]*{_NUMBER}(?:[\s_\-–]+(?:to[\s_\-]+)?{_NUMBER})?(?![A-Za-z0-9])", re.ASCII
+    rf"{_GLUE}{_BEGIN}{_NUMBER}(?:[\s_\-–—.,]+{_END}{_NUMBER}(?![A-Za-z0-9]))?(?![A-Za-z0-9])",
+    re.ASCII | re.IGNORECASE,
 )
+# A browser's mark of a file that it has loaded again.
+_COPY = re.compile(r"\s*\(\d\)$", re.ASCII)
 _CLIP = re.compile(r"(.+)_([0-9]{6,}(?:\.[0-9]+)?)", re.DOTALL)
 _UNITS = (1, 1000)  # a second has so many of what names count
 
@@ -76,8 +85,26 @@ def find_id(name: str, known: Container[str]) -> tuple[str, str] | None:
 
 def span_behind(text: str) -> Span | None:
     """Returns the span that the text behind an id begins with, such as `_30_40` or `-30000`."""
-    match = _SPAN.match(text)
-    return match and Span(float(match[1]), None if match[2] is None else float(match[2]))
+    match = _SPAN.match(without_copy(text))
+    return match and Span(_time(match[1]), None if match[2] is None else _time(match[2]))
+
+
+def span_alone(name: str) -> Span | None:
+    """Returns the span that a name is, such as 000030 or 30_40; None for a name of anything else."""
+    return span_behind(name) if _SPAN.fullmatch(without_copy(name)) else None
+
+
+def without_copy(name: str) -> str:
+    """Returns a name, without extension, that lacks the mark of a second copy: `ID (1)`."""
+    return _COPY.sub("", name)
+
+
+def _time(text: str) -> float:
+    """Returns a number, or the seconds of a clock's time."""
+    seconds = 0.0
+    for part in text.split(":"):
+        seconds = seconds * 60 + float(part)
+    return seconds
 
 
 def split_start(clip_id: str) -> tuple[str, str | None]:

@@ -9,7 +9,7 @@ import csv
 import difflib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,14 @@ from cavmae_sync_jax.utils.errors import UserError
 
 TRAIN, EVAL = "train", "eval"
 # What lists call the splits. VGGSound's held-out split is test.
-SPLITS = {TRAIN: TRAIN, EVAL: EVAL, "test": EVAL, "val": "val"}
-SPLITS |= dict.fromkeys(("validate", "validation"), "val")
+SPLITS = {
+    **{TRAIN: TRAIN, "training": TRAIN, EVAL: EVAL, "test": EVAL},
+    **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
+}
+_COLUMNS = ("video", "label", "split")
+# Spreadsheets write these, too.
+_DELIMITERS = ("\t", ";")
+_ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _CLASS_COLUMNS = ("index", "mid", "display_name")
 
 
@@ -32,21 +38,42 @@ class LabelRow(NamedTuple):
 
 
 @contextlib.contextmanager
-def lines_of(path: epath.PathLike, **dialect: bool) -> Iterator["Lines"]:
-    """Opens a CSV file in UTF-8.
+def lines_of(path: epath.PathLike) -> Iterator["Lines"]:
+    """Opens a CSV file in UTF-8, or as spreadsheets write it: in UTF-16, with tabs or semicolons.
 
     Raises:
       UserError: it can't be read, here or while its lines are.
     """
     try:
-        text = epath.Path(path).read_bytes().decode("utf-8-sig")
-        lines = Lines(str(path), csv.reader(io.StringIO(text, newline=""), strict=True, **dialect))
+        data = epath.Path(path).read_bytes()
+        text = data.decode(_ENCODINGS.get(data[:2], "utf-8-sig"))
+        stream = io.StringIO(text, newline="")
+        reader = csv.reader(stream, strict=True, skipinitialspace=True, delimiter=_delimiter(text))
+        lines = Lines(str(path), reader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read as a CSV file in UTF-8: {error}") from error
     try:
         yield lines
     except csv.Error as error:
         raise UserError(f"{lines.where}, can't be read as CSV: {error}") from error
+
+
+def _delimiter(text: str) -> str:
+    """Returns what parts the cells: a comma, unless the first line has none and has another."""
+    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    first = next(lines, "")
+    found = [one for one in _DELIMITERS if one in first]
+    return found[0] if found and "," not in first else ","
+
+
+def header_of(cells: Sequence[str]) -> list[str]:
+    """Returns a header's names, whose case and spaces don't matter."""
+    return [cell.strip().lower() for cell in cells]
+
+
+def read_split(text: str) -> str | None:
+    """Returns the split that lists call so, None for any other word."""
+    return SPLITS.get(text.strip().lower())
 
 
 class Lines:
@@ -79,42 +106,46 @@ class Labels(NamedTuple):
     ambiguous: dict[Any, str]
 
 
-def read_labels(path: str | Path, names: Mapping[str, Sequence[Any]]) -> Labels:
-    """Reads a CSV with the header video,label or video,label,split, a row for each label.
+def read_labels(path: str | Path, named: Callable[[str], Sequence[Any]]) -> Labels:
+    """Reads a CSV with the columns video, label and split, a row for each label.
+
+    The columns may be in any order. Either of the last two may be left out, and a row may have no
+    label.
 
     Args:
       path: the file.
-      names: the videos that are called by each name.
+      named: returns the videos that are called by a name.
 
     Raises:
       UserError: the file or a row of it is malformed, or none of its rows names a video.
     """
     labels = Labels({}, [], {})
     with lines_of(path) as lines:
-        header = next(iter(lines), [])
-        if header not in (["video", "label"], ["video", "label", "split"]):
+        header = header_of(next(iter(lines), []))
+        if "video" not in header or len(header) < 2 or not set(header) <= set(_COLUMNS):
             raise UserError(f"{path} must begin with the header video,label or video,label,split")
         for cells in lines:
-            if len(cells) != len(header) or not all(cells):
-                raise UserError(f"{lines.where}: need {len(header)} cells, none empty")
-            found = names.get(str(Path(cells[0])), ())
-            split = SPLITS.get(cells[2]) if len(cells) > 2 else None
-            if len(cells) > 2 and split is None:
+            row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
+            if len(cells) != len(header) or not row["video"]:
+                raise UserError(f"{lines.where}: need {len(header)} cells, the video's not empty")
+            name, split = row["video"], read_split(row["split"]) if "split" in row else None
+            if "split" in row and split is None:
                 raise UserError(
-                    f"{lines.where}: split must be one of {', '.join(SPLITS)}, not {cells[2]!r}"
+                    f"{lines.where}: split must be one of {', '.join(SPLITS)}, not {row['split']!r}"
                 )
+            found = named(name)
             if not found:
-                labels.absent.append(cells[0])
+                labels.absent.append(name)
             elif len(found) > 1:
                 files = " or ".join(str(video.path) for video in found)
-                why = f"{lines.where}: {cells[0]!r} may be {files}; give the path inside of SOURCE."
+                why = f"{lines.where}: {name!r} may be {files}; give the path inside of SOURCE."
                 labels.ambiguous.update(dict.fromkeys(found, why))
             for video in found:
                 before = labels.rows.get(video, LabelRow((), split))
                 if before.split != split:
-                    raise UserError(f"{lines.where}: {cells[0]!r} is in {before.split} already")
-                both = dict.fromkeys([*before.labels, cells[1]])
-                labels.rows[video] = LabelRow(tuple(both), split)
+                    raise UserError(f"{lines.where}: {name!r} is in {before.split} already")
+                label = [row["label"]] if row.get("label") else []
+                labels.rows[video] = LabelRow(tuple(dict.fromkeys([*before.labels, *label])), split)
     if labels.absent and not labels.rows:
         raise UserError(
             f"no row of {path} names one of the videos, such as {labels.absent[0]!r}: give a "
@@ -157,7 +188,7 @@ def read_classes(path: epath.PathLike) -> Classes:
     """
     found: dict[int, tuple[str, str, str]] = {}  # where, mid and name by index
     with lines_of(path) as lines:
-        header = next(iter(lines), [])
+        header = header_of(next(iter(lines), []))
         missing = [name for name in _CLASS_COLUMNS if name not in header]
         if missing:
             raise UserError(f"{lines.where}: the header lacks {', '.join(missing)}")

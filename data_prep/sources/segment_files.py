@@ -4,7 +4,6 @@ import collections
 import contextlib
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from cavmae_sync_jax.utils import clip_names
@@ -80,7 +79,7 @@ class SegmentFiles:
             an id of YouTube's form wherever it stands.
         """
         self._trimmed = trimmed
-        self._named = video_files.by_name(videos) if pattern is None else {}
+        self._names = video_files.Names(videos) if pattern is None else video_files.Names([])
         self._files: dict[str, list[_File]] = collections.defaultdict(list)
         known = set(ids)
         for video in videos:
@@ -97,7 +96,7 @@ class SegmentFiles:
           end: None where nobody knows.
           youtube: whether `name` can't be a file's name.
         """
-        if not youtube and (files := self._named.get(str(Path(name)))):
+        if not youtube and (files := self._names.called(name)):
             return [self._whole(video, start, end) for video in files]
         files = self._files.get(name, [])
         fits = [_fit(file.video, file.span, start, end) for file in files if file.span is not None]
@@ -126,10 +125,16 @@ def _by_pattern(video: Video, pattern: re.Pattern[str]) -> tuple[str, Span | Non
 
 
 def _by_id(video: Video, known: set[str]) -> tuple[str, Span | None] | None:
-    """Looks into the file's name, then into its folders' from the innermost on."""
-    for part in (video.name.stem, *reversed(video.name.parts[:-1])):
+    """Looks into the file's name, then into its folders' from the innermost on.
+
+    In a folder called by an id, a file's name may be its span alone.
+    """
+    stem = video.name.stem
+    for part in (stem, *reversed(video.name.parts[:-1])):
         if found := clip_names.find_id(part, known):
-            return found[0], clip_names.span_behind(found[1])
+            name, behind = found
+            inside = part is not stem and not behind
+            return name, clip_names.span_alone(stem) if inside else clip_names.span_behind(behind)
     return None
 
 

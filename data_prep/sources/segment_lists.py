@@ -1,6 +1,7 @@
 """Lists of labelled segments of videos, as AudioSet, VGGSound, VGGSounder, Kinetics publish."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from data_prep.sources.csv_files import EVAL, TRAIN, Lines
 
 _LATEST = 1e7  # seconds; a time beyond this is a mistake
 _COLUMNS = ("video", "start", "end", "label", "split")
+_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)", re.ASCII)
 # What the headers of VGGSounder's, Kinetics' and AudioCaps' lists hold, besides further columns.
 _VGGSOUNDER = ("video_id", "label", "modality")
 _KINETICS = ("label", "youtube_id", "time_start", "time_end")
@@ -43,12 +45,14 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
     """Reads a CSV of labelled segments, in one of six formats.
 
     AudioSet's, as published: lines of `YTID, start, end, "mid,mid"` under comments with "#".
-    VGGSound's, as published: lines of `YTID,start,label,split` without a header. VGGSounder's, with
+    VGGSound's, as published: lines of `YTID,start,label,split` without a header, or of
+    `YTID_start.mp4,label`. VGGSounder's, with
     the header `video_id,label,modality,…` and a row for each label of a test clip of VGGSound.
     Kinetics', with the header `label,youtube_id,time_start,time_end,split,…`. AudioCaps', with the
     header `audiocap_id,youtube_id,start_time,caption`, whose captions are not read. Our own: the
     header video,start,end,label,split, of which end, label and split may be left out, and several
-    rows of the same span give it several labels.
+    rows of the same span give it several labels. In published lists an address of YouTube may stand
+    for an id. A time counts seconds, or is a clock's, such as 1:30.
 
     Args:
       path: the file.
@@ -57,63 +61,99 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
     Raises:
       UserError: the file or a row of it is malformed, or it has no row.
     """
-    with csv_files.lines_of(path, skipinitialspace=True) as lines:
+    with csv_files.lines_of(path) as lines:
         rows = iter(lines)
         first = next((cells for cells in rows if not cells[0].startswith("#")), None)
-        if first is None:
-            raise UserError(f"{path} has no segment")
-        if first[0] == "video":
-            segments = _own(lines, rows, first)
-        elif set(_VGGSOUNDER) <= set(first):
-            segments = _vggsounder(lines, rows, first)
-        elif set(_KINETICS) <= set(first):
-            segments = [_kinetics(row, lines.where) for row in _under(lines, rows, first)]
-        elif set(_AUDIOCAPS) <= set(first):
-            segments = [_audiocaps(row, lines.where) for row in _under(lines, rows, first)]
-        elif len(first) == 4 and csv_files.SPLITS.get(first[3].strip()):
-            segments = _published(lines, first, rows, _vggsound)
+        header = csv_files.header_of(first or [])
+        if "video" in header:
+            segments = _own(lines, rows, header)
+        elif set(_VGGSOUNDER) <= set(header):
+            segments = _vggsounder(lines, rows, header)
+        elif set(_KINETICS) <= set(header):
+            segments = [_kinetics(row, lines.where) for row in _under(lines, rows, header)]
+        elif set(_AUDIOCAPS) <= set(header):
+            segments = [_audiocaps(row, lines.where) for row in _under(lines, rows, header)]
         else:
-            segments = _published(lines, first, rows, _audioset)
+            segments = _published(lines, first, rows)
+    if not segments:
+        raise UserError(f"{path} has no segment")
     if split is not None:
         segments = [segment._replace(split=split) for segment in segments]
     return segments
 
 
 def _seconds(text: str, where: str) -> float:
+    clock = _CLOCK.fullmatch(text.strip())
     with contextlib.suppress(ValueError):
-        if 0 <= (value := float(text)) < _LATEST:
+        hours, minutes, rest = clock.groups(default="0") if clock else ("0", "0", text)
+        if 0 <= (value := int(hours) * 3600 + int(minutes) * 60 + float(rest)) < _LATEST:
             return value
     raise UserError(f"{where}: {text!r} is no time in seconds")
 
 
-def _published(lines: Lines, first: list[str], rows, parse) -> list[Segment]:
+def _is_number(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(text.strip()) and float(text) >= 0
+    return False
+
+
+def _published(lines: Lines, first: list[str] | None, rows: Iterator[list[str]]) -> list[Segment]:
+    """Reads rows of the published format that the first of them has; a header may precede them."""
+    if first is None:
+        return []
+    if len(first) > 2 and not any(character.isdigit() for character in first[1]):
+        where, header, first = lines.where, first, next(rows, None)
+        if first is None or len(first) != len(header) or not first[1].strip()[:1].isdigit():
+            raise UserError(f"{where}: {header[1]!r} is no time in seconds")
+    if len(first) == 2:
+        parse = _named_clip
+    elif (len(first) == 3 and not _is_number(first[2])) or (
+        len(first) == 4 and csv_files.read_split(first[3])
+    ):
+        parse = _vggsound
+    else:
+        parse = _audioset
     segments = [parse(first, lines.where)]
     return segments + [parse(cells, lines.where) for cells in rows]
 
 
 def _vggsound(cells: list[str], where: str) -> Segment:
-    if len(cells) != 4 or cells[3].strip() not in csv_files.SPLITS:
+    """Takes `YTID,start,label,split`; the split may be left out."""
+    split = csv_files.read_split(cells[3]) if len(cells) == 4 else None
+    if len(cells) != 3 and split is None:
         raise UserError(f"{where}: need YTID,start,label,split with train or test as the split")
-    video, start, label, split = (cell.strip() for cell in cells)
-    return Segment(
-        video, _seconds(start, where), None, (label,), csv_files.SPLITS[split], True, where
-    )
+    video, start, label = (cell.strip() for cell in cells[:3])
+    labels = (label,) if label else ()
+    return Segment(_youtube(video), _seconds(start, where), None, labels, split, True, where)
+
+
+def _named_clip(cells: list[str], where: str) -> Segment:
+    """Takes `YTID_000030.mp4,label`, as VGGSound's authors list what they evaluate on."""
+    stem, start = clip_names.split_start(clip_names.without_extension(cells[0].strip()))
+    if len(cells) != 2 or start is None:
+        raise UserError(f"{where}: need YTID_000030.mp4,label, where 000030 is the start")
+    labels = (cells[1].strip(),) if cells[1].strip() else ()
+    return Segment(stem, _seconds(start, where), None, labels, None, True, where)
 
 
 def _audioset(cells: list[str], where: str) -> Segment:
-    if len(cells) != 4:
-        raise UserError(f'{where}: need YTID, start, end, "mid,mid" (or the header video,start …)')
-    video, start, end, labels = (cell.strip() for cell in cells)
-    mids = tuple(dict.fromkeys(mid.strip() for mid in labels.split(",") if mid.strip()))
-    return _span(
-        Segment(video, _seconds(start, where), _seconds(end, where), mids, None, True, where)
-    )
+    """Takes `YTID, start, end, "mid,mid"`; without the quotes each mid is a cell of its own."""
+    alone = all(cell.startswith("/") for cell in cells[3:])
+    if len(cells) < 4 or (len(cells) > 4 and not alone):
+        raise UserError(
+            f'{where}: need YTID, start, end, "mid,mid" or YTID,start,label,split (or the header '
+            "video,start …)"
+        )
+    mids = (mid.strip() for mid in ",".join(cells[3:]).split(","))
+    labels = tuple(dict.fromkeys(mid for mid in mids if mid))
+    start, end = (_seconds(cell, where) for cell in cells[1:3])
+    return Segment(_youtube(cells[0].strip()), start, end, labels, None, True, where)
 
 
-def _span(segment: Segment) -> Segment:
-    if segment.end is not None and segment.end <= segment.start:
-        raise UserError(f"{segment.where}: the end {segment.end:g} is not after {segment.start:g}")
-    return segment
+def _youtube(text: str) -> str:
+    """Returns the id of what a published list calls a video: an id, a file or an address."""
+    match = clip_names.ADDRESS.search(text)
+    return match[1] if match else clip_names.without_extension(text)
 
 
 def _own(lines: Lines, rows: Iterator[list[str]], header: list[str]) -> list[Segment]:
@@ -125,22 +165,21 @@ def _own(lines: Lines, rows: Iterator[list[str]], header: list[str]) -> list[Seg
         if len(cells) != len(header):
             raise UserError(f"{lines.where}: need {len(header)} cells, not {len(cells)}")
         row, where = dict(zip(header, cells, strict=True)), lines.where
+        row = {name: cell.strip() for name, cell in row.items()}
         if not Path(row["video"]).name:
             raise UserError(f"{where}: {row['video']!r} is no name of a file")
         start = _seconds(row["start"], where)
         end = _seconds(row["end"], where) if row.get("end") else None
-        if (split := row.get("split") or None) not in (None, *csv_files.SPLITS):
-            raise UserError(f"{where}: split must be {TRAIN} or {EVAL}, not {split!r}")
-        split = csv_files.SPLITS.get(split) if split else None
-        new = _span(Segment(row["video"], start, end, (), split, False, where))
+        split = csv_files.read_split(row.get("split", ""))
+        if row.get("split") and split is None:
+            raise UserError(f"{where}: split must be {TRAIN} or {EVAL}, not {row['split']!r}")
+        new = Segment(row["video"], start, end, (), split, False, where)
         segment = segments.setdefault((row["video"], start, end), new)
         if segment.split != split:
             raise UserError(f"{where}: {row['video']!r} is in {segment.split} already")
         labels = [*segment.labels, *([row["label"]] if row.get("label") else [])]
         key = row["video"], start, end
         segments[key] = segment._replace(labels=tuple(dict.fromkeys(labels)))
-    if not segments:
-        raise UserError(f"{lines.where}: there is no segment under the header")
     return list(segments.values())
 
 
@@ -169,19 +208,18 @@ def _vggsounder(lines: Lines, rows: Iterator[list[str]], header: list[str]) -> l
             raise UserError(f"{lines.where}: {name!r} has the label {label!r} already")
         labels, modalities = (*old.labels, label), (*old.modalities, modality)
         found[name] = old._replace(labels=labels, modalities=modalities)
-    if not found:
-        raise UserError(f"{lines.where}: there is no label under the header")
     return list(found.values())
 
 
 def _kinetics(row: dict[str, str], where: str) -> Segment:
     label, video, start, end = (row[column] for column in _KINETICS)
-    if (split := row.get("split") or None) not in (None, *csv_files.SPLITS):
-        raise UserError(f"{where}: split must be one of {', '.join(csv_files.SPLITS)}: {split!r}")
-    split = csv_files.SPLITS[split] if split else None
+    split = csv_files.read_split(row.get("split", ""))
+    if row.get("split") and split is None:
+        known = ", ".join(csv_files.SPLITS)
+        raise UserError(f"{where}: split must be one of {known}: {row['split']!r}")
     times = _seconds(start, where), _seconds(end, where)
     labels = (label,) if label else ()
-    return _span(Segment(video, *times, labels, split, True, where, selectable=True))
+    return Segment(video, *times, labels, split, True, where, selectable=True)
 
 
 def _audiocaps(row: dict[str, str], where: str) -> Segment:

@@ -189,6 +189,9 @@ def _clip(
 ) -> VideoClip:
     """Returns a clip with the given labels, and with their modalities where a list has them."""
     kind = TaggedClip if "modalities" in fields else VideoClip
+    if end <= start:
+        why = "too_short", f"{segment.where}: the end {end:g} is not after the start {start:g}."
+        return kind(clip_id, segment.where, start, end, refusal=why, **fields)
     if len(found) > 1 and _are_copies(found):
         found = found[:1]
     if len(found) != 1:
@@ -216,8 +219,12 @@ def _clip(
 
 
 def _are_copies(found: Sequence[Found]) -> bool:
-    """Returns whether files have one name and one size, as where each label has a folder."""
-    if len({one.video.name.name for one in found}) > 1:
+    """Returns whether files have one name and one size, as where each label has a folder.
+
+    A browser's mark of a second copy, as in `ID (1).mp4`, is no part of a name.
+    """
+    names = (one.video.name for one in found)
+    if len({clip_names.without_copy(name.stem) + name.suffix for name in names}) > 1:
         return False
     with contextlib.suppress(OSError):
         return len({one.video.path.stat().length for one in found}) == 1

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,22 +30,27 @@ class Video(NamedTuple):
 
 
 def find_videos(
-    sources: Iterable[str], skipped: collections.Counter[str] | None = None
+    sources: Iterable[str],
+    skipped: collections.Counter[str] | None = None,
+    absent: list[str] | None = None,
 ) -> list[Video]:
     """Returns the media files of all sources, each file once.
 
     Args:
       sources: folders, files, archives of files, or lists of paths (.txt).
       skipped: gets the number of other files in the folders, by extension.
+      absent: gets the paths in lists of which there is no file.
 
     Raises:
-      UserError: a source, a folder in it or a file of a list doesn't exist or can't be read, or a
-        source has no media files.
+      UserError: a source or a folder in it doesn't exist or can't be read, or a source has no media
+        files.
     """
     found: dict[str, Video] = {}
+    skipped = collections.Counter() if skipped is None else skipped
+    absent = [] if absent is None else absent
     for source in map(epath.Path, sources):
         try:
-            videos = _videos(source, collections.Counter() if skipped is None else skipped)
+            videos = _videos(source, skipped, absent)
             places = _places(videos)
         except OSError as error:
             raise UserError(
@@ -52,6 +58,11 @@ def find_videos(
             ) from error
         except ImportError as error:
             raise UserError(f"{source} needs pip install '.[gcs]' ({error})") from error
+        if not videos and absent:
+            raise UserError(
+                f"{source} names no file that is there, such as {absent[0]!r}: a path in a list is "
+                "relative to the list"
+            )
         if not videos:
             raise UserError(f"{source} has no media files ({' '.join(EXTENSIONS)})")
         for place, video in zip(places, videos, strict=True):
@@ -69,7 +80,9 @@ def _places(videos: Iterable[Video]) -> list[str]:
     return places
 
 
-def _videos(source: epath.Path, skipped: collections.Counter[str]) -> list[Video]:
+def _videos(
+    source: epath.Path, skipped: collections.Counter[str], absent: list[str]
+) -> list[Video]:
     if source.is_dir():
         files = _in_bucket(source) if "://" in str(source) else _in_folder(source)
         found = []
@@ -84,7 +97,7 @@ def _videos(source: epath.Path, skipped: collections.Counter[str]) -> list[Video
     if archives.is_archive(source.name) and source.is_file() and not in_bucket(source):
         return sorted(_in_archive(source, Path(), skipped))
     if source.suffix.lower() == ".txt" and source.is_file():
-        return list(_listed(source))
+        return list(_listed(source, skipped, absent))
     if source.is_file():
         return [Video(source, Path(source.name))]
     raise UserError(f"there is no file or folder {source}")
@@ -131,22 +144,36 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-def _listed(source: epath.Path) -> Iterator[Video]:
+def _listed(
+    source: epath.Path, skipped: collections.Counter[str], absent: list[str]
+) -> Iterator[Video]:
+    """Yields the files of a list; a line that begins with # and is no file's is a comment."""
     try:
-        lines = source.read_bytes().decode("utf-8-sig").split("\n")
+        lines = source.read_bytes().decode("utf-8-sig").replace("\r", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{source} isn't a list of paths in UTF-8") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            path = source.parent / line.strip()
-            there = False
-            with contextlib.suppress(OSError, ValueError):  # names that no file can have
-                there = path.is_file()
-            if not there:
-                raise UserError(f"{source}, line {number}: there is no file {path}")
-            inside = path.resolve().is_relative_to(source.parent.resolve())
-            name = path.resolve().relative_to(source.parent.resolve()) if inside else path.name
-            yield Video(path, Path(name))
+    folder = source.parent.resolve()
+    for line in filter(None, map(str.strip, lines)):
+        # Shells and spreadsheets put names with spaces into quotes.
+        path = next(
+            (path for text in (line, line.strip("\"'")) if _is_file(path := source.parent / text)),
+            None,
+        )
+        if path is None:
+            absent += [] if line.startswith("#") else [line]
+            continue
+        real = path.resolve()
+        name = Path(real.relative_to(folder) if real.is_relative_to(folder) else path.name)
+        if archives.is_archive(path.name) and not in_bucket(path):
+            yield from _in_archive(path, name, skipped)
+        else:
+            yield Video(path, name)
+
+
+def _is_file(path: epath.Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # names that no file can have
+        return path.is_file()
+    return False
 
 
 def clip_ids(videos: Sequence[Video]) -> list[str]:
@@ -181,18 +208,47 @@ def _digest(name: Path) -> str:
     return hashlib.sha256(str(name).encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
-def by_name(videos: Sequence[Video]) -> dict[str, list[Video]]:
-    """Returns the videos that are called by each name: a file's, or its path in its source.
+class Names:
+    """Videos by what lists call them."""
 
-    A name without the extension counts where no file is called so.
-    """
-    named, stems = collections.defaultdict(list), collections.defaultdict(list)
-    for video in videos:
-        for name in {str(video.name), video.name.name}:
-            named[name].append(video)
-        for stem in {str(video.name.with_suffix("")), video.name.stem}:
-            stems[stem].append(video)
-    return {**stems, **named}
+    def __init__(self, videos: Iterable[Video]):
+        """Takes the videos that are there."""
+        self._by_stem: dict[str, list[Video]] = collections.defaultdict(list)
+        for video in videos:
+            self._by_stem[_plain(video.name.stem)].append(video)
+
+    def called(self, name: str) -> list[Video]:
+        """Returns the videos that a name means; one is the right outcome.
+
+        A name is a file's, its path in its source, or its path on this machine. Where no file is
+        called so, the name may lack the extension. Where there is none either, another extension
+        will do, and neither case nor the writing of accents and separators matter.
+        """
+        path = Path(name)
+        keys = dict.fromkeys(_plain(one) for one in (_last(name), Path(_last(name)).stem))
+        videos = [video for key in keys for video in self._by_stem.get(key, ())]
+        exact, plain = str(path), _plain(clip_names.without_extension(name))
+        for writings in (
+            lambda video: (str(video.name), video.name.name),
+            lambda video: (str(video.name.with_suffix("")), video.name.stem),
+            lambda video: (os.fspath(video.path), os.path.abspath(video.path)),
+        ):
+            if found := [video for video in videos if exact in writings(video)]:
+                return found
+        return [
+            video
+            for video in videos
+            if plain in (_plain(str(video.name.with_suffix(""))), _plain(video.name.stem))
+        ]
+
+
+def _plain(name: str) -> str:
+    """Returns a name as file systems and spreadsheets agree on it."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
+
+
+def _last(name: str) -> str:
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def clip_count(whole: float, seconds: float, rest: float) -> int:

@@ -23,13 +23,15 @@ def test_class_names_are_the_display_names_in_the_order_of_the_indices(tmp_path)
     assert list(csv_files.read_classes(path).by_mid.items()) == expected
     path = write_classes(path, [("x", 0, "a", "Cat")], "note,index,mid,display_name")
     assert csv_files.read_classes(path).by_mid == {"a": "Cat"}
+    path.write_text("index\tMID\tdisplay_name\n0\ta\tCat, meow\n")
+    assert csv_files.read_classes(path).by_mid == {"a": "Cat, meow"}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (None, "can't be read"),
-        (b"\xff\xfe", "UTF-8"),
+        (b"\xff\xfe\x00", "UTF-8"),
         ("", "the header lacks index, mid, display_name"),
         ("index,name\n0,a\n", "line 1: the header lacks mid, display_name"),
         ("index,mid,display_name\n", "has no class"),

@@ -208,8 +208,12 @@ def test_a_list_of_paths_may_hold_anything(tmp_path):
     found = video_files.find_videos([str(listed)])
     assert [video.name.name for video in found] == ["a\u2028b.mp4", "\x0bc.mp4", "%d.mp4"]
     for line in ("a\0.mp4", "x" * 5000 + ".mp4", "../gone.mp4", "-", "http://a/b.mp4", "."):
-        listed.write_text(f"%d.mp4\n{line}\n")
-        with pytest.raises(UserError, match=r"list\.txt, line 2: there is no file "):
+        listed.write_text(f"%d.mp4\n{line}\n# a remark\n")
+        absent = []
+        (found,) = video_files.find_videos([str(listed)], absent=absent)
+        assert found.name.name == "%d.mp4" and absent == [line]
+        listed.write_text(f"{line}\n")
+        with pytest.raises(UserError, match=r"list\.txt names no file that is there, such as"):
             video_files.find_videos([str(listed)])
 
 

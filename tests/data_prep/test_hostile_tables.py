@@ -136,7 +136,7 @@ VIDEOS = [Video(epath.Path("/v/a.mp4"), Path("a.mp4"))]
 def read_table(kind, path):
     """Reads a table as the programs do, up to what becomes of its rows."""
     if kind == "labels":
-        return csv_files.read_labels(path, video_files.by_name(VIDEOS))
+        return csv_files.read_labels(path, video_files.Names(VIDEOS).called)
     if kind == "classes":
         return csv_files.read_classes(path)
     if kind == "json":

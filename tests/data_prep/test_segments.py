@@ -35,6 +35,7 @@ tickling,--ZhevVpy1s,62,72,validate,0
 tickling,---g-f_I2yQ,1,11,test,0
 """
 VGGSOUND = '---g-f_I2yQ,1,"railroad car, train wagon",test\n--0PQM4-hqg,30,dog barking,train\n'
+MARKS = {"bark": " (1)"}  # of a file that a browser has loaded twice
 CLASSES = """\
 index,mid,display_name
 0,/m/09x0r,"Speech"
@@ -149,15 +150,14 @@ def test_ones_own_segments_may_have_several_labels(tmp_path):
     [
         ("", "has no segment"),
         ("# only comments\n", "has no segment"),
-        ("abcdefghijk,1,dog\n", "line 1: need YTID, start, end"),
+        ("abcdefghijk,1,2\n", "line 1: need YTID, start, end"),
         ("abcdefghijk,now,dog,test\n", "line 1: 'now' is no time"),
         ("abcdefghijk,nan,dog,test\n", "line 1: 'nan' is no time"),
         ("abcdefghijk,-1,dog,test\n", "line 1: '-1' is no time"),
         (VGGSOUND + "abcdefghijk,1,dog,dev\n", "line 3: need YTID,start,label,split"),
-        (AUDIOSET + 'abcdefghijk, 30.000, 20.000, "/m/1"\n', "line 6: the end 20 is not after 30"),
         (AUDIOSET + "abcdefghijk, 30.000\n", "line 6: need YTID, start, end"),
         ("video,start,lable\na,1,dog\n", "line 1: the header may have video,start,end,label,split"),
-        ("video,start\n", "no segment under the header"),
+        ("video,start\n", "has no segment"),
         ("video,start,label\na,1\n", "line 2: need 3 cells"),
         ("video,start,split\na,1,test\na,1,train\n", "line 3: 'a' is in eval already"),
         ("video,start,split\na,1,dev\n", "line 2: split must be"),
@@ -200,6 +200,16 @@ def test_malformed_lists_are_told_with_their_line(tmp_path, text, message):
         ("--PJHxphWEs_30000.mp4", False, (0.0, 10.0)),
         ("--PJHxphWEs_30.0-40.0.mp4", False, (0.0, 10.0)),
         ("x--PJHxphWEs_30_40_out.mp4", False, (0.0, 10.0)),
+        ("--PJHxphWEs.30-40.mp4", False, (0.0, 10.0)),
+        ("--PJHxphWEs_00:00:30-00:00:40.mp4", False, (0.0, 10.0)),
+        ("--PJHxphWEs_start30_end40.mp4", False, (0.0, 10.0)),
+        ("--PJHxphWEs_t30.mp4", False, (0.0, 10.0)),
+        ("--PJHxphWEs/30_40.mp4", False, (0.0, 10.0)),
+        ("--PJHxphWEs/000030.MP4", False, (0.0, 10.0)),
+        ("--PJHxphWEs/1080p.mp4", False, (30.0, 40.0)),
+        ("--PJHxphWEs (1).mp4", False, (30.0, 40.0)),
+        ("--PJHxphWEs_30_40 (1).mp4", False, (0.0, 10.0)),
+        ("--PJHxphWEs/31.mp4", False, None),
         ("--PJHxphWEs_000031.mp4", False, None),
         ("--PJHxphWEs_31000_41000.mp4", False, None),
         ("--PJHxphWEs_10_20.mp4", False, None),
@@ -232,6 +242,38 @@ def test_a_piece_is_as_long_as_its_name_says_and_a_whole_video_longer_than_its_s
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "--PJHxphWEs\t30\tdog\ttrain\n",
+        "--PJHxphWEs;30;dog;Training\r\n",
+        "YouTube ID,start seconds,label,split\n--PJHxphWEs,30,dog,train\n",
+        "https://www.youtube.com/watch?v=--PJHxphWEs&t=30,30,dog,train\n",
+        "https://youtu.be/--PJHxphWEs,0:30,dog,train\n",
+        "--PJHxphWEs.mp4,30.000,dog,train\n",
+        "--PJHxphWEs_000030.mp4,dog\n",
+        "--PJHxphWEs,30,dog\n",
+        "Label,Start,Video\ndog,00:00:30,--PJHxphWEs\n",
+    ],
+)
+def test_lists_that_other_programs_have_touched(tmp_path, text):
+    (made,) = clips(tmp_path, text, ["--PJHxphWEs.mkv"]).splits["train"]
+    assert (made.clip_id, made.start, made.end) == ("--PJHxphWEs_000030", 30.0, 40.0)
+    assert made.labels == ("dog",) and made.refusal is None
+
+
+def test_audiosets_labels_without_quotes_and_segments_without_label_or_length(tmp_path):
+    text = "--PJHxphWEs, 30.000, 40.000, /m/1,/m/2\n--ZhevVpy1s, 5.000, 5.000, /m/1\n"
+    text += "-0abcdefghi, 3.000, 2.000, /m/2\n"
+    names = ["--PJHxphWEs.mp4", "--ZhevVpy1s.mp4", "-0abcdefghi.mp4"]
+    first, *others = clips(tmp_path, text, names).splits["train"]
+    assert first.labels == ("/m/1", "/m/2")
+    assert [clip.refusal[0] for clip in others] == ["too_short"] * 2
+    assert "line 3: the end 2 is not after the start 3" in others[1].refusal[1]
+    (made,) = clips(tmp_path, "--PJHxphWEs,30,,train\n", names).splits["train"]
+    assert made.labels == ()
+
+
+@pytest.mark.parametrize(
     "names",
     [
         ("a/--PJHxphWEs.mp4", "b/--PJHxphWEs.webm"),
@@ -251,11 +293,11 @@ def test_a_segment_with_two_files_is_a_reject_that_names_both(tmp_path, names):
 def test_copies_in_the_folders_of_several_labels_are_one_file(tmp_path):
     for name, content in (("dog", b"xy"), ("bark", b"xy"), ("cat", b"other")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "--PJHxphWEs_30_40.mp4").write_bytes(content)
+        (tmp_path / name / f"--PJHxphWEs_30_40{MARKS.get(name, '')}.mp4").write_bytes(content)
     found = read(tmp_path, AUDIOSET, "train")
     known = csv_files.classes_of([label for segment in found for label in segment.labels])
     for names, refused in ((("bark", "dog"), None), (("bark", "cat"), "ambiguous")):
-        files = [Path(name) / "--PJHxphWEs_30_40.mp4" for name in names]
+        files = [Path(name) / f"--PJHxphWEs_30_40{MARKS.get(name, '')}.mp4" for name in names]
         both = [Video(epath.Path(tmp_path / file), file) for file in files]
         made = segments.segment_clips(
             both, found, known, trimmed=False, seconds=10.0, eval_share=0.0

@@ -85,7 +85,7 @@ def test_sources_without_videos_are_told(tmp_path):
     for source, message in [
         (tmp_path / "absent", "no file or folder"),
         (tmp_path, "has no media files"),
-        (listed, r"list\.txt, line 2: .*gone\.mp4"),
+        (listed, r"list\.txt names no file that is there, such as .gone\.mp4"),
     ]:
         with pytest.raises(UserError, match=message):
             video_files.find_videos([str(source)])
@@ -134,7 +134,7 @@ def test_labels_by_name_or_path(tmp_path):
     files = named("a.mp4", "x/b.mp4", "y/b.mp4")
     table = tmp_path / "labels.csv"
     table.write_text("\ufeffvideo,label\na.mp4,dog\na.mp4,cat\na.mp4,dog\nx/b.mp4,cat\n")
-    found = csv_files.read_labels(table, video_files.by_name(files))
+    found = csv_files.read_labels(table, video_files.Names(files).called)
     assert found.rows == {
         files[0]: LabelRow(("dog", "cat"), None),
         files[1]: LabelRow(("cat",), None),
@@ -146,7 +146,7 @@ def test_labels_by_stem_of_absent_files_and_of_two(tmp_path):
     files = named("a.mp4", "x/b.mp4", "y/b.mp4", "c.mp4.mkv", "c.mp4")
     table = tmp_path / "labels.csv"
     table.write_text("video,label\na,dog\nz.mp4,cat\nx/b,cat\nc.mp4,cow\nz.mp4,dog\n")
-    found = csv_files.read_labels(table, video_files.by_name(files))
+    found = csv_files.read_labels(table, video_files.Names(files).called)
     assert found.rows == {
         files[0]: LabelRow(("dog",), None),
         files[1]: LabelRow(("cat",), None),
@@ -154,16 +154,50 @@ def test_labels_by_stem_of_absent_files_and_of_two(tmp_path):
     }
     assert found.absent == ["z.mp4"]
     table.write_text("video,label\na,dog\nb.mp4,cat\n")
-    found = csv_files.read_labels(table, video_files.by_name(files))
+    found = csv_files.read_labels(table, video_files.Names(files).called)
     assert set(found.ambiguous) == {files[1], files[2]}
     assert "line 3: 'b.mp4' may be /v/x/b.mp4 or /v/y/b.mp4" in found.ambiguous[files[1]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a.MP4", "a.webm", "A", "x/ü ö.mkv", "u\u0308 o\u0308", "x\\ü ö.mkv", "./x/ü ö", "/v/a.mp4"),
+        *("X/Ü Ö.mov", " a.mp4 "),
+    ],
+)
+def test_a_name_means_its_file_however_lists_write_it(tmp_path, name):
+    files = named("a.mp4", "x/ü ö.mkv", "b.mp4")
+    table = tmp_path / "labels.csv"
+    table.write_text(f"Video, Label\n{name},dog\n")
+    rows = csv_files.read_labels(table, video_files.Names(files).called).rows
+    assert rows == {files["a" not in name.lower()]: LabelRow(("dog",), None)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("video,label,split\na.mp4,dog,Train\n", "split,label,video\r\nTRAIN,dog,a.mp4\r\n"),
+        *("\ufeffvideo;label;split\na.mp4;dog;train\n", "video\tlabel\tsplit\na.mp4\tdog\ttrain\n"),
+        ("video,split\na.mp4,train\n", ()),
+        ("video,label,split\na.mp4,,train\n", ()),
+        "video,label,split\na.mp4,dog,training\n".encode("utf-16"),
+    ],
+)
+def test_labels_as_spreadsheets_write_them(tmp_path, text):
+    text, labels = text if isinstance(text, tuple) else (text, ("dog",))
+    (file,) = named("a.mp4")
+    table = tmp_path / "labels.csv"
+    table.write_bytes(text if isinstance(text, bytes) else text.encode())
+    rows = csv_files.read_labels(table, video_files.Names([file]).called).rows
+    assert rows == {file: LabelRow(labels, "train")}
 
 
 def test_splits_have_the_names_that_lists_give_them(tmp_path):
     files = named("a.mp4", "b.mp4", "c.mp4", "d.mp4")
     table = tmp_path / "labels.csv"
     table.write_text("video,label,split\na,x,train\nb,x,test\nc,x,val\nd,x,eval\n")
-    rows = csv_files.read_labels(table, video_files.by_name(files)).rows
+    rows = csv_files.read_labels(table, video_files.Names(files).called).rows
     assert [rows[file].split for file in files] == ["train", "eval", "val", "eval"]
     assert videos.assign_splits(files, rows, 0.1) == {
         "train": files[:1],
@@ -179,9 +213,10 @@ def test_splits_have_the_names_that_lists_give_them(tmp_path):
         ("", "must begin with the header"),
         ("video,label\na.mp4\n", "line 2: need 2 cells"),
         ("video,label\na.mp4,dog,cat\n", "line 2: need 2 cells"),
-        ("video,label\na.mp4,dog\na.mp4,\n", "line 3: need 2 cells"),
+        ("video,label\na.mp4,dog\n,cat\n", "line 3: need 2 cells"),
+        ("video,lable\na.mp4,dog\n", "must begin with the header"),
         ("video,label\nz.mp4,dog\n", r"no row of .* names one of the videos, such as 'z\.mp4'"),
-        ("video,label,split\na.mp4,dog,dev\n", "line 2: split must be one of train, eval, test"),
+        ("video,label,split\na.mp4,dog,dev\n", "line 2: split must be one of train, training, eval"),
         ("video,label,split\na.mp4,dog,train\na.mp4,cat,eval\n", "line 3: .* in train already"),
     ],
 )
@@ -189,7 +224,8 @@ def test_a_malformed_labels_csv_is_told_with_its_line(tmp_path, text, message):
     table = tmp_path / "labels.csv"
     table.write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        csv_files.read_labels(table, video_files.by_name(named("a.mp4", "x/b.mp4", "y/b.mp4")))
+        files = named("a.mp4", "x/b.mp4", "y/b.mp4")
+        csv_files.read_labels(table, video_files.Names(files).called)
     assert str(table) in str(error.value)
 
 
@@ -198,7 +234,7 @@ def test_a_missing_or_binary_labels_csv_is_told(tmp_path):
         if content:
             (tmp_path / "labels.csv").write_bytes(content)
         with pytest.raises(UserError, match=r"labels\.csv can't be read"):
-            csv_files.read_labels(tmp_path / "labels.csv", video_files.by_name(named("a.mp4")))
+            csv_files.read_labels(tmp_path / "labels.csv", video_files.Names(named("a.mp4")).called)
 
 
 def test_the_hash_gives_about_the_share_and_stays():
