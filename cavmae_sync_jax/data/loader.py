@@ -30,6 +30,8 @@ from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
 FIELDS = ("clip_id", "frames", "fbank")
 Batch = dict[str, Any]
+# Positions of a training: more than any needs, and few enough for grain to divide as floats.
+_ENDLESS = 2**50
 # Where Linux keeps what processes share; containers often have 64 MB of it.
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -253,7 +255,7 @@ def train_batches(
 
 
 def _shuffled(clips: int, seed: int) -> grain.MapDataset:
-    return grain.MapDataset.range(clips).seed(seed).shuffle().repeat()
+    return grain.MapDataset.range(clips).seed(seed).shuffle().repeat(_ENDLESS // clips)
 
 
 def order(clips: int, seed: int, start: int, count: int) -> list[int]:

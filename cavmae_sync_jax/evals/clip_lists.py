@@ -27,14 +27,14 @@ _STARTS = ("start", "start_time", "start_seconds", "time_start")
 
 
 def read(path: epath.PathLike) -> list[str]:
-    """The entries of a published list: the ids of CAV-MAE's JSON, or the lines of a text.
+    """The entries of a published list, each once: the ids of CAV-MAE's JSON, or a text's lines.
 
     A line may be a row of a CSV whose first column names the clip. Comments with "#" are left out.
     With a header any column may name the clip, and another its start; AudioCaps' and Kinetics' do.
     There, several rows may be of one clip, such as one for each caption.
 
     Raises:
-      UserError: if it can't be read, is neither, names no clip or one of them twice.
+      UserError: if it can't be read, is neither, or names no clip.
     """
     path = epath.Path(path)
     try:
@@ -43,12 +43,12 @@ def read(path: epath.PathLike) -> list[str]:
         raise UserError(f"the list of clips {path} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"the list of clips {path} is neither JSON nor text in UTF-8") from error
-    if path.suffix == ".json" or text.lstrip().startswith("{"):
+    if path.suffix == ".json" or text.lstrip().startswith(("{", "[")):
         try:
             whole = json.loads(text)
         except ValueError as error:
             raise UserError(f"the list of clips {path} is no JSON: {error}") from error
-        entries = whole.get("data") if isinstance(whole, dict) else None
+        entries = whole.get("data") if isinstance(whole, dict) else whole
         if not isinstance(entries, list):
             raise UserError(
                 f'the list of clips {path} must be {{"data": [{{"video_id": "…"}}, …]}}'
@@ -61,17 +61,19 @@ def read(path: epath.PathLike) -> list[str]:
             ids = list(dict.fromkeys(_rows(path, ids[1:], *columns)))
     if not ids:
         raise UserError(f"the list of clips {path} names no clip")
-    often, count = collections.Counter(ids).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"the list of clips {path} names {often!r} {count} times")
-    return ids
+    once = list(dict.fromkeys(ids))
+    if len(once) < len(ids):
+        again = len(ids) - len(once)
+        console.log(f"the list of clips {path} names {again} clips again, which count once")
+    return once
 
 
 def _columns(line: str) -> tuple[int, int | None] | None:
     """Returns which columns a header gives the clip and its start; None if it is no header."""
     cells = [cell.strip().lower() for cell in line.split(",")]
     names = [place for place, cell in enumerate(cells) if cell in _HEADERS]
-    if len(cells) < 2 or not names:
+    # A word alone, such as "video", may be a clip's id.
+    if not names or (len(cells) < 2 and "_" not in line):
         return None
     starts = [place for place, cell in enumerate(cells) if cell in _STARTS]
     return names[0], starts[0] if starts else None
@@ -98,6 +100,8 @@ def _rows(path: epath.Path, lines: Sequence[str], name: int, start: int | None) 
 
 
 def _id_of(entry: Any, number: int, path: epath.Path) -> str:
+    if isinstance(entry, str) and entry:
+        return entry
     if isinstance(entry, dict):
         if "video_id" in entry:
             names = [entry["video_id"]]
@@ -170,9 +174,7 @@ def _is_youtube(name: str) -> bool:
 
 def _names(entry: str) -> Iterable[str]:
     """Yields what an entry may call its clip, the most literal first."""
-    cells = [entry]
-    with contextlib.suppress(csv.Error, StopIteration):
-        cells = [cell.strip() for cell in next(csv.reader([entry], skipinitialspace=True))]
+    cells = _cells(entry)
     starts = []
     with contextlib.suppress(ValueError, IndexError):  # AudioSet's and VGGSound's rows: ID,start,…
         starts = [clip_names.with_start(cells[0], float(cells[1]))]
@@ -181,6 +183,15 @@ def _names(entry: str) -> Iterable[str]:
     own = (cells[0], file, clip_names.without_extension(file))
     # With a start of its own, a row means no other clip of its video.
     return dict.fromkeys((*literal, *starts) if starts else (*literal, *own))
+
+
+def _cells(entry: str) -> list[str]:
+    """Returns the cells of a row, which commas, tabs or semicolons part; at least one."""
+    delimiter = next((one for one in ",\t;" if one in entry), ",")
+    with contextlib.suppress(csv.Error, StopIteration):
+        reader = csv.reader([entry], skipinitialspace=True, delimiter=delimiter)
+        return [cell.strip() for cell in next(reader)] or [entry]
+    return [entry]
 
 
 def _spans(name: str) -> Iterable[tuple[str, float]]:

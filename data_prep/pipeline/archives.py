@@ -26,6 +26,7 @@ _COMPRESSED = (".gz", ".tgz")
 # Bytes between the places of a .gz from which it can be read; each costs 32 KiB of memory.
 _SPACING = 2**26
 _BLOCK = 2**20  # bytes copied at once
+_ENCRYPTED = 1  # among the flags of a zip's member
 _OPEN = 64  # archives that a process keeps open
 # What damaged archives raise.
 _ERRORS = (
@@ -58,7 +59,9 @@ def members(archive: str) -> list[str]:
     except UserError:
         raise
     except _ERRORS as error:
-        raise UserError(f"the archive {archive} can't be read: {_why(error)}") from error
+        raise UserError(
+            f"the archive {archive} can't be read ({_why(error)}): get it again, or move it away"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -113,6 +116,8 @@ class _Zip:
         return self.names[name].file_size
 
     def open(self, name: str) -> IO[bytes]:
+        if self.names[name].flag_bits & _ENCRYPTED:
+            raise ValueError("it is encrypted: unpack the archive with its password")
         return self._archive.open(self.names[name])
 
 

@@ -85,14 +85,19 @@ def _videos(
 ) -> list[Video]:
     if source.is_dir():
         files = _in_bucket(source) if "://" in str(source) else _in_folder(source)
-        found = []
+        found, damaged = [], []
         for path in files:
             if archives.is_archive(path.name) and not in_bucket(path):
-                found += _in_archive(path, Path(path.relative_to(source)), skipped)
+                try:
+                    found += _in_archive(path, Path(path.relative_to(source)), skipped)
+                except UserError as error:  # all of them are told at once
+                    damaged.append(str(error))
             elif path.suffix.lower() in EXTENSIONS:
                 found.append(Video(path, Path(path.relative_to(source))))
             else:
                 skipped[path.suffix.lower() or "none"] += 1
+        if damaged:
+            raise UserError("; ".join(damaged))
         return sorted(found, key=lambda video: video.path)
     if archives.is_archive(source.name) and source.is_file() and not in_bucket(source):
         return sorted(_in_archive(source, Path(), skipped))
