@@ -1,12 +1,17 @@
-"""Where a prepared dataset lies, and the statistics that `--compute_stats` stores with it."""
+"""Where a prepared dataset lies, and what is stored beside its records: statistics, an index."""
 
+import contextlib
+import io
+import itertools
 import json
 import os
-from typing import Any
+import zipfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -70,3 +75,61 @@ def read_statistics(directory: epath.PathLike) -> dict[str, Any]:
     if not usable:
         raise UserError(f"{path} has no deviation above 0: {mend}")
     return statistics
+
+
+class ClipIndex(NamedTuple):
+    """What is known of a split's clips without their records, in the records' order.
+
+    Attributes:
+      ids: the clips' ids.
+      labels: the indices of each clip's classes.
+    """
+
+    ids: list[str]
+    labels: list[Int[np.ndarray, " labels"]]
+
+
+def write_index(
+    directory: epath.PathLike, split: str, ids: Sequence[str], labels: Sequence[Sequence[int]]
+) -> None:
+    """Stores the index of a split beside its records.
+
+    Args:
+      directory: the dataset's version folder.
+      split: its name.
+      ids: of all clips, in the records' order.
+      labels: the indices of each clip's classes.
+    """
+    names = [clip_id.encode("utf-8", "surrogateescape") for clip_id in ids]
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        ids=np.frombuffer(b"".join(names), np.uint8),
+        id_ends=np.cumsum([len(name) for name in names], dtype=np.int64),
+        labels=np.fromiter(itertools.chain.from_iterable(labels), np.int32),
+        label_ends=np.cumsum([len(row) for row in labels], dtype=np.int64),
+    )
+    _index_path(directory, split).write_bytes(buffer.getvalue())
+
+
+def read_index(directory: epath.PathLike, split: str, clips: int) -> ClipIndex | None:
+    """Returns what `write_index` has stored of a split with so many clips.
+
+    None means that there is none, as in datasets of version 0.1.0, or that it is of other records.
+    """
+    damaged = (OSError, ValueError, KeyError, zipfile.BadZipFile)
+    with contextlib.suppress(*damaged), _index_path(directory, split).open("rb") as file:
+        with np.load(io.BytesIO(file.read()), allow_pickle=False) as stored:
+            names, labels = stored["ids"].tobytes(), stored["labels"]
+            ends = [stored[name].tolist() for name in ("id_ends", "label_ends")]
+        if [len(some) for some in ends] == [clips, clips]:
+            spans = [list(zip([0, *some], some, strict=False)) for some in ends]
+            return ClipIndex(
+                [names[a:b].decode("utf-8", "surrogateescape") for a, b in spans[0]],
+                [labels[a:b] for a, b in spans[1]],
+            )
+    return None
+
+
+def _index_path(directory: epath.PathLike, split: str) -> epath.Path:
+    return epath.Path(directory) / f"clips-{split}.npz"

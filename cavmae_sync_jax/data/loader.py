@@ -6,9 +6,10 @@ consecutive shares for the processes. A run therefore resumes from a number, wit
 workers, processes or devices, and every clip comes once an epoch.
 """
 
+import functools
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.distributed import preemption, sharding
 from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.media.images import decode_jpeg
+from cavmae_sync_jax.utils import console
 from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
@@ -73,7 +75,7 @@ class Records:
         # Datasets of version 0.1.0 don't tell; each of their records is checked when it is read.
         self.longest_rows: int | None = (builder.info.metadata or {}).get("longest_rows")
         self._source = builder.as_data_source(split=split)
-        self._length = info.num_examples
+        self._builder, self._length = builder, info.num_examples
         if not self._length:
             raise UserError(f"{self.directory}, split {split} is empty")
 
@@ -85,6 +87,34 @@ class Records:
             return self._source[index]
         except Exception as error:
             raise self._damaged(index, error) from error
+
+    def column(self, name: str) -> Iterator[Any]:
+        """Yields one field of each record in turn; no other field is decoded.
+
+        Raises:
+          UserError: a record is damaged.
+        """
+        decoders = tfds.decode.PartialDecoding({name: True})
+        source = self._builder.as_data_source(split=self.split, decoders=decoders)
+        for index in range(self._length):
+            try:
+                yield source[index][name]
+            except Exception as error:
+                raise self._damaged(index, error) from error
+
+    @functools.cached_property
+    def _index(self) -> dataset_dir.ClipIndex:
+        """The ids and labels of all records, from beside them, else read once from all of them."""
+        stored = dataset_dir.read_index(self.directory, self.split, self._length)
+        if stored is not None:
+            return stored
+        with console.progress(f"ids of {self.split}", self._length, "clip") as bar:
+            ids, labels = [], []
+            for name, row in zip(self.column("clip_id"), self.column("labels"), strict=True):
+                ids.append(name.decode())
+                labels.append(row)
+                bar.update()
+        return dataset_dir.ClipIndex(ids, labels)
 
     def pairs(self, index: int, pair_spec: "PairSpec", frames: Iterable[int]) -> list[Batch]:
         """Some of a clip's frames with their windows, see `PairSpec.pair`."""
@@ -100,9 +130,13 @@ class Records:
             f"({error}): prepare the dataset again"
         )
 
-    def ids(self, indices: list[int]) -> list[str]:
+    def ids(self, indices: Sequence[int]) -> list[str]:
         """The clip ids of some records."""
-        return [self[index]["clip_id"].decode() for index in indices]
+        return [self._index.ids[index] for index in indices]
+
+    def labels(self) -> list[Int[np.ndarray, " labels"]]:
+        """The indices of each record's classes."""
+        return self._index.labels
 
 
 class PairSpec(NamedTuple):

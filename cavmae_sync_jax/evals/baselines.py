@@ -62,7 +62,7 @@ def oracle(held_out: loader.Records, pair_spec: loader.PairSpec) -> dict[str, di
       UserError: if the dataset holds no `frame_class`, as datasets of plain videos.
     """
     records = loader.Records(held_out.directory, held_out.split, ("frame_class",))
-    classes = np.stack([records[i]["frame_class"] for i in range(len(records))])
+    classes = np.stack(list(records.column("frame_class")))
     chosen = np.array(pair_spec.frames) * classes.shape[1] // pair_spec.num_frames
     known = _one_hot(classes[:, chosen])
     return ranking.retrieval(known, known)

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -131,6 +131,20 @@ class Selected(loader.Records):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._records[self._indices[index]]
 
+    def column(self, name: str) -> Iterator[Any]:
+        """Yields one field of each record in turn."""
+        whole = list(self._records.column(name))
+        return (whole[index] for index in self._indices)
+
+    def ids(self, indices: Sequence[int]) -> list[str]:
+        """The clip ids of some records."""
+        return self._records.ids([self._indices[index] for index in indices])
+
+    def labels(self) -> list[Any]:
+        """The indices of each record's classes."""
+        whole = self._records.labels()
+        return [whole[index] for index in self._indices]
+
     def pairs(
         self, index: int, pair_spec: loader.PairSpec, frames: Iterable[int]
     ) -> list[loader.Batch]:
@@ -220,11 +234,8 @@ def select(records: loader.Records, wanted: Sequence[str], name: str) -> tuple[S
     Raises:
       UserError: if there is none of them.
     """
-    where, ids = f"{records.directory}, split {records.split}", []
-    with console.progress("clip ids", len(records), "clip") as bar:
-        for index in range(len(records)):
-            ids += records.ids([index])
-            bar.update()
+    where = f"{records.directory}, split {records.split}"
+    ids = records.ids(range(len(records)))
     clips = _Clips(ids)
     found = {entry: clips.find(entry) for entry in wanted}
     indices = sorted(

@@ -28,11 +28,11 @@ from cavmae_sync_jax.distributed import multihost, sharding
 from cavmae_sync_jax.evals import common, probe_training
 from cavmae_sync_jax.evals.figures import probe as figure
 from cavmae_sync_jax.evals.metrics import classification
-from cavmae_sync_jax.evals.probe_training import Labelled
+from cavmae_sync_jax.evals.probe_training import Features, Labelled
 from cavmae_sync_jax.evals.report import published
 from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.models.probe_head import ProbeHead
-from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
 Truth = Bool[np.ndarray, "_ classes"]  # of one split or the other
@@ -125,10 +125,8 @@ def labels(records: loader.Records) -> Truth:
       UserError: if the dataset has no labels, or a clip of the split has none.
     """
     truth = np.zeros((len(records), len(class_names(records))), bool)
-    with console.progress(f"labels of {records.split}", len(records), "clip") as bar:
-        for index in range(len(records)):
-            truth[index, records[index]["labels"]] = True
-            bar.update()
+    for clip, indices in zip(truth, records.labels(), strict=True):
+        clip[indices] = True
     without = np.flatnonzero(~truth.any(axis=1))
     if without.size:
         raise UserError(
@@ -190,12 +188,13 @@ def _logits(
 ) -> Float[np.ndarray, "clips classes"]:
     """The logits of a given head, or of one trained here."""
 
-    def seen(split: loader.Records) -> Float[np.ndarray, "clips frames dim"]:
-        tokens = features.extract(features.encoder_tokens, model, split, mesh, cache)
-        return probe_training.stream_features(tokens, config.stream)
+    def seen(split: loader.Records) -> Features:
+        names = probe_training.token_names(model.module.global_token, config.stream)
+        tokens = features.extract(features.encoder_tokens, model, split, mesh, cache, only=names)
+        return Features([tokens[name] for name in names])
 
     held_out = seen(records)
-    width = held_out.shape[-1]
+    width = held_out.width
     if head is not None:
         module, params = _load_head(head, width, classes)
     else:

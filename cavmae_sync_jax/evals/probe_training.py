@@ -23,6 +23,7 @@ from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import dataset_dir, loader
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.models.probe_head import ProbeHead
 from cavmae_sync_jax.training import optim
 from cavmae_sync_jax.training.train_step import augment_audio
@@ -36,11 +37,28 @@ MIXUP_CONCENTRATION = 10.0  # of the Beta distribution that λ comes from
 CHANGEABLE_ON_RESUME = {"log_every"}
 
 
+class Features:
+    """Features of clips that are side by side in several arrays, maybe in files.
+
+    They are joined only where rows are read, because all of them may not fit into the memory.
+    """
+
+    def __init__(self, parts: Sequence[Float[np.ndarray, "clips frames _"]]):
+        """Takes arrays whose last axes are joined."""
+        self._parts, self.width = parts, sum(part.shape[-1] for part in parts)
+
+    def __len__(self) -> int:
+        return len(self._parts[0])
+
+    def __getitem__(self, rows: Any) -> Float[np.ndarray, "clips frames dim"]:
+        return np.concatenate([part[rows] for part in self._parts], axis=-1)
+
+
 class Labelled(NamedTuple):
-    """Clips with their labels: cached features, or the split that they are read from."""
+    """Clips with their labels: features, or the split that they are read from."""
 
     truth: Bool[np.ndarray, "clips classes"]
-    source: Float[np.ndarray, "clips frames dim"] | loader.Records
+    source: Features | loader.Records
 
 
 class HeadState(flax.struct.PyTreeNode):
@@ -117,11 +135,16 @@ def mix(
 ) -> tuple[dict[str, Array], Float[Array, "batch classes"]]:
     """Mixup: a share of the clips becomes λ of itself and 1 - λ of another of the batch.
 
+    The reference mixes waveforms. Here log-mels give the log of their mixed energies, which is what
+    a mixed waveform has where the two sounds do not hang together. Pictures, features and labels
+    are mixed as they are.
+
     Args:
       key: of the batch.
       share: how many, on average.
-      raw: arrays whose first axis is the batch; all are mixed alike.
-      truth: labels, mixed likewise.
+      raw: arrays whose first axis is the batch. `audio` is raw log-mel, of which rows of zeros are
+        padding.
+      truth: labels.
     """
     chosen_key, other_key, weight_key = jax.random.split(key, 3)
     batch = truth.shape[0]
@@ -133,20 +156,25 @@ def mix(
         w = weight.reshape(-1, *[1] * (x.ndim - 1))
         return w * x + (1 - w) * x[other]
 
-    return {name: blend(x.astype(jnp.float32)) for name, x in raw.items()}, blend(truth)
+    def blend_sound(x: Array) -> Array:
+        w = weight.reshape(-1, *[1] * (x.ndim - 1))
+        there = (x != 0).any(axis=-1, keepdims=True)
+        energy = jnp.where(there, jnp.exp(x), 0)
+        mixed = jnp.log(jnp.maximum(w**2 * energy + (1 - w) ** 2 * energy[other], audio.FLOOR))
+        return jnp.where(there & (w < 1), mixed, x)
+
+    blends = {name: blend_sound if name == AUDIO else blend for name in raw}
+    return {name: blends[name](x.astype(jnp.float32)) for name, x in raw.items()}, blend(truth)
 
 
-def stream_features(
-    tokens: dict[str, np.ndarray] | dict[str, Array], stream: str
-) -> np.ndarray | Array:
-    """The features that the head sees: the encoders' global tokens, `[audio, visual]`.
+def token_names(global_token: bool, stream: str) -> tuple[str, ...]:
+    """Names the arrays of `features.encoder_tokens` that the head sees, side by side.
 
-    Without a global token the patches' mean takes its place, as in the model.
+    They are the encoders' global tokens. Without a global token the patches' mean takes its place,
+    as in the model.
     """
-    kinds = {m: f"{m}_global" if f"{m}_global" in tokens else f"{m}_patches" for m in MODALITIES}
-    parts = [tokens[kinds[modality]] for modality in STREAMS[stream]]
-    concatenate = np.concatenate if isinstance(parts[0], np.ndarray) else jnp.concatenate
-    return concatenate(parts, axis=-1)
+    kind = "global" if global_token else "patches"
+    return tuple(f"{modality}_{kind}" for modality in STREAMS[stream])
 
 
 def make_head(width: int, classes: int, config: ConfigDict) -> ProbeHead:
@@ -223,7 +251,7 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         bar = stack.enter_context(console.progress("probe", steps, "step", initial=first))
         encoder = {}
-        if not isinstance(clips.source, np.ndarray):
+        if isinstance(clips.source, loader.Records):
             encoder = jax.device_put(jax.device_get(model.params), sharding.replicated(mesh))
         for number, batch in zip(range(first + 1, steps + 1), batches, strict=False):
             state, loss = step(state, encoder, batch)
@@ -262,7 +290,9 @@ def _make_step(
             shifted = augment_audio(shift_key, windows, module.audio_std)
             raw[AUDIO] = shifted.reshape(raw[AUDIO].shape)
         tokens = features.encoder_tokens(module, encoder, raw)
-        return jax.lax.stop_gradient(stream_features(tokens, config.stream)), truth
+        names = token_names(module.global_token, config.stream)
+        seen = jnp.concatenate([tokens[name] for name in names], axis=-1)
+        return jax.lax.stop_gradient(seen), truth
 
     def step(
         state: HeadState, encoder: Any, batch: dict[str, Array]
@@ -308,7 +338,7 @@ def _batches(
     def put(batch: dict[str, np.ndarray]) -> dict[str, Array]:
         return {k: jax.make_array_from_process_local_data(layout, v) for k, v in batch.items()}
 
-    if isinstance(clips.source, np.ndarray):
+    if isinstance(clips.source, Features):
         share = size // jax.process_count()
         for first in range(start * size, len(places) - size + 1, size):
             begin = first + jax.process_index() * share
@@ -354,7 +384,7 @@ def _resume(
 
 
 def predict(
-    head: ProbeHead, params: Any, seen: Float[np.ndarray, "clips frames dim"], batch: int = 256
+    head: ProbeHead, params: Any, seen: Features, batch: int = 256
 ) -> Float[np.ndarray, "clips classes"]:
     """The head's logits of all clips."""
     apply = jax.jit(lambda x: head.apply({"params": params}, x))

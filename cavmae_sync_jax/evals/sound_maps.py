@@ -84,6 +84,10 @@ class ItemFrames(loader.Records):
         place = int(self._items.frames[index]) * len(record["frames"]) // self._frames
         return {**record, "frames": [record["frames"][place]]}
 
+    def ids(self, indices: Sequence[int]) -> list[str]:
+        """The ids of the clips that some frames are of."""
+        return super().ids([int(self._items.records[index]) for index in indices])
+
 
 def find_items(truth: loader.Records, frames: int) -> Items:
     """The frames in which something sounds and is seen, of `frames` evenly chosen of each clip.
@@ -152,12 +156,19 @@ def windows_of_silence(
 
 
 def window_tokens(module: CavMaeSync, params: Any, batch: dict[str, Array]) -> dict[str, Array]:
-    """The global token of every window of sound, `audio` `[batch, frames, dim]`."""
+    """The global token of every window of sound, `audio` `[batch, frames, dim]`.
+
+    `distinct` `[batch, frames]` tells which windows differ from the one before: at the edges of a
+    clip several frames have the same one.
+    """
 
     def embed(raw: Array) -> Array:
         return module.apply({"params": params}, AUDIO, raw, method="embed").global_token
 
-    return {AUDIO: features.each_frame(embed, batch[AUDIO])}
+    windows = batch[AUDIO]
+    differs = (windows[:, 1:] != windows[:, :-1]).any(axis=(2, 3))
+    distinct = jnp.concatenate([jnp.ones((len(windows), 1), bool), differs], axis=1)
+    return {AUDIO: features.each_frame(embed, windows), "distinct": distinct}
 
 
 def queries(
@@ -168,6 +179,7 @@ def queries(
     *,
     named: bool = True,
     seed: int = 0,
+    distinct: Bool[np.ndarray, "clips frames"] | None = None,
 ) -> Queries:
     """The sounds that each item is searched for.
 
@@ -180,14 +192,18 @@ def queries(
     Args:
       windows: the global token of every window.
       items: the frames.
-      query: a frame's own window, or the mean of the unit vectors of all the clip's windows.
+      query: a frame's own window, or the mean of the unit vectors of the clip's distinct windows.
       silence: windows in which nothing sounds, as (record, frame). Only `frame` uses them.
       named: whether the classes say what sounds.
       seed: of the draws.
+      distinct: the windows that count in a clip's mean, so that its edges do not count several
+        times; None means all.
     """
     heard = np.asarray(heatmaps.unit(jnp.asarray(windows)))
     if query == "clip":
-        heard = heard.mean(axis=1, keepdims=True)
+        weights = np.ones(heard.shape[:2], np.float32) if distinct is None else distinct
+        weights = weights / weights.sum(axis=1, keepdims=True)
+        heard = np.einsum("cfd,cf->cd", heard, weights)[:, None].astype(heard.dtype)
     frames = items.frames if query == "frame" else np.zeros_like(items.frames)
     own = heard[items.records, frames]
     flat = heard.reshape(-1, heard.shape[-1])
@@ -301,8 +317,15 @@ class Mapper:
     def _by_sound(
         self, model: Pretrained, functions: list[features.Function]
     ) -> dict[str, dict[str, np.ndarray]]:
-        windows = self._extract(window_tokens, model, self._records)[AUDIO]
-        asked = queries(windows, self._items, self._query, self._silence, named=self._named)
+        heard = self._extract(window_tokens, model, self._records)
+        asked = queries(
+            heard[AUDIO],
+            self._items,
+            self._query,
+            self._silence,
+            named=self._named,
+            distinct=heard["distinct"],
+        )
         found: features.Arrays = {}
         for function in functions:
             found |= self._extract(

@@ -14,7 +14,6 @@ import argparse
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -24,7 +23,7 @@ from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.distributed import multihost, sharding
 from cavmae_sync_jax.evals import common, probe, probe_training
 from cavmae_sync_jax.evals.figures import tokens as figure
-from cavmae_sync_jax.evals.probe_training import STREAMS, Labelled
+from cavmae_sync_jax.evals.probe_training import STREAMS, Features, Labelled
 from cavmae_sync_jax.evals.report import published
 from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.utils import cli
@@ -100,11 +99,11 @@ def _scores(
         names = [f"{modality}_{kind}" for modality in STREAMS[config.stream]]
         if names[0] not in splits[0]:
             continue
-        seen, held_out = (np.concatenate([split[n] for n in names], axis=-1) for split in splits)
+        seen, held_out = (Features([split[name] for name in names]) for split in splits)
         for title, of_head in scores.items():
             settings = config.copy_and_resolve_references()
             settings.depth = 0 if title == "linear" else config.depth
-            head = probe_training.make_head(seen.shape[-1], truths[0].shape[1], settings)
+            head = probe_training.make_head(seen.width, truths[0].shape[1], settings)
             clips = Labelled(truths[0], seen)
             params = probe_training.train(head, clips, model, settings, mesh, None)
             logits = probe_training.predict(head, jax.device_get(params), held_out)

@@ -6,9 +6,14 @@ masks. The function returns arrays by name; their first axis is the batch. Only 
 computed. A `functools.partial` of such a function serves, too.
 """
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +33,8 @@ from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import MODALITIES
 
 CLIPS_PER_DEVICE = 8
+_PACKAGE = Path(__file__).parents[1]
+_ALL = "names.json"  # of a cached result: what the function returns
 _ON_A_CPU = 2  # with more, activations outgrow the caches, and each clip takes longer
 Arrays = dict[str, np.ndarray]
 Function = Callable[[CavMaeSync, Any, dict[str, Array]], dict[str, Array]]
@@ -80,6 +87,7 @@ def extract(
     *,
     beside: Mapping[str, np.ndarray] | None = None,
     shared: Mapping[str, np.ndarray] | None = None,
+    only: Sequence[str] | None = None,
     clips_per_device: int | None = None,
 ) -> Arrays:
     """Streams a split through a model on all devices of the mesh.
@@ -93,10 +101,12 @@ def extract(
       records: the split.
       mesh: the devices.
       cache: a folder where the result is kept and looked up, by the function's name and bound
-        arguments, the parameters' contents, the dataset's identity, the pair_spec and the arrays
-        of the next two.
+        arguments, the parameters' contents, the dataset's identity, the pair_spec, the arrays of
+        the next two, the code and the type that it computes in. Arrays in it are not in memory,
+        but read as they are used, unless the folder lies in a bucket.
       beside: further arrays by name for the function's batch, with one row per clip of the split.
       shared: further arrays by name, which every batch holds whole.
+      only: names of the arrays that are wanted; None means all that the function returns.
       clips_per_device: clips at once; None is 8, and 2 on a CPU.
 
     Returns:
@@ -106,27 +116,99 @@ def extract(
       UserError: if a value is not finite, as those of a diverged model.
     """
     pair_spec = loader.PairSpec.of(model.config)
-    place, given = None, (dict(beside or {}), dict(shared or {}))
+    given, place = (dict(beside or {}), dict(shared or {})), None
     if cache is not None:
-        place = epath.Path(cache) / f"{_key(function, model, records, pair_spec, given)}.npz"
-        if multihost.all_agree(place.exists()):
-            with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                return dict(stored)
-    whole = _stream(function, model, records, pair_spec, mesh, given, clips_per_device)
-    for name, rows in whole.items():
-        bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
-        if bad.size:
+        place = epath.Path(cache) / _key(function, model, records, pair_spec, given)
+        stored = _stored(place, only)
+        if multihost.all_agree(stored is not None):
+            return stored
+    with _Rows(place, len(records)) as whole:
+        _stream(function, model, records, pair_spec, mesh, given, only, clips_per_device, whole)
+        for name, bad in whole.bad.items():
             raise UserError(
-                f"the {name} values of {bad.size} clips are not finite "
-                f"(the first: {records.ids([int(bad[0])])[0]}): the model has diverged"
+                f"the {name} values of {len(bad)} clips are not finite "
+                f"(the first: {records.ids([min(bad)])[0]}): the model has diverged"
             )
-    if place is not None and jax.process_index() == 0:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez(file, **whole)
-        partial.replace(place)
-    return whole
+        return whole.finish(every=only is None)
+
+
+class _Rows:
+    """The arrays of a result while they are computed: in memory, or in files of the cache.
+
+    Every process has files of its own. Those of the first one become the cache's, one by one and
+    whole; the others' lose their names and go when nobody uses them any more.
+    """
+
+    def __init__(self, place: epath.Path | None, length: int):
+        """Takes the result's folder in the cache, if there is one, and its number of rows."""
+        self._place, self._length = place, length
+        self._in_files = place is not None and "://" not in os.fspath(place)
+        self._partial: dict[str, epath.Path] = {}
+        self._arrays: Arrays = {}
+        self.bad: dict[str, set[int]] = {}  # rows that are not finite, by the array's name
+
+    def __enter__(self) -> "_Rows":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        for path in self._partial.values():
+            path.unlink(missing_ok=True)
+
+    def put(self, clips: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
+        """Takes the rows of some clips."""
+        for name, values in rows.items():
+            if name not in self._arrays:
+                shape = (self._length, *values.shape[1:])
+                self._arrays[name] = self._new(name, shape, values.dtype)
+            self._arrays[name][clips] = values
+            finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+            if not finite.all():
+                self.bad.setdefault(name, set()).update(clips[~finite].tolist())
+
+    def finish(self, *, every: bool) -> Arrays:
+        """Gives the arrays to the cache and returns them; `every` says that there are no others."""
+        if self._place is None:
+            return self._arrays
+        if jax.process_index() == 0:
+            self._place.mkdir(parents=True, exist_ok=True)
+            for name, values in self._arrays.items():
+                if not self._in_files:
+                    with self._file(name).open("wb") as file:
+                        np.save(file, values)
+                self._file(name).replace(self._place / f"{name}.npy")
+            if every:
+                self._file(_ALL).write_text(json.dumps(list(self._arrays)))
+                self._file(_ALL).replace(self._place / _ALL)
+        for values in self._arrays.values():
+            values.flags.writeable = False
+        return self._arrays
+
+    def _new(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        if not self._in_files:
+            return np.empty(shape, dtype)
+        self._place.mkdir(parents=True, exist_ok=True)
+        return np.lib.format.open_memmap(self._file(name), "w+", dtype, shape)
+
+    def _file(self, name: str) -> epath.Path:
+        """A file's name until it is whole, which no other process has."""
+        if name not in self._partial:
+            self._partial[name] = self._place / f"{name}.{uuid.uuid4().hex}.partial"
+        return self._partial[name]
+
+
+def _stored(place: epath.Path, only: Sequence[str] | None) -> Arrays | None:
+    """Returns arrays of the cache, None unless all that are wanted are there."""
+    with contextlib.suppress(FileNotFoundError):
+        names = json.loads((place / _ALL).read_text()) if only is None else only
+        return {name: _opened(place / f"{name}.npy") for name in names}
+    return None
+
+
+def _opened(path: epath.Path) -> np.ndarray:
+    if "://" not in os.fspath(path):
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    with path.open("rb") as file:
+        return np.load(file, allow_pickle=False)
 
 
 def _stream(
@@ -136,9 +218,12 @@ def _stream(
     pair_spec: loader.PairSpec,
     mesh: Mesh,
     given: tuple[Arrays, Arrays],
+    only: Sequence[str] | None,
     clips_per_device: int | None,
-) -> Arrays:
-    data, whole = model.config.data, {}
+    whole: _Rows,
+) -> None:
+    """Computes the rows of all clips, batch by batch."""
+    data, names = model.config.data, None if only is None else tuple(only)
     # From the host where one device has them, because it can't give to those of other processes.
     params = model.params
     if not all(len(leaf.sharding.device_set) == mesh.size for leaf in jax.tree.leaves(params)):
@@ -157,24 +242,36 @@ def _stream(
                 name: jax.make_array_from_process_local_data(layout, values[host["clip"]])
                 for name, values in beside.items()
             }
-            rows = _compute(function, model.module, params, raw)
+            rows = _compute(function, model.module, names, params, raw)
             rows |= {name: arrays[name] for name in ("clip", "valid")}
             rows = multihost_utils.process_allgather(rows, tiled=True)
             clips, valid = rows.pop("clip"), rows.pop("valid")
-            for name, values in rows.items():
-                if name not in whole:
-                    whole[name] = np.empty((len(records), *values.shape[1:]), values.dtype)
-                whole[name][clips[valid]] = values[valid]
+            whole.put(clips[valid], {name: values[valid] for name, values in rows.items()})
             bar.update(int(valid.sum()))
-    return whole
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _compute(function: Function, module: CavMaeSync, params: Any, batch: Any) -> dict[str, Array]:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _compute(
+    function: Function,
+    module: CavMaeSync,
+    only: tuple[str, ...] | None,
+    params: Any,
+    batch: Any,
+) -> dict[str, Array]:
     def plain(rows: Array) -> Array:
         return rows.astype(jnp.float32) if jnp.issubdtype(rows.dtype, jnp.floating) else rows
 
-    return jax.tree.map(plain, function(module, params, batch))
+    found = function(module, params, batch)
+    return jax.tree.map(plain, found if only is None else {name: found[name] for name in only})
+
+
+@functools.cache
+def _code() -> str:
+    """A hash of this package: edited code must not find what another has computed."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _name(function: Function) -> str:
@@ -190,7 +287,7 @@ def _key(
 ) -> str:
     digest = hashlib.sha256()
     about: tuple[Any, ...] = (records.identity, pair_spec, model.config.model.to_json())
-    about = (_name(function), *about)
+    about = (_name(function), *about, str(model.module.compute_dtype), _code())
     if isinstance(function, functools.partial):
         about += (sorted(function.keywords.items()),)
     digest.update(repr(about).encode())

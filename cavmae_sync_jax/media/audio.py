@@ -32,7 +32,8 @@ _SHIFT = SAMPLE_RATE // ROWS_PER_SECOND
 _FFT = 512
 _LOWEST_HZ = 20.0
 _PRE_EMPHASIS = 0.97
-_FLOOR = np.float32(2.0**-23)
+# Energies below this count as this.
+FLOOR = np.float32(2.0**-23)
 # Log-mel energies as whole numbers: 0 is just below the floor, 255 above any sound in [-1, 1].
 _CODES = np.linspace(-16, 12, 256, dtype=np.float32).astype(np.float16)
 # A clip is of nominal length within this part of it; so 10 s are, of 1024 rows.
@@ -76,7 +77,7 @@ def log_mel(
     windows = (windows - np.float32(_PRE_EMPHASIS) * previous) * _hann()
     spectrum = np.fft.rfft(windows, _FFT, axis=1)[:, : _FFT // 2]
     power = np.square(spectrum.real) + np.square(spectrum.imag)
-    return np.log(np.maximum(power @ _mel_filters(), _FLOOR))
+    return np.log(np.maximum(power @ _mel_filters(), FLOOR))
 
 
 def quantize(fbank: Float[np.ndarray, "rows bins"]) -> UInt8[np.ndarray, "rows bins"]:

@@ -5,6 +5,7 @@ All times are seconds on the file's own timeline, on which its earliest stream s
 
 import itertools
 import math
+from collections.abc import Callable
 from numbers import Rational
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,10 +144,10 @@ def read_clip(
         raise MediaError("too_short", f"{path} ends at {duration:.2f} s, not after {start:.2f} s.")
     with errors_of(path):
         waveform, audio_end, audio_notes = _read_waveform(path, start, end, audio_channel)
-        times, video_end, spread = _choose_times(path, start, end, num_frames)
+        times, begins, video_end, spread = _choose_times(path, start, end, num_frames)
         if max(audio_end, video_end) < end - _RAGGED_END:
             raise MediaError("unreadable", f"{path} ends before the {duration:.2f} s it promises.")
-        frames, notes = _read_frames(path, start, times, image_size)
+        frames, notes = _read_frames(path, start, times, begins, image_size)
     if len({frame.shape for frame in frames}) > 1:
         raise MediaError("unreadable", f"{path} changes its picture size within the span.")
     return Media(np.stack(frames), waveform, end - start, spread, audio_notes | notes)
@@ -157,23 +158,27 @@ class _Run:
 
     def __init__(self, begin: float, frame: av.AudioFrame, index: int, channels: Channels):
         """Takes the time of the first frame, and the index in the waveform that belongs to it."""
-        self._begin, self._like, self._taken = begin, frame, 0
+        self._begin, self._rate, self._kind, self._taken = begin, frame.rate, _kind(frame), 0
         self._index, self._channels = index, channels
 
     def next_time(self) -> float:
-        return self._begin + self._taken / self._like.rate
+        return self._begin + self._taken / self._rate
 
     def continues_with(self, time: float, frame: av.AudioFrame) -> bool:
-        kinds = {(one.format.name, one.layout.name, one.rate) for one in (frame, self._like)}
-        return len(kinds) == 1 and abs(time - self.next_time()) <= _GAP
+        return abs(time - self.next_time()) <= _GAP and _kind(frame) == self._kind
 
     def add(self, frame: av.AudioFrame | None, sound: "_Sound") -> None:
         """Puts what a frame (None: the end) brings to its place."""
         self._taken += 0 if frame is None else frame.samples
         samples = self._channels.resample(frame)
-        sound.put(self._index, samples)
-        self._index += samples.shape[1]
-        sound.sounding |= self._channels.sounding
+        if samples.shape[1]:
+            sound.put(self._index, samples)
+            self._index += samples.shape[1]
+            sound.sounding |= self._channels.sounding
+
+
+def _kind(frame: av.AudioFrame) -> tuple[str, str, int]:
+    return frame.format.name, frame.layout.name, frame.rate
 
 
 class _Sound:
@@ -239,39 +244,47 @@ def _read_waveform(
 
 def _choose_times(
     path: str | Path, start: float, end: float, num_frames: int
-) -> tuple[list[float], float, float]:
-    """Returns by when each chosen frame must begin, when video ends, and `picture_seconds`.
+) -> tuple[list[float], list[float], float, float]:
+    """Returns which frames to take, when video ends, and `picture_seconds`.
 
-    Looks at the packets' timestamps only, so it costs no decoding.
+    A frame is told by when it must begin at the latest, and by when it begins; the list of the
+    latter is empty where nobody knows. Looks at the packets' timestamps only, so it costs no decoding.
     """
     times: set[float] = set()
     nominal, before, goes_on = None, False, False
     for source, packet in packets(path, "video", start):
         nominal = source.video.average_rate or source.video.guessed_rate
-        decode_time = source.seconds(packet.dts, packet.time_base)
+        decode_time = source.packet_time(packet.dts, packet)
         if decode_time is not None and decode_time > end:
             goes_on = True
             break
-        time = source.seconds(packet.pts, packet.time_base)
+        time = source.packet_time(packet.pts, packet)
         if time is not None and not packet.is_discard:
             before, goes_on = before or time < start, goes_on or time >= end
             times.update([time] if start <= time < end else [])
     within = sorted(times)
     if not within and before and goes_on:
-        return [start] * num_frames, end, end - start
+        return [start] * num_frames, [], end, end - start
     if not within:
         raise MediaError("no_video", f"{path} has no video from {start:.2f} to {end:.2f} s.")
     rate = _constant_rate(within, nominal)
     whole = end - start
     if rate is None:
         wanted = [start + i * whole / num_frames + _ROUNDING for i in range(num_frames)]
-        return wanted, end if goes_on else within[-1], whole
+        return wanted, _beginnings(within, wanted), end if goes_on else within[-1], whole
     first = within[0] if within[0] <= start + _LATE else start
     last = within[-1] + 1 / rate
     seconds = whole if last < end - _RAGGED_END else min(whole, last - first)
     steps = int(rate * seconds + _ROUNDING)
     wanted = [first + (i * steps // num_frames + 0.5) / rate for i in range(num_frames)]
-    return wanted, end if goes_on else last, max(1, steps) / rate
+    begins = _beginnings(within, wanted)
+    return wanted, begins, end if goes_on else last, max(1, steps) / rate
+
+
+def _beginnings(within: list[float], wanted: list[float]) -> list[float]:
+    """Returns for each wanted time when the frame begins that is then shown, if all are known."""
+    places = np.searchsorted(within, wanted, side="right") - 1
+    return [within[place] for place in places] if places.min() >= 0 else []
 
 
 def _constant_rate(times: list[float], nominal: Rational | None) -> float | None:
@@ -286,16 +299,55 @@ def _constant_rate(times: list[float], nominal: Rational | None) -> float | None
 
 
 def _read_frames(
-    path: str | Path, start: float, times: list[float], image_size: int | None
+    path: str | Path,
+    start: float,
+    times: list[float],
+    begins: list[float],
+    image_size: int | None,
 ) -> tuple[list[np.ndarray], frozenset[str]]:
-    """Returns for each of the sorted `times` the last frame that begins by then, and notes."""
+    """Returns for each of the sorted `times` the last frame that begins by then, and notes.
+
+    Where `begins` tells when these frames begin, frames between them that no other needs are not
+    decoded. If then anything is damaged, or not as `begins` says, all is decoded after all.
+    """
+    if begins:
+        needed, first = set(begins), begins[0]
+        found = _take_frames(
+            path, start, times, image_size, lambda time: time > first and time not in needed
+        )
+        if found is not None and found.begins == begins:
+            return found.pictures, found.notes
+    found = _take_frames(path, start, times, image_size)
+    assert found is not None
+    return found.pictures, found.notes
+
+
+class _Taken(NamedTuple):
+    """Pictures, when their frames begin, and notes."""
+
+    pictures: list[np.ndarray]
+    begins: list[float | None]
+    notes: frozenset[str]
+
+
+def _take_frames(
+    path: str | Path,
+    start: float,
+    times: list[float],
+    image_size: int | None,
+    idle: Callable[[float], bool] | None = None,
+) -> _Taken | None:
+    """Does the work of `_read_frames`; None where something is damaged and some are `idle`."""
     pictures: list[np.ndarray] = []
+    begins: list[float | None] = []
     lost: list[float] = []  # when frames would begin that can't be decoded
     notes: set[str] = set()
     shown, latest, damaged = None, -math.inf, 0
-    for one in itertools.chain(decoded(path, "video", start), [None]):
+    for one in itertools.chain(decoded(path, "video", start, idle), [None]):
         time = math.inf if one is None else one.time
         if one is not None and one.damaged and (time is None or time >= start):
+            if idle is not None:
+                return None
             notes.add("damaged")
             lost += [start if time is None else time] if one.frame is None else []
         if time is None or time < latest or (one is not None and one.frame is None):
@@ -303,9 +355,12 @@ def _read_frames(
         due = [moment for moment in times[len(pictures) :] if moment < time]
         if due:
             chosen = shown or one
+            if chosen is None and idle is not None:
+                return None
             if chosen is None:
                 raise MediaError("unreadable", f"{path} has no frame that can be decoded.")
             pictures += [_picture(path, chosen, image_size)] * len(due)
+            begins += [chosen.time] * len(due)
             notes |= {"hdr"} if chosen.hdr else set()
             held = [any(latest < gone <= moment for gone in lost) for moment in due]
             damaged += len(due) if chosen.damaged else sum(held)
@@ -315,7 +370,7 @@ def _read_frames(
     if damaged:
         which = f"{damaged} of the {len(times)} frames that are needed"
         raise MediaError("unreadable", f"{path}: {which} are damaged.")
-    return pictures, frozenset(notes)
+    return _Taken(pictures, begins, frozenset(notes))
 
 
 def _picture(

@@ -9,7 +9,8 @@ import functools
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from numbers import Rational
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -83,12 +84,25 @@ def open_file(path: str | Path, *, patient: bool = False) -> av.container.InputC
     )
 
 
+class _Base(NamedTuple):
+    """A rational number whose parts are at hand: PyAV makes a new one for each packet and frame."""
+
+    numerator: int
+    denominator: int
+
+    @classmethod
+    def of(cls, number: Rational) -> "_Base":
+        return cls(int(number.numerator), int(number.denominator))
+
+
 class Source:
     """An open file's best real video stream and best audio stream, on the file's timeline."""
 
     def __init__(self, path: str | Path):
         """Takes a path; `with` opens it as `open_file` does, or raises no_video or no_audio."""
         self._path = path
+        self._bases: dict[int, _Base] = {}  # of the streams' packets
+        self._frame_base: _Base | None = None  # of the frames of the one stream that is decoded
 
     def __enter__(self) -> "Source":
         self._container = open_file(self._path)
@@ -123,9 +137,37 @@ class Source:
             raise MediaError("unreadable", f"{self._path} has {kind} of an unknown codec.")
         return stream
 
-    def seconds(self, timestamp: int | None, time_base: Rational) -> float | None:
+    def seconds(self, timestamp: int | None, time_base: "Rational | _Base") -> float | None:
         """Returns a timestamp as a time on the file's timeline."""
-        return None if timestamp is None else float(timestamp * time_base) - self._origin
+        if timestamp is None:
+            return None
+        # Rounded once, as a fraction would be, and far faster.
+        return timestamp * time_base.numerator / time_base.denominator - self._origin
+
+    def packet_time(self, timestamp: int | None, packet: av.Packet) -> float | None:
+        """Returns a packet's timestamp as a time on the file's timeline."""
+        return None if timestamp is None else self.seconds(timestamp, self._base(packet))
+
+    def packet_seconds(self, packet: av.Packet) -> float:
+        """Returns how long a packet lasts, 0 where nobody knows."""
+        duration = packet.duration
+        if not duration:
+            return 0.0
+        base = self._base(packet)
+        return duration * base.numerator / base.denominator
+
+    def frame_time(self, frame: av.VideoFrame | av.AudioFrame) -> float | None:
+        """Returns when a frame begins on the file's timeline."""
+        if self._frame_base is None and frame.time_base:
+            self._frame_base = _Base.of(frame.time_base)
+        return None if frame.pts is None else self.seconds(frame.pts, self._frame_base)
+
+    def _base(self, packet: av.Packet) -> "_Base":
+        """What a packet's timestamps count; all of a stream count the same."""
+        index = packet.stream_index
+        if index not in self._bases:
+            self._bases[index] = _Base.of(packet.time_base or Fraction(0, 1))
+        return self._bases[index]
 
     def duration(self) -> float:
         """Returns when the later of the two streams ends, from the headers if they tell.
@@ -189,7 +231,7 @@ def packets(path: str | Path, kind: Kind, start: float) -> Iterator[tuple[Source
             found = source.packets(kind, position)
             if (first := next(found, None)) is None:
                 continue
-            time = source.seconds(first.pts, first.time_base)
+            time = source.packet_time(first.pts, first)
             # Files without an index can't be sought exactly; they are read from the beginning.
             if position == 0 or (time is not None and time <= start):
                 yield source, first
@@ -229,20 +271,38 @@ class Decoded(NamedTuple):
         return self.frame is not None and self.frame.color_trc in _HDR
 
 
-def decoded(path: str | Path, kind: Kind, start: float) -> Iterator[Decoded]:
-    """Yields frames in the order of presentation, beginning at or before `start`, and losses."""
+def decoded(
+    path: str | Path,
+    kind: Kind,
+    start: float,
+    idle: Callable[[float], bool] | None = None,
+) -> Iterator[Decoded]:
+    """Yields frames in the order of presentation, beginning at or before `start`, and losses.
+
+    Args:
+      path: of the file.
+      kind: of the stream.
+      start: in seconds.
+      idle: says of the time of a frame that nobody looks at it. It may then be missing, if no other
+        frame is decoded with its help.
+    """
+    skips = False
     for source, packet in packets(path, kind, start):
-        seconds = float((packet.duration or 0) * (packet.time_base or 0))
+        if idle is not None:
+            time = source.packet_time(packet.pts, packet)
+            if skips != (skips := time is not None and idle(time)):
+                source.video.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
+        seconds = source.packet_seconds(packet)
         try:
             frames = packet.decode()
         except av.error.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise
-            time = source.seconds(packet.pts, packet.time_base)
+            time = source.packet_time(packet.pts, packet)
             # In the middle of a file, decoders stumble until they have found their feet. The empty
             # packet at the end only asks for what is left.
             if packet.size and (time is None or time >= start):
                 yield Decoded(source, time, None, seconds)
             continue
         for frame in frames:
-            yield Decoded(source, source.seconds(frame.pts, frame.time_base), frame, seconds)
+            yield Decoded(source, source.frame_time(frame), frame, seconds)

@@ -59,20 +59,32 @@ class Channels:
         self.sounding: set[int] = set()  # channels whose samples differ, from 1
         # Interleaved, for PyAV's access to planes is out of bounds where there are 8 or more.
         self._resampler = av.AudioResampler("s16", like.layout, SAMPLE_RATE)
+        # Frames are short, and each call costs more than its samples.
+        self._waiting, self._block = av.AudioFifo(), like.rate
+        self._nothing = np.zeros((self._count if choice == "loudest" else 1, 0), np.int16)
+        self._is_float = like.format.name in ("flt", "dbl")
 
     def resample(self, frame: av.AudioFrame | None) -> Int16[np.ndarray, "channels samples"]:
-        """Returns what a frame adds, as 16-bit integers; None brings what is left at the end.
+        """Takes a frame; returns what is ready, as 16-bit integers. None brings all that is left.
 
         Raises:
           MediaError: unreadable, where floating-point samples aren't finite.
         """
-        if frame is not None and frame.format.name in ("flt", "dbl"):
+        if frame is not None and self._is_float:
             samples = frame.to_ndarray()
             if not (np.abs(samples) < _LOUDEST).all():
                 raise MediaError("unreadable", f"{self._path} has samples that are no sound.")
-        parts = [self._split(block) for block in self._resampler.resample(frame)]
-        kept = self._count if self._choice == "loudest" else 1
-        return np.concatenate([np.zeros((kept, 0), np.int16), *parts], axis=1)
+        if frame is not None:
+            frame.pts = None  # whoever calls knows the time
+            self._waiting.write(frame)
+            if self._waiting.samples < self._block:
+                return self._nothing
+        blocks = []
+        if self._waiting.samples:
+            blocks += self._resampler.resample(self._waiting.read())
+        if frame is None:
+            blocks += self._resampler.resample(None)
+        return np.concatenate([self._nothing, *map(self._split, blocks)], axis=1)
 
     def _split(self, interleaved: av.AudioFrame) -> np.ndarray:
         channels = interleaved.to_ndarray().reshape(-1, self._count).T

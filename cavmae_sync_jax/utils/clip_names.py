@@ -90,7 +90,7 @@ def span_behind(text: str) -> Span | None:
 
 
 def span_alone(name: str) -> Span | None:
-    """Returns the span that a name is, such as 000030 or 30_40; None for a name of anything else."""
+    """Returns the span that a name is, such as 000030 or 30_40; None for any other name."""
     return span_behind(name) if _SPAN.fullmatch(without_copy(name)) else None
 
 

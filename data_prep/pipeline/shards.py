@@ -177,6 +177,12 @@ def _serializer(schema: Schema) -> tuple[tfds.features.FeaturesDict, ExampleSeri
     return features, ExampleSerializer(features.get_serialized_info())
 
 
+def used(shard: Shard, outcome: Outcome) -> list[Clip]:
+    """Returns the clips that became examples, in the order of their records."""
+    rejected = {reject.clip_id for reject in outcome.rejects}
+    return [clip for clip in shard.clips if clip.clip_id not in rejected]
+
+
 def write_shard(
     shard: Shard, results: Iterable[tuple[Clip, Record | Reject]], folder: epath.Path
 ) -> Outcome:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow_datasets as tfds
 from etils import epath
 
+from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import executors, shards, stats
@@ -235,6 +236,10 @@ def _assemble(
         for index, (shard, _) in enumerate(kept):
             target = template.sharded_filepath(shard_index=index, num_shards=len(kept))
             shards.link(shards.data_path(folder, shard), target)
+        indices = {name: index for index, name in enumerate(schema.class_names)}
+        clips = [clip for shard, outcome in kept for clip in shards.used(shard, outcome)]
+        labels = [[indices[label] for label in clip.labels] for clip in clips]
+        dataset_dir.write_index(directory, split, [clip.clip_id for clip in clips], labels)
         lengths = [outcome.examples for _, outcome in kept]
         size = sum(outcome.bytes for _, outcome in kept)
         infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))

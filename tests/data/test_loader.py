@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cavmae_sync_jax.data import dataset_dir as dataset_dirs
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.data.loader import PairSpec
 from cavmae_sync_jax.distributed import sharding
@@ -105,6 +106,43 @@ def test_training_draws_every_frame(records):
             seen[int(clip)].add(image.tobytes())
     assert all(2 <= len(frames) <= 4 for frames in seen.values())
     assert sum(len(frames) for frames in seen.values()) > 70
+
+
+def test_a_batch_may_hold_one_clip(records):
+    # Grain takes the length of an endless sequence for a float.
+    (pair,) = take(train(records, batch_size=1), 1)
+    assert pair["clip"].shape == (1,)
+
+
+def test_ids_and_labels_are_known_without_the_records(dataset_dir, records, monkeypatch):
+    whole = [records[index] for index in range(len(records))]
+    ids = [record["clip_id"].decode() for record in whole]
+    labels = [record["labels"].tolist() for record in whole]
+    assert records.ids(range(len(records))) == ids
+    assert [row.tolist() for row in records.labels()] == labels
+    for name in ("clip_id", "fbank"):
+        for value, record in zip(records.column(name), whole, strict=True):
+            np.testing.assert_array_equal(value, record[name])
+    fresh = loader.Records(dataset_dir, records.split)
+    monkeypatch.setattr(fresh, "_source", None)
+    monkeypatch.setattr(fresh, "column", None)
+    assert fresh.ids([3, 0]) == [ids[3], ids[0]] and fresh.labels()[1].tolist() == labels[1]
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut", "of other clips"])
+def test_without_an_index_the_records_tell(dataset_dir, tmp_path, damage):
+    shutil.copytree(dataset_dir, tmp_path / "data")
+    first = loader.Records(tmp_path / "data", "eval")
+    index = first.directory / "clips-eval.npz"
+    content = index.read_bytes()
+    index.unlink()
+    if damage == "cut":
+        index.write_bytes(content[:-100])
+    elif damage == "of other clips":
+        dataset_dirs.write_index(first.directory, "eval", ["x"], [[0]])
+    expected = loader.Records(dataset_dir, "eval")
+    assert first.ids(range(5)) == expected.ids(range(5))
+    assert [row.tolist() for row in first.labels()] == [row.tolist() for row in expected.labels()]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

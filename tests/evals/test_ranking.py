@@ -165,7 +165,7 @@ def test_lists_are_read(tmp_path):
     assert clip_lists.read(tmp_path / "l.txt") == ["-ab", "_c d"]
     (tmp_path / "l.txt").write_text("video_id\nx\ny\nx\n")
     assert clip_lists.read(tmp_path / "l.txt") == ["x", "y"]
-    assert clip_lists.read(write_json(tmp_path / "l.json", ["x", "y"], whole=True)) == ["x", "y"]
+    assert clip_lists.read(write_json(tmp_path / "l.json", ["x", "y"])) == ["x", "y"]
 
 
 @pytest.mark.parametrize(
@@ -173,11 +173,11 @@ def test_lists_are_read(tmp_path):
     [
         ("a.json", '{"data": [', "is no JSON"),
         ("a.txt", '{"data": [', "is no JSON"),
-        ("a.json", '["x"]', "must be"),
+        ("a.json", '["x", 3]', "entry 2, has no video_id"),
         ("a.json", '{"data": {}}', "must be"),
         ("a.json", '{"data": [{"video_id": "x"}, {"video_id": 3}]}', "entry 2, has no video_id"),
         ("a.json", '{"data": [{"video_path": "frames/"}]}', "entry 1, has no video_id"),
-        ("a.json", '{"data": ["x"]}', "entry 1, has no video_id"),
+        ("a.json", '{"data": [""]}', "entry 1, has no video_id"),
         ("a.json", '{"data": []}', "names no clip"),
         ("a.txt", " \n", "names no clip"),
         ("a.txt", b"\xff\xfe", "neither JSON nor text"),
@@ -233,13 +233,13 @@ class Ids(loader.Records):
     features, longest_rows = {}, None
 
     def __init__(self, *ids):
-        self._ids = ids
+        self._names = ids
 
     def __len__(self):
-        return len(self._ids)
+        return len(self._names)
 
     def ids(self, indices):
-        return [self._ids[index] for index in indices]
+        return [self._names[index] for index in indices]
 
 
 YOUTUBE = (

@@ -88,6 +88,57 @@ def test_features_are_kept_for_the_same_model_and_data_only(
     )
     features.extract(features.encoder_tokens, model, records, mesh, tmp_path)
     assert len(calls) == 3 and len(list(tmp_path.iterdir())) == 4
+    exact = model._replace(module=model.module.clone(dtype="bfloat16"))
+    features.extract(features.embeddings, exact, records, mesh, tmp_path)
+    monkeypatch.setattr(features, "_code", lambda: "edited")
+    features.extract(features.embeddings, model, records, mesh, tmp_path)
+    assert len(calls) == 5 and len(list(tmp_path.iterdir())) == 6
+
+
+def test_the_cache_gives_only_what_is_asked_and_reads_it_as_it_is_used(
+    trained, dataset_dir, tmp_path, monkeypatch
+):
+    model, records = load(trained), loader.Records(dataset_dir, "eval")
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+
+    def extract(only=None):
+        return features.extract(features.encoder_tokens, model, records, mesh, tmp_path, only=only)
+
+    (one,) = extract(["audio_global"]).values()
+    (folder,) = tmp_path.iterdir()
+    assert [path.name for path in folder.iterdir()] == ["audio_global.npy"]
+    every = extract()  # of which one is there, but nobody knows whether it is all
+    assert {path.stem for path in folder.iterdir()} == {*every, "names"} and len(every) == 6
+    monkeypatch.setattr(features, "_stream", None)
+    for name, values in extract().items():
+        assert isinstance(values, np.memmap) and not values.flags.writeable
+        np.testing.assert_array_equal(values, every[name])
+    np.testing.assert_array_equal(extract(["audio_global"])["audio_global"], one)
+
+
+def test_two_evaluations_may_fill_one_cache(trained, dataset_dir, tmp_path, monkeypatch):
+    model, records = load(trained), loader.Records(dataset_dir, "eval")
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    stream, results = features._stream, []
+
+    def extract():
+        return features.extract(features.embeddings, model, records, mesh, tmp_path)
+
+    def interrupted(*arguments):
+        stream(*arguments)
+        monkeypatch.setattr(features, "_stream", stream)
+        results.append(extract())  # the other one ends first
+
+    monkeypatch.setattr(features, "_stream", interrupted)
+    results += [extract(), extract()]
+    for one in results:
+        np.testing.assert_array_equal(one["visual"], results[0]["visual"])
+    assert not list(tmp_path.rglob("*.partial"))
+    monkeypatch.setattr(features, "_code", lambda: "edited")
+    monkeypatch.setattr(features, "_compute", None)
+    with pytest.raises(TypeError):
+        extract()
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_diverged_model_is_told(trained, dataset_dir):

@@ -281,7 +281,8 @@ def heard(module, params, batch):
     """The vector of a window is whether it is low, and its opposite."""
     audio = batch["audio"].mean(axis=2)
     is_low = audio[..., :32].mean(axis=-1) > audio[..., 96:].mean(axis=-1)
-    return {"audio": jnp.stack([is_low, ~is_low], axis=-1).astype(jnp.float32)}
+    vectors = jnp.stack([is_low, ~is_low], axis=-1).astype(jnp.float32)
+    return {"audio": vectors, "distinct": jnp.ones(is_low.shape, bool)}
 
 
 def planted(module, params, images, sounds, *args, tokens=None, against=(), **settings):
@@ -433,6 +434,24 @@ def test_each_item_is_searched_for_another_sound_that_is_not_on_screen():
     # One class has no other sound.
     alone = items._replace(classes=np.zeros(24, int))
     assert sound_maps.queries(windows, alone, "clip", np.array([[2, 1]])).names == ("own sound",)
+
+
+def test_the_mean_of_a_sound_takes_each_of_its_windows_once():
+    vectors = np.eye(4, dtype=np.float32)[None, [0, 0, 1, 2]]
+    items = segmentation_metrics.Items(*np.zeros((2, 1), int), *[np.zeros(1, int)] * 4)
+    distinct = np.array([[True, False, True, True]])
+    asked = sound_maps.queries(vectors, items, "clip", np.zeros((0, 2), int), distinct=distinct)
+    np.testing.assert_allclose(asked.sounds[0, 0], [1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
+
+
+def test_windows_that_the_edges_of_a_clip_repeat_are_told():
+    tiny_model = pretrained()
+    shape = tiny_model.module.raw_shape("audio")
+    window = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    batch = {"audio": jnp.asarray(window[[0, 0, 1, 2, 2]])[None]}
+    found = sound_maps.window_tokens(tiny_model.module, tiny_model.params, batch)
+    assert found["distinct"].tolist() == [[True, False, True, True, False]]
+    np.testing.assert_allclose(found["audio"][0, 3], found["audio"][0, 4], rtol=1e-5)
 
 
 def test_windows_of_silence_meet_no_sound(clips):
