@@ -87,6 +87,8 @@ TESTED = {
     "test_growth_counts_what_it_should",
     r"benchmarks\.preparation": "benchmarks/test_growth_benchmarks.py::"
     "test_preparation_times_its_own_videos",
+    r"benchmarks\.many_clips": "benchmarks/test_growth_benchmarks.py::"
+    "test_many_clips_are_planned_prepared_and_resumed",
     r"benchmarks\.demo_seeds": "benchmarks/test_benchmarks.py::test_demo_seeds_by_hand",
     r"benchmarks\.segmentation_study": "benchmarks/test_benchmarks.py::"
     "test_the_segmentation_study_scores_what_it_trains",

@@ -245,10 +245,10 @@ def _read_waveform(
 def _choose_times(
     path: str | Path, start: float, end: float, num_frames: int
 ) -> tuple[list[float], list[float], float, float]:
-    """Returns which frames to take, when video ends, and `picture_seconds`.
+    """Returns two lists that tell which frames to take, when video ends, and `picture_seconds`.
 
-    A frame is told by when it must begin at the latest, and by when it begins; the list of the
-    latter is empty where nobody knows. Looks at the packets' timestamps only, so it costs no decoding.
+    The first list says by when each frame must begin, the second when it begins. The latter is
+    empty where nobody knows. Looks at the packets' timestamps only, so it costs no decoding.
     """
     times: set[float] = set()
     nominal, before, goes_on = None, False, False
@@ -308,7 +308,8 @@ def _read_frames(
     """Returns for each of the sorted `times` the last frame that begins by then, and notes.
 
     Where `begins` tells when these frames begin, frames between them that no other needs are not
-    decoded. If then anything is damaged, or not as `begins` says, all is decoded after all.
+    decoded, but for transmissions, whose damage is counted. If then anything is damaged, or not as
+    `begins` says, all is decoded after all.
     """
     if begins:
         needed, first = set(begins), begins[0]

@@ -33,6 +33,8 @@ _TOLERANT: dict[str, Any] = (
 )
 # How far one looks for a stream that begins late, in microseconds and bytes.
 _PATIENCE = {"analyzeduration": str(120 * 10**6), "probesize": str(2**28)}
+# Formats of transmissions, which lose packets: only decoding tells what is damaged.
+_BROADCAST = ("mpeg", "mpegts")
 # Transfer functions of video with a high dynamic range: PQ and HLG.
 _HDR = (16, 18)
 
@@ -117,6 +119,7 @@ class Source:
             self.video, self.audio = self._best("video"), self._best("audio")
         # Clips are prepared in many processes at once: more threads would fight for the cores.
         self.video.thread_count = 1
+        self.is_broadcast = self._container.format.name in _BROADCAST
         self._origin = (self._container.start_time or 0) / av.time_base
         aspect = float(self.video.sample_aspect_ratio or 1)
         # How many times as wide as high a pixel is shown.
@@ -290,7 +293,8 @@ def decoded(
     for source, packet in packets(path, kind, start):
         if idle is not None:
             time = source.packet_time(packet.pts, packet)
-            if skips != (skips := time is not None and idle(time)):
+            can_miss = time is not None and not source.is_broadcast and idle(time)
+            if skips != (skips := can_miss):
                 source.video.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
         seconds = source.packet_seconds(packet)
         try:

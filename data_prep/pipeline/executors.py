@@ -8,7 +8,9 @@ import collections
 import itertools
 import multiprocessing
 import os
+import select
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, TypeVar
@@ -71,7 +73,9 @@ class Workers:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["data_prep.pipeline.shards"])
         count = count or os.cpu_count() or 1
-        self._pool = pebble.ProcessPool(count, initializer=_start_worker, context=context)
+        self._pool = pebble.ProcessPool(
+            count, initializer=_start_worker, initargs=(os.getpid(),), context=context
+        )
         self._ahead, self._time_limit = _AHEAD * count, time_limit
 
     def __enter__(self) -> "Workers":
@@ -120,10 +124,29 @@ class Workers:
             return Failure("failed", f"{type(error).__name__}: {error}")
 
 
-def _start_worker() -> None:
+def _start_worker(owner: int) -> None:
+    _end_with(owner)
     # Ctrl-C is the parent's to handle, and the other cores are the other workers'.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threadpoolctl.threadpool_limits(1)
+
+
+def _end_with(owner: int) -> None:
+    """Ends this process as soon as that of the number `owner` is gone.
+
+    A worker would else decode on until its clip is done, and then wait for ever: its own parent is
+    the server that has forked it, which lives as long as any worker.
+    """
+
+    def watch() -> None:
+        select.select([descriptor], [], [])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        descriptor = os.pidfd_open(owner)
+    except ProcessLookupError:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def prepared(

@@ -1,10 +1,11 @@
 """The benchmarks of preparation and of growth run; how fast is theirs to say."""
 
+import numpy as np
 import pytest
 from media_files import make_video
 from test_speed_benchmarks import FLAGS
 
-from benchmarks import growth, preparation
+from benchmarks import extraction_baseline, growth, many_clips, preparation
 
 pytestmark = pytest.mark.release
 
@@ -36,6 +37,20 @@ def test_preparation_times_anyones_videos(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         preparation.main()
     assert ended.value.code == 2
+
+
+def test_many_clips_are_planned_prepared_and_resumed():
+    told = many_clips.measure(2000)
+    assert set(told["seconds"]) == set(many_clips.STEPS) and told["memory"] > 0
+    assert told["files"]["in the end"] < 100
+
+
+def test_the_peer_extracts_frames_and_sound(short, tmp_path):
+    pytest.importorskip("cv2")
+    pytest.importorskip("imageio_ffmpeg")
+    path = tmp_path / "a.mp4"
+    preparation.film(path, (64, 48), np.random.default_rng(0))
+    assert extraction_baseline.extract_all([str(path)], 4) > 0
 
 
 def test_growth_counts_what_it_should(monkeypatch, capsys):

@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -207,6 +206,43 @@ def folder(tmp_path_factory):
 FLAGS = ("--eval_share=0", "--num_frames=2", "--image_size=16", "--workers=2")
 
 
+def is_group(number):
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    code = (
+        "import time\n"
+        "from data_prep.pipeline.executors import Workers\n"
+        "if __name__ == '__main__':\n"
+        "    workers = Workers(2, 300)\n"
+        "    results = workers.results(time.sleep, [0, 0, 300, 300])\n"
+        "    print(next(results), next(results), flush=True)\n"
+        "    next(results)\n"
+    )
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, program],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "(0, None) (0, None)\n"
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while is_group(process.pid):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.01)
+
+
 def test_a_killed_preparation_goes_on(tmp_path, folder):
     output = tmp_path / "killed"
     process = videos_program(folder, f"--output={output}", *FLAGS, stderr=subprocess.DEVNULL)
@@ -215,8 +251,11 @@ def test_a_killed_preparation_goes_on(tmp_path, folder):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
+    while is_group(process.pid):  # its workers and their server
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.01)
     assert not (output / "videos").exists()
     again = videos_program(
         folder, f"--output={output}", *FLAGS, stdout=subprocess.PIPE, stderr=subprocess.PIPE
