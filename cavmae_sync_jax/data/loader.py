@@ -32,8 +32,7 @@ from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
 FIELDS = ("clip_id", "frames", "fbank")
 Batch = dict[str, Any]
-# Positions of a training: more than any needs, and few enough for grain to divide as floats.
-_ENDLESS = 2**50
+_ENDLESS = 2**50  # positions; more than any training needs, few enough for floats, as grain has
 # Where Linux keeps what processes share; containers often have 64 MB of it.
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -108,13 +107,12 @@ class Records:
         stored = dataset_dir.read_index(self.directory, self.split, self._length)
         if stored is not None:
             return stored
-        with console.progress(f"ids of {self.split}", self._length, "clip") as bar:
-            ids, labels = [], []
-            for name, row in zip(self.column("clip_id"), self.column("labels"), strict=True):
-                ids.append(name.decode())
-                labels.append(row)
-                bar.update()
-        return dataset_dir.ClipIndex(ids, labels)
+        with console.progress(f"ids of {self.split}", 2 * self._length, "record") as bar:
+            ids, labels = (
+                [(value, bar.update())[0] for value in self.column(name)]
+                for name in ("clip_id", "labels")
+            )
+            return dataset_dir.ClipIndex([name.decode() for name in ids], labels)
 
     def pairs(self, index: int, pair_spec: "PairSpec", frames: Iterable[int]) -> list[Batch]:
         """Some of a clip's frames with their windows, see `PairSpec.pair`."""
