@@ -74,7 +74,7 @@ class Records:
         # Datasets of version 0.1.0 don't tell; each of their records is checked when it is read.
         self.longest_rows: int | None = (builder.info.metadata or {}).get("longest_rows")
         self._source = builder.as_data_source(split=split)
-        self._builder, self._length = builder, info.num_examples
+        self._length = info.num_examples
         if not self._length:
             raise UserError(f"{self.directory}, split {split} is empty")
 
@@ -88,18 +88,12 @@ class Records:
             raise self._damaged(index, error) from error
 
     def column(self, name: str) -> Iterator[Any]:
-        """Yields one field of each record in turn; no other field is decoded.
+        """Yields one field of each record in turn.
 
         Raises:
           UserError: a record is damaged.
         """
-        decoders = tfds.decode.PartialDecoding({name: True})
-        source = self._builder.as_data_source(split=self.split, decoders=decoders)
-        for index in range(self._length):
-            try:
-                yield source[index][name]
-            except Exception as error:
-                raise self._damaged(index, error) from error
+        return (self[index][name] for index in range(len(self)))
 
     @functools.cached_property
     def _index(self) -> dataset_dir.ClipIndex:
@@ -107,12 +101,13 @@ class Records:
         stored = dataset_dir.read_index(self.directory, self.split, self._length)
         if stored is not None:
             return stored
-        with console.progress(f"ids of {self.split}", 2 * self._length, "record") as bar:
-            ids, labels = (
-                [(value, bar.update())[0] for value in self.column(name)]
-                for name in ("clip_id", "labels")
-            )
-            return dataset_dir.ClipIndex([name.decode() for name in ids], labels)
+        ids, labels = [], []
+        with console.progress(f"ids of {self.split}", self._length, "clip") as bar:
+            for record in map(self._source.__getitem__, range(self._length)):
+                ids.append(record["clip_id"].decode())
+                labels.append(np.asarray(record["labels"], np.int32))
+                bar.update()
+        return dataset_dir.ClipIndex(ids, labels)
 
     def pairs(self, index: int, pair_spec: "PairSpec", frames: Iterable[int]) -> list[Batch]:
         """Some of a clip's frames with their windows, see `PairSpec.pair`."""

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from etils import epath
@@ -130,11 +130,6 @@ class Selected(loader.Records):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._records[self._indices[index]]
-
-    def column(self, name: str) -> Iterator[Any]:
-        """Yields one field of each record in turn."""
-        whole = list(self._records.column(name))
-        return (whole[index] for index in self._indices)
 
     def ids(self, indices: Sequence[int]) -> list[str]:
         """The clip ids of some records."""

@@ -117,7 +117,7 @@ def test_a_batch_may_hold_one_clip(records):
 def test_ids_and_labels_are_known_without_the_records(dataset_dir, records, monkeypatch):
     whole = [records[index] for index in range(len(records))]
     ids = [record["clip_id"].decode() for record in whole]
-    labels = [record["labels"].tolist() for record in whole]
+    labels = [list(record["labels"]) for record in whole]
     assert records.ids(range(len(records))) == ids
     assert [row.tolist() for row in records.labels()] == labels
     for name in ("clip_id", "fbank"):

@@ -218,7 +218,10 @@ def test_only_the_listed_clips_are_embedded(model, dataset_dir, tmp_path, monkey
     assert len(list((tmp_path / "cache").iterdir())) == 2
     assert result["data"]["identity"].startswith(whole["data"]["identity"])
     # The scores are those of the three rows of the whole.
-    kept = [np.load(file) for file in (tmp_path / "cache").iterdir()]
+    kept = [
+        {name: np.load(folder / f"{name}.npy") for name in ("audio", "visual")}
+        for folder in (tmp_path / "cache").iterdir()
+    ]
     few, many = sorted(kept, key=lambda stored: len(stored["audio"]))
     np.testing.assert_allclose(few["audio"], many["audio"][[2, 7, 11]], atol=1e-5)
     assert result["scores"]["max"] == retrieval_metrics.retrieval(
