@@ -96,8 +96,8 @@ class SegmentFiles:
           end: None where nobody knows.
           youtube: whether `name` can't be a file's name.
         """
-        if not youtube and (files := self._names.called(name)):
-            return [self._whole(video, start, end) for video in files]
+        if not youtube and (named := self._names.called(name)):
+            return [self._whole(video, start, end) for video in named]
         files = self._files.get(name, [])
         fits = [_fit(file.video, file.span, start, end) for file in files if file.span is not None]
         if found := [fit for fit in fits if fit is not None]:
