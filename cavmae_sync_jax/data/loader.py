@@ -88,11 +88,7 @@ class Records:
             raise self._damaged(index, error) from error
 
     def column(self, name: str) -> Iterator[Any]:
-        """Yields one field of each record in turn.
-
-        Raises:
-          UserError: a record is damaged.
-        """
+        """Yields one field of each record in turn; raises UserError where one is damaged."""
         return (self[index][name] for index in range(len(self)))
 
     @functools.cached_property
