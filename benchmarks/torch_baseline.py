@@ -1,7 +1,8 @@
 """The same model, losses and optimiser in PyTorch, from its library's fast parts, to measure by.
 
 Modules and their attributes are named as in our parameter tree, so that `load_params` is one rule.
-Masks come as indices of kept patches; raw input is normalised on the device, as in our step.
+Masks come as orders of all patches, the kept ones first. As in our step, raw input is normalised on
+the device, and the decoder's last block computes the masked patches only.
 """
 
 import os
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from cavmae_sync_jax.models import cavmae_sync
+from cavmae_sync_jax.models import cavmae_sync, masking
 from cavmae_sync_jax.models.patches import Grid, sincos_positions
 from cavmae_sync_jax.training.losses import DIRECTIONS
 from cavmae_sync_jax.utils.errors import UserError
@@ -32,10 +33,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.projection = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[batch, tokens, dim]` to the same."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.projection(F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """`[batch, tokens, dim]` to the outputs of the tokens from `first` on."""
+        if first:
+            dim = x.shape[-1]
+            query = F.linear(x[:, first:], self.qkv.weight[:dim], self.qkv.bias[:dim])
+            rest = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:])
+            parts = [query, *rest.chunk(2, -1)]
+        else:
+            parts = self.qkv(x).chunk(3, -1)
+        heads = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        return self.projection(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -62,9 +70,9 @@ class Block(nn.Module):
             self.add_module(f"attention_norm{name}", nn.LayerNorm(dim))
             self.add_module(f"mlp_norm{name}", nn.LayerNorm(dim))
 
-    def forward(self, x: Tensor, norm_set: str = "") -> Tensor:
-        """Applies it with the norms of `norm_set`."""
-        x = x + self.attention(getattr(self, f"attention_norm{norm_set}")(x))
+    def forward(self, x: Tensor, norm_set: str = "", first: int = 0) -> Tensor:
+        """Applies it with the norms of `norm_set`; returns the tokens from `first` on."""
+        x = x[:, first:] + self.attention(getattr(self, f"attention_norm{norm_set}")(x), first)
         return x + self.mlp(getattr(self, f"mlp_norm{norm_set}")(x))
 
 
@@ -100,8 +108,8 @@ class Encoder(nn.Module):
         self.stack = _stack(model.depth, width, model.heads, model.mlp_ratio)
 
     def forward(self, patches: Tensor, keep: Tensor) -> list[Tensor]:
-        """Patches `[batch, patches, pixels]` to global, kept and register tokens."""
-        x = self.patch_projection(patches.gather(1, _spread(keep, patches.shape[2])))
+        """Kept patches `[batch, kept, pixels]` to global, kept and register tokens."""
+        x = self.patch_projection(patches)
         x = x + (self.positions[0][keep] + self.modality).to(x.dtype)
         ends = [
             x[:, :0] if end is None else end.to(x.dtype).expand(len(x), -1, -1)
@@ -115,7 +123,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Predicts every patch of both modalities from the kept ones' joint tokens."""
+    """Predicts the masked patches of both modalities from the kept ones' joint tokens."""
 
     def __init__(
         self, model: ConfigDict, grids: Mapping[str, Grid], pixels: Mapping[str, int]
@@ -132,21 +140,21 @@ class Decoder(nn.Module):
         self.stack = _stack(model.decoder_depth, width, model.decoder_heads, model.mlp_ratio)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, latent: Tensor, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The kept audio, then visual tokens to each modality's predicted patches."""
+    def forward(
+        self, latent: Tensor, keep: Mapping[str, Tensor], masked: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The kept audio, then visual tokens to each modality's predictions."""
         latent = self.embed(latent)
         kept = latent.split([keep[m].shape[1] for m in MODALITIES], 1)
-        parts = []
+        seen, hidden = [], []
         for m, tokens in zip(MODALITIES, kept, strict=True):
-            codes = getattr(self, f"positions_{m}") + getattr(self, f"modality_{m}")
-            shape = len(latent), codes.shape[1], codes.shape[2]
-            full = self.mask_token.to(latent.dtype).expand(shape)
-            full = full.scatter(1, _spread(keep[m], shape[2]), tokens)
-            parts.append(full + codes.to(latent.dtype))
-        x = torch.cat(parts, 1)
-        for block in self.stack:
-            x = block(x)
-        ends = self.norm(x).split([part.shape[1] for part in parts], 1)
+            positions, code = getattr(self, f"positions_{m}")[0], getattr(self, f"modality_{m}")
+            seen.append(tokens + (positions[keep[m]] + code).to(latent.dtype))
+            hidden.append((positions[masked[m]] + (self.mask_token + code)).to(latent.dtype))
+        x = torch.cat(seen + hidden, 1)
+        for index, block in enumerate(self.stack):
+            x = block(x, first=latent.shape[1] if index == len(self.stack) - 1 else 0)
+        ends = self.norm(x).split([part.shape[1] for part in hidden], 1)
         return {m: getattr(self, f"head_{m}")(x) for m, x in zip(MODALITIES, ends, strict=True)}
 
 
@@ -163,6 +171,8 @@ class TorchCavMaeSync(nn.Module):
         self.settings, self.loss, self.dtype = config.model, dict(config.loss), dtype
         ours = cavmae_sync.from_config(config.model)
         model, passes = config.model, (*MODALITIES, BOTH)
+        ratio = config.mask.ratios[0]
+        self.kept = {m: masking.kept_patches(ours.grids[m].patches, ratio) for m in MODALITIES}
         for m in MODALITIES:
             self.add_module(f"encoders_{m}", Encoder(model, ours.grids[m], ours.pixels[m]))
         sets = tuple(f"_{name}" for name in passes)
@@ -173,30 +183,39 @@ class TorchCavMaeSync(nn.Module):
         scale = torch.tensor([cavmae_sync.IMAGE_MEAN, cavmae_sync.IMAGE_STD])
         self.register_buffer("scale", scale, persistent=False)
 
-    def forward(self, raw: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> Tensor:
-        """The loss of raw log-mel and RGB `raw` whose patches `keep` are seen."""
-        patches = {m: self._patchify(m, raw[m]) for m in MODALITIES}
+    def forward(self, raw: Mapping[str, Tensor], orders: Mapping[str, Tensor]) -> Tensor:
+        """The loss of raw log-mel and RGB; `orders` are those of each sample's patches."""
+        keep = {m: order[:, : self.kept[m]] for m, order in orders.items()}
+        masked = {m: order[:, self.kept[m] :] for m, order in orders.items()}
+        patches = {m: self._cut(m, raw[m]) for m in MODALITIES}
+        visible, hidden = (
+            {m: self._normalised(m, patches[m], chosen[m]) for m in MODALITIES}
+            for chosen in (keep, masked)
+        )
         automatic = self.dtype != torch.float32
         with torch.autocast(self.scale.device.type, self.dtype, enabled=automatic):
-            tokens = {m: getattr(self, f"encoders_{m}")(patches[m], keep[m]) for m in MODALITIES}
+            tokens = {m: getattr(self, f"encoders_{m}")(visible[m], keep[m]) for m in MODALITIES}
             embeddings = [self._join(m, *tokens[m]).float() for m in MODALITIES]
             both = torch.cat([tokens[m][1] for m in MODALITIES], 1)
-            predictions = self.decoder(self._joint(both, BOTH), keep)
-        errors = [_reconstruction(predictions[m].float(), patches[m], keep[m]) for m in MODALITIES]
+            predictions = self.decoder(self._joint(both, BOTH), keep, masked)
+        errors = [_reconstruction(predictions[m].float(), hidden[m]) for m in MODALITIES]
         weights = self.loss["contrast_weight"], self.loss["reconstruction_weight"]
         return weights[0] * self._contrast(*embeddings) + weights[1] * sum(errors)
 
-    def _patchify(self, modality: str, raw: Tensor) -> Tensor:
-        raw = raw.float()
-        if modality == AUDIO:
-            patch = self.settings.audio_patch
-            x = (raw - self.settings.audio_mean) / self.settings.audio_std
-            x = x.transpose(1, 2)[..., None]
-        else:
-            patch, x = self.settings.image_patch, (raw / 255 - self.scale[0]) / self.scale[1]
+    def _cut(self, modality: str, raw: Tensor) -> Tensor:
+        audio = modality == AUDIO
+        x = raw.transpose(1, 2)[..., None] if audio else raw
+        patch = self.settings.audio_patch if audio else self.settings.image_patch
         batch, height, width, channels = x.shape
-        x = x.view(batch, height // patch, patch, width // patch, patch, channels)
+        x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
         return x.permute(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+
+    def _normalised(self, modality: str, patches: Tensor, chosen: Tensor) -> Tensor:
+        x = patches.gather(1, _spread(chosen, patches.shape[2])).float()
+        if modality == AUDIO:
+            return (x - self.settings.audio_mean) / self.settings.audio_std
+        pixels = x.unflatten(2, (-1, 3))
+        return ((pixels / 255 - self.scale[0]) / self.scale[1]).flatten(2)
 
     def _joint(self, x: Tensor, name: str) -> Tensor:
         for block in self.joint:
@@ -217,11 +236,10 @@ class TorchCavMaeSync(nn.Module):
         return sum(parts) / len(parts)
 
 
-def _reconstruction(predictions: Tensor, patches: Tensor, keep: Tensor) -> Tensor:
+def _reconstruction(predictions: Tensor, patches: Tensor) -> Tensor:
     variance, mean = torch.var_mean(patches, -1, correction=1, keepdim=True)
     target = (patches - mean) * torch.rsqrt(variance + 1e-6)
-    masked = torch.ones(patches.shape[:2], device=patches.device).scatter(1, keep, 0.0)
-    return ((predictions - target).square().mean(-1) * masked).sum() / masked.sum()
+    return (predictions - target).square().mean()
 
 
 def named(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -268,19 +286,16 @@ class Trainer:
         tensors = {m: torch.from_numpy(np.array(arrays[m])).to(self.device) for m in MODALITIES}
         return {m: t.long() if t.dtype == torch.int32 else t for m, t in tensors.items()}
 
-    def draw(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Other masks, of as many patches as `keep`'s."""
-        drawn = {}
-        for m, old in keep.items():
-            patches = getattr(self.model.decoder, f"positions_{m}").shape[1]
-            noise = torch.rand(len(old), patches, device=self.device)
-            drawn[m] = noise.argsort(1)[:, : old.shape[1]]
-        return drawn
+    def draw(self, orders: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Other masks of the same sizes."""
+        return {m: torch.rand(x.shape, device=self.device).argsort(1) for m, x in orders.items()}
 
-    def gradients(self, how: str, raw: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> Tensor:
+    def gradients(
+        self, how: str, raw: Mapping[str, Tensor], orders: Mapping[str, Tensor]
+    ) -> Tensor:
         """Leaves the gradients of the loss, which it returns, in the parameters."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.forward[how](raw, keep)
+        loss = self.forward[how](raw, orders)
         loss.backward()
         return loss.detach()
 
@@ -288,9 +303,9 @@ class Trainer:
         """Of the gradients left in the parameters."""
         return torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters()]).item()
 
-    def step(self, how: str, raw: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> Tensor:
+    def step(self, how: str, raw: Mapping[str, Tensor], orders: Mapping[str, Tensor]) -> Tensor:
         """One training step, "eager" or "compiled"; returns its loss."""
-        loss = self.gradients(how, raw, keep)
+        loss = self.gradients(how, raw, orders)
         self.optimizer.step()
         return loss
 

@@ -13,7 +13,6 @@ collective overlaps with arithmetic.
 """
 
 import argparse
-import collections
 import math
 import os
 import re
@@ -34,6 +33,7 @@ import jax
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
+from benchmarks import hlo_text
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.training import config_checks, train_step
@@ -87,60 +87,20 @@ class Estimate(NamedTuple):
         return self.compute + sum(kind.seconds for kind in self.collectives.values())
 
 
-WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "f16": 2, "pred": 1, "u8": 1, "s8": 1}
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-CALL = re.compile(r"(?:calls|body|to_apply|called_computations=\{)=?%([\w.-]+)")
-
-
-def computations(text: str) -> dict[str, list[str]]:
-    """The instructions of each computation of an HLO module's text."""
-    found: dict[str, list[str]] = {}
-    current: list[str] = []
-    for line in text.splitlines():
-        if match := re.match(r"(ENTRY )?%([\w.-]+) \(.*\{$", line):
-            current = found.setdefault("ENTRY" if match[1] else match[2], [])
-        elif line.startswith("  "):
-            current.append(line)
-    return found
-
-
-def runs(blocks: dict[str, list[str]]) -> dict[str, int]:
-    """How often a step runs each computation: loops multiply, by the number they count to."""
-
-    def callees(name: str) -> Iterator[tuple[str, int]]:
-        for line in blocks[name]:
-            times = 1
-            if loop := re.search(r" while\(.*condition=%([\w.-]+)", line):
-                limits = [
-                    int(n) for n in re.findall(r"constant\((\d+)\)", "".join(blocks[loop[1]]))
-                ]
-                times = max(limits, default=1)
-            for callee in CALL.findall(line):
-                if callee in blocks:
-                    yield callee, times
-
-    totals: collections.Counter = collections.Counter()
-
-    def visit(name: str, times: int) -> None:
-        totals[name] += times
-        for callee, more in callees(name):
-            visit(callee, times * more)
-
-    visit("ENTRY", 1)
-    return dict(totals)
 
 
 def collectives(text: str, chip: Chip, shape: tuple[int, ...]) -> dict[str, Collectives]:
     """The collectives of a compiled program's text, by kind; `shape` is the topology's."""
-    blocks = computations(text)
-    totals, sums = runs(blocks), {}
+    blocks = hlo_text.computations(text)
+    totals, sums = hlo_text.runs(blocks), {}
     for name, lines in blocks.items():
         for line in lines:
             match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
             if not match or not totals.get(name):
                 continue
             kind = "reduce-scatter" if "all-reduce-scatter" in name else match[2]
-            sizes = _sizes(match[1])
+            sizes = hlo_text.sizes(match[1])
             if match[3] and kind != "all-reduce":  # (operands, results)
                 sizes = sizes[len(sizes) // 2 :]
             group = _group(line, math.prod(shape))
@@ -151,16 +111,6 @@ def collectives(text: str, chip: Chip, shape: tuple[int, ...]) -> dict[str, Coll
                 old.count + times, old.bytes + times * size, old.seconds + times * seconds
             )
     return sums
-
-
-def _sizes(shapes: str) -> list[float]:
-    """Bytes of each array, without the scalars that asynchronous operations carry along."""
-    found = re.findall(r"(\w+)\[([\d,]+)\]", shapes)
-    return [
-        WIDTHS[kind] * math.prod(map(int, dims.split(",")))
-        for kind, dims in found
-        if kind in WIDTHS
-    ]
 
 
 def _group(line: str, chips: int) -> int:

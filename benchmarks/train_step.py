@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -80,17 +81,22 @@ def model_flops(config: ConfigDict) -> float:
     Two for every multiplication and addition of a matrix product: patch projections, encoders (kept
     patches, global and register tokens), the joint block's three passes, the decoder and its heads.
     Norms, softmax, GELU, losses and the optimiser are left out. In a block of width d, n tokens
-    take 3·n·d² for query, key and value, 2·n²·d for attention, n·d² for its projection and
-    2·n·d·hidden for the MLP.
+    take 2·n·d² for key and value. Every token whose output is wanted takes d² for its query, 2·n·d
+    for attention, d² for the projection and 2·d·hidden for the MLP. In the decoder's last block
+    these are the masked patches, elsewhere all tokens.
     """
     model, ours = config.model, cavmae_sync.from_config(config.model)
     ratio = config.mask.ratios[0]
     kept = {m: masking.kept_patches(ours.grids[m].patches, ratio) for m in MODALITIES}
     width, decoder_width = model.width, model.decoder_width
 
-    def stack(depth: int, tokens: int, dim: int) -> int:
+    def block(queries: int, tokens: int, dim: int) -> int:
         hidden = int(dim * model.mlp_ratio)
-        return depth * tokens * (4 * dim * dim + 2 * tokens * dim + 2 * dim * hidden)
+        each = 2 * dim * dim + 2 * tokens * dim + 2 * dim * hidden
+        return tokens * 2 * dim * dim + queries * each
+
+    def stack(depth: int, tokens: int, dim: int) -> int:
+        return depth * block(tokens, tokens, dim)
 
     first, last = int(model.global_token), model.registers
     products = stack(model.joint_depth, sum(kept.values()), width)
@@ -100,9 +106,11 @@ def model_flops(config: ConfigDict) -> float:
         joined = first + kept[m] + last * model.registers_in_joint
         products += stack(model.joint_depth, joined, width)
         products += kept[m] * width * decoder_width
-        products += ours.grids[m].patches * decoder_width * ours.pixels[m]
+        products += (ours.grids[m].patches - kept[m]) * decoder_width * ours.pixels[m]
     patches = sum(grid.patches for grid in ours.grids.values())
-    return 2.0 * (products + stack(model.decoder_depth, patches, decoder_width))
+    products += stack(model.decoder_depth - 1, patches, decoder_width)
+    products += block(patches - sum(kept.values()), patches, decoder_width)
+    return 2.0 * products
 
 
 def random_batch(module: cavmae_sync.CavMaeSync, size: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -132,11 +140,13 @@ class Ours:
         shapes = jax.eval_shape(self._draw)
         self.shardings = sharding.state_shardings(shapes, self.mesh)
         self.state = jax.jit(self._draw, out_shardings=self.shardings)()
-        self._masks = jax.jit(
-            lambda batch, step: (
-                train_step._samples(self.module, config, batch, step, config.mask.ratios[0]).keep
-            )
-        )
+
+        def orders(batch: dict[str, jax.Array], step: jax.Array) -> dict[str, jax.Array]:
+            ratio = config.mask.ratios[0]
+            drawn = train_step._samples(self.module, config, batch, step, ratio)
+            return {m: jnp.concatenate([drawn.keep[m], drawn.masked[m]], 1) for m in MODALITIES}
+
+        self._masks = jax.jit(orders)
 
     def _draw(self) -> train_step.TrainState:
         return train_step.init_state(self.module, self.optimizer, jax.random.key(0))
@@ -156,7 +166,7 @@ class Ours:
         return Program(name, compiled, memory, seconds)
 
     def masks(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The indices of kept patches that the next step will draw."""
+        """The order of all patches that the next step will draw, the kept ones first."""
         return self._masks(batch, self.state.step)
 
     def step(self, program: Program, batch: dict[str, jax.Array], steps: int = 1) -> dict[str, Any]:
@@ -214,16 +224,16 @@ def measure(
         torch_baseline = _torch_baseline(config)
         device = torch_baseline.prepare(jax.default_backend())
         trainer = torch_baseline.Trainer(config, dtype.name, device)
-        raw, keep = trainer.put(batch), trainer.put(ours.masks(on_device))
+        raw, orders = trainer.put(batch), trainer.put(ours.masks(on_device))
         for how in peers:
-            first[how] = _seconds(lambda how=how: trainer.gradients(how, raw, keep).item())
+            first[how] = _seconds(lambda how=how: trainer.gradients(how, raw, orders).item())
     for program in sorted(programs, key=lambda program: program.memory):
         if trainer:
             # The step will update these weights, and draw these masks from its number.
             torch_baseline.load_params(trainer.model, ours.state.params)
-            keep = trainer.put(ours.masks(on_device))
+            orders = trainer.put(ours.masks(on_device))
             theirs = {
-                how: (trainer.gradients(how, raw, keep).item(), trainer.gradient_norm())
+                how: (trainer.gradients(how, raw, orders).item(), trainer.gradient_norm())
                 for how in peers
             }
         scalars = ours.step(program, on_device)
@@ -237,7 +247,7 @@ def measure(
 
         def call(how: str = how, count: int = steps) -> None:
             for _ in range(count):
-                trainer.step(how, raw, trainer.draw(keep))
+                trainer.step(how, raw, trainer.draw(orders))
             trainer.wait()
 
         name = f"PyTorch {how}"

@@ -6,6 +6,7 @@ The layer axis of a scanned stack is never split. Smaller parameters are replica
 moments follow their parameter.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,6 +77,31 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def platform() -> str:
+    """Where the program that is being traced will run: on the mesh's devices, if there is one.
+
+    These may be described ones, which a program is only compiled for.
+
+    Returns:
+      JAX's name of the platform, such as "cpu", "tpu", and for a GPU "gpu" or "cuda".
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def cuda_capability() -> float:
+    """The compute capability of this process's NVIDIA GPUs, such as 9.0.
+
+    Without a GPU one is only compiled for, and the newest is assumed. An AMD GPU has 0.
+    """
+    if jax.default_backend() != "gpu":
+        return math.inf
+    try:
+        return float(jax.local_devices()[0].compute_capability)
+    except ValueError:  # such as gfx942
+        return 0.0
 
 
 def split_batch(x: Shaped[Array, "batch *rest"], parts: int) -> Shaped[Array, "{parts} _ *rest"]:

@@ -77,7 +77,7 @@ class Masks:
                 module.grids[m],
                 self.ratio,
                 structures[m],
-            )
+            ).kept
             for index, m in enumerate(MODALITIES)
         }
 
@@ -123,7 +123,8 @@ def _predict(
 ) -> tuple[Patches, Patches]:
     """The predicted (normalised) and the true patches of both modalities."""
     true = {m: module.patchify(m, raw[m]) for m in MODALITIES}
-    return module.apply({"params": params}, true, keep).predictions, true
+    visible = {m: patches.gather(true[m], keep[m]) for m in MODALITIES}
+    return module.apply({"params": params}, visible, keep).predictions, true
 
 
 def run(

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 from ml_collections import ConfigDict
 
+from cavmae_sync_jax.models import masking
 from cavmae_sync_jax.models import patches as patching
 from cavmae_sync_jax.models.layers import REMAT_POLICIES, Norm, Stack, dense
 from cavmae_sync_jax.models.patches import Grid
@@ -70,14 +71,13 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        patches: Float[Array, "batch patches pixels"],
+        patches: Float[Array, "batch kept pixels"],
         keep: Int[Array, "batch kept"] | None,
     ) -> Tokens:
-        """Encodes the patches in `keep` (all, if None). Masked patches cost nothing."""
+        """Encodes patches whose places are in `keep` (None: all, in order)."""
         dtype, width = self.stack["dtype"], self.width
         positions = _positions(self, "positions", self.grid, width, self.learned_positions)
         if keep is not None:
-            patches = patching.gather(patches, keep)
             positions = positions[0][keep]
         small = nn.initializers.normal(0.02)
         x = dense(width, dtype, "patch_projection")(patches)
@@ -107,7 +107,11 @@ def split_tokens(x: Float[Array, "batch tokens dim"], patches: int, global_token
 
 
 class Decoder(nn.Module):
-    """Predicts every patch of both modalities from the kept ones' joint tokens."""
+    """Predicts masked patches of both modalities from the kept ones' joint tokens.
+
+    Its blocks see the kept tokens of audio and visual, then the mask tokens of both. Attention does
+    not depend on the order, so that no token has to be put back to its place.
+    """
 
     grids: dict[str, Grid]
     pixels: dict[str, int]
@@ -120,27 +124,48 @@ class Decoder(nn.Module):
         self,
         latent: Float[Array, "batch tokens dim"],
         keep: Mapping[str, Int[Array, "batch _"]],
+        masked: Mapping[str, Int[Array, "batch _"]] | None,
     ) -> dict[str, Float[Array, "batch _ _"]]:
-        """Takes the kept audio then visual tokens; returns each modality's predicted patches."""
+        """Takes the kept audio then visual tokens; returns each modality's predictions.
+
+        They are those of the patches in `masked`, all that are not kept. None asks for every patch.
+        """
         dtype, small = self.stack["dtype"], nn.initializers.normal(0.02)
+        places = {
+            m: masking.complement(keep[m], self.grids[m].patches) if masked is None else masked[m]
+            for m in MODALITIES
+        }
         latent = dense(self.width, dtype, "embed")(latent)
         mask_token = self.param("mask_token", small, (1, 1, self.width))
-        kept = jnp.split(latent, [keep[AUDIO].shape[1]], axis=1)
-        parts = []
-        for modality, tokens in zip(MODALITIES, kept, strict=True):
-            grid = self.grids[modality]
-            x = patching.scatter(tokens, keep[modality], grid.patches, mask_token)
-            name, learned = f"positions_{modality}", self.learned_positions
-            positions = _positions(self, name, grid, self.width, learned)
-            code = self.param(f"modality_{modality}", small, (1, 1, self.width))
-            parts.append(x + (positions + code).astype(dtype))
-        x = Stack(**self.stack, name="stack")(jnp.concatenate(parts, axis=1))
-        x = Norm(dtype, name="norm")(x)
-        ends = jnp.split(x, [self.grids[AUDIO].patches], axis=1)
+        seen, hidden = [], []
+        for m, tokens in zip(MODALITIES, _cut(latent, keep), strict=True):
+            grid, learned = self.grids[m], self.learned_positions
+            positions = _positions(self, f"positions_{m}", grid, self.width, learned)[0]
+            # Added after the gathering, so that their gradients are sums and no scattered ones.
+            code = self.param(f"modality_{m}", small, (1, 1, self.width))
+            seen.append(tokens + (positions[keep[m]] + code).astype(dtype))
+            hidden.append((positions[places[m]] + (mask_token + code)).astype(dtype))
+        x = jnp.concatenate(seen + hidden, axis=1)
+        stack, norm = Stack(**self.stack, name="stack"), Norm(dtype, name="norm")
+        if masked is not None:
+            ends = _cut(norm(stack(x, first=latent.shape[1])), masked)
+        else:
+            kept, others = jnp.split(norm(stack(x)), [latent.shape[1]], axis=1)
+            ends = [
+                patching.restore(pair, (keep[m], places[m]))
+                for m, *pair in zip(MODALITIES, _cut(kept, keep), _cut(others, places), strict=True)
+            ]
         return {
-            modality: dense(self.pixels[modality], dtype, f"head_{modality}")(tokens)
-            for modality, tokens in zip(MODALITIES, ends, strict=True)
+            m: dense(self.pixels[m], dtype, f"head_{m}")(tokens)
+            for m, tokens in zip(MODALITIES, ends, strict=True)
         }
+
+
+def _cut(
+    x: Float[Array, "batch tokens dim"], places: Mapping[str, Int[Array, "batch _"]]
+) -> list[Float[Array, "batch _ dim"]]:
+    """Takes audio and visual tokens apart, as many of each as it has places."""
+    return jnp.split(x, [places[AUDIO].shape[1]], axis=1)
 
 
 class CavMaeSync(nn.Module):
@@ -221,19 +246,32 @@ class CavMaeSync(nn.Module):
             self.grids, self.pixels, self.decoder_width, self.learned_positions, decoder
         )
 
-    def patchify(self, modality: str, raw: Num[Array, "batch *shape"]) -> Float[Array, "batch _ _"]:
-        """Normalises raw input and cuts it into patches; the same array is input and target.
+    def patchify(
+        self,
+        modality: str,
+        raw: Num[Array, "batch *shape"],
+        chosen: Int[Array, "batch chosen"] | None = None,
+    ) -> Float[Array, "batch _ _"]:
+        """Cuts raw input into patches and normalises them; they are input and target alike.
 
         Args:
           modality: `AUDIO` or `VISUAL`.
           raw: log-mel `[batch, rows, bins]`, or RGB 0–255 `[batch, height, width, 3]`.
+          chosen: indices of the patches to return; None: all, in order.
         """
-        raw = raw.astype(jnp.float32)
+        picture = patching.fbank_as_picture(raw) if modality == AUDIO else raw
+        size = self.audio_patch if modality == AUDIO else self.image_patch
+        patches = patching.patchify(picture, size)
+        # Raw bytes are cheaper to move about than what they are normalised to.
+        if chosen is not None:
+            patches = patching.gather(patches, chosen)
+        patches = patches.astype(jnp.float32)
         if modality == AUDIO:
-            picture = patching.fbank_as_picture((raw - self.audio_mean) / self.audio_std)
-            return patching.patchify(picture, self.audio_patch)
-        mean, std = (np.asarray(v, np.float32)[None, None, None] for v in (IMAGE_MEAN, IMAGE_STD))
-        return patching.patchify((raw / 255 - mean) / std, self.image_patch)
+            return (patches - self.audio_mean) / self.audio_std
+        mean, std = (
+            np.tile(np.asarray(v, np.float32), size**2)[None, None] for v in (IMAGE_MEAN, IMAGE_STD)
+        )
+        return (patches / 255 - mean) / std
 
     def encode(
         self,
@@ -241,8 +279,12 @@ class CavMaeSync(nn.Module):
         patches: Float[Array, "batch patches pixels"],
         keep: Int[Array, "batch kept"] | None = None,
     ) -> Tokens:
-        """The modality's own encoder, before the joint block and any final norm."""
-        return self.encoders[modality](patches, keep)
+        """The modality's own encoder, before the joint block and any final norm.
+
+        Only the patches in `keep` are encoded (None: all). Masked patches cost nothing.
+        """
+        chosen = patches if keep is None else patching.gather(patches, keep)
+        return self.encoders[modality](chosen, keep)
 
     def join(self, modality: str, tokens: Tokens) -> Embedding:
         """The joint block's pass of one modality and its norm (section 3.4).
@@ -275,20 +317,31 @@ class CavMaeSync(nn.Module):
 
     def __call__(
         self,
-        patches: Mapping[str, Float[Array, "batch _ _"]],
+        visible: Mapping[str, Float[Array, "batch _ _"]],
         keep: Mapping[str, Int[Array, "batch _"]],
+        masked: Mapping[str, Int[Array, "batch _"]] | None = None,
     ) -> Outputs:
-        """The training pass: embeddings of the kept patches and predictions of all patches."""
-        tokens = {m: self.encode(m, patches[m], keep[m]) for m in MODALITIES}
+        """The training pass.
+
+        Args:
+          visible: the patches in `keep` by modality, `[batch, kept, pixels]`.
+          keep: the indices of the kept patches.
+          masked: the indices of all others, which are predicted. None: every patch is predicted,
+            the kept ones as well, in order.
+
+        Returns:
+          Embeddings of the kept patches and predictions.
+        """
+        tokens = {m: self.encoders[m](visible[m], keep[m]) for m in MODALITIES}
         embeddings = {m: self.join(m, tokens[m]) for m in MODALITIES}
         latent = self.fuse(tokens)
-        return Outputs(embeddings, latent, self.decoder(latent, keep))
+        return Outputs(embeddings, latent, self.decoder(latent, keep, masked))
 
     def init_params(self, key: jax.Array) -> dict[str, Any]:
         """Draws all parameters, float32; `jax.eval_shape` of it gives their shapes."""
-        patches = {m: jnp.zeros((1, self.grids[m].patches, self.pixels[m])) for m in MODALITIES}
+        visible = {m: jnp.zeros((1, 1, self.pixels[m])) for m in MODALITIES}
         keep = {m: jnp.zeros((1, 1), jnp.int32) for m in MODALITIES}
-        return self.init(key, patches, keep)["params"]
+        return self.init(key, visible, keep)["params"]
 
 
 def from_config(section: ConfigDict | Mapping[str, Any]) -> CavMaeSync:

@@ -3,6 +3,8 @@
 Norms and softmax are computed in float32 whatever the compute type; parameters are float32.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -57,6 +59,33 @@ class Norm(nn.Module):
         return memory_efficient_ops.layer_norm(x, scale, bias, EPSILON)
 
 
+class Projections(nn.Module):
+    """Queries, keys and values from one kernel `[dim, 3 * dim]`, the three side by side."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], first_query: int = 0
+    ) -> tuple[Array, Array, Array]:
+        """The queries of the tokens from `first_query` on; keys and values of all tokens."""
+        dim = x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (dim, 3 * dim))
+        bias = self.param("bias", nn.initializers.zeros, (3 * dim,))
+        x, kernel, bias = jnp.asarray(x, self.dtype), jnp.asarray(kernel), jnp.asarray(bias)
+        # One product's result would be copied to be taken apart. The kernel is taken apart
+        # instead, where it is the smaller of the two.
+        if first_query == 0 and x.size < kernel.size:
+            query, key, value = jnp.split(memory_efficient_ops.linear(x, kernel, bias), 3, -1)
+            return query, key, value
+        kernels, biases = jnp.split(kernel, 3, axis=1), jnp.split(bias, 3)
+        query, key, value = (
+            memory_efficient_ops.linear(rows, *weights)
+            for rows, *weights in zip((x[:, first_query:], x, x), kernels, biases, strict=True)
+        )
+        return query, key, value
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection for query, key and value."""
 
@@ -64,12 +93,14 @@ class Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
-        """Attends from every token to every token of its sample."""
-        batch, tokens, dim = x.shape
-        qkv = jnp.split(dense(3 * dim, self.dtype, "qkv")(x), 3, axis=-1)
-        heads = (part.reshape(batch, tokens, self.heads, dim // self.heads) for part in qkv)
-        mixed = models_attention.dot_product_attention(*heads)
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], first_query: int = 0
+    ) -> Float[Array, "batch queries dim"]:
+        """Attends from the tokens of each sample, from `first_query` on, to all of its tokens."""
+        dim = x.shape[-1]
+        qkv = Projections(self.dtype, name="qkv")(x, first_query)
+        split = (part.reshape(*part.shape[:2], self.heads, dim // self.heads) for part in qkv)
+        mixed = models_attention.dot_product_attention(*split)
         return dense(dim, self.dtype, "projection")(mixed)
 
 
@@ -99,15 +130,24 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch tokens dim"], norm_set: str
-    ) -> tuple[Float[Array, "batch tokens dim"], None]:
-        """Applies the block with the norms of `norm_set`; the second value is scan's (none)."""
+        self, x: Float[Array, "batch tokens dim"], norm_set: str, first: int = 0
+    ) -> tuple[Float[Array, "batch outputs dim"], None]:
+        """Applies the block with the norms of `norm_set`.
+
+        Args:
+          x: the tokens.
+          norm_set: one of `norm_sets`.
+          first: the first token whose output is wanted. The others are attended to only.
+
+        Returns:
+          The outputs, and scan's second value (none).
+        """
         if norm_set not in self.norm_sets:
             raise ValueError(f"this block has the norms {self.norm_sets}, not {norm_set!r}")
         suffix = f"_{norm_set}" if norm_set else ""
         x = constrain_batch(x)
         attention = Attention(self.heads, self.dtype, name="attention")
-        x = x + attention(Norm(self.dtype, name=f"attention_norm{suffix}")(x))
+        x = x[:, first:] + attention(Norm(self.dtype, name=f"attention_norm{suffix}")(x), first)
         mlp = Mlp(self.mlp_ratio, self.dtype, name="mlp")
         x = x + mlp(Norm(self.dtype, name=f"mlp_norm{suffix}")(x))
         return constrain_batch(x), None
@@ -131,24 +171,43 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch tokens dim"], norm_set: str = ""
-    ) -> Float[Array, "batch tokens dim"]:
-        """Applies all blocks, each with its norms of `norm_set`."""
-        block = Block
-        if self.remat != "none":
-            block = nn.remat(
-                Block,
-                prevent_cse=self.unroll,
-                static_argnums=(2,),
-                policy=REMAT_POLICIES[self.remat],
-            )
-        blocks = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
-            unroll=self.depth if self.unroll else 1,
-        )
+        self, x: Float[Array, "batch tokens dim"], norm_set: str = "", first: int = 0
+    ) -> Float[Array, "batch outputs dim"]:
+        """Applies all blocks, each with its norms of `norm_set`.
+
+        Only the tokens from `first` on are returned. The last block computes no others.
+        """
         settings = (self.heads, self.mlp_ratio, self.norm_sets, self.dtype)
-        return blocks(*settings, name="blocks")(x, norm_set)[0]
+        if self.is_initializing():
+            blocks = nn.scan(
+                Block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,
+                length=self.depth,
+            )
+            return blocks(*settings, name="blocks")(x, norm_set)[0][:, first:]
+        stacked: Any = self.variables["params"]["blocks"]
+        block = Block(*settings, parent=None)
+
+        def layer(first: int, x: Array, params: Any) -> tuple[Array, None]:
+            return block.apply({"params": params}, x, norm_set, first)
+
+        def rematerialised(first: int) -> Callable[[Array, Any], tuple[Array, None]]:
+            chosen = functools.partial(layer, first)
+            if self.remat == "none":
+                return chosen
+            policy = REMAT_POLICIES[self.remat]
+            return jax.checkpoint(chosen, prevent_cse=self.unroll, policy=policy)
+
+        # A loop over one layer, or over layers one by one, would copy weights and gradients.
+        alone = self.depth if self.unroll else int(self.depth == 1 or first > 0)
+        looped = self.depth - alone
+        if looped:
+            x, _ = jax.lax.scan(rematerialised(0), x, jax.tree.map(lambda p: p[:looped], stacked))
+        for index in range(looped, self.depth):
+            last = index == self.depth - 1
+            x, _ = rematerialised(first if last else 0)(
+                x, jax.tree.map(lambda p, index=index: p[index], stacked)
+            )
+        return x

@@ -1,8 +1,10 @@
 """Which patches the encoders see, drawn outside the model (paper section 3.2; Table 8).
 
-Every draw is a noise value a patch; the `int(N · (1 - ratio))` patches with the smallest noise are
-kept. Structured masks (CAV-MAE's ablation, for audio) lift the noise of whole rows or columns.
+Every draw is a noise value per patch. The `int(N · (1 - ratio))` patches with the smallest noise
+are kept. Structured masks (CAV-MAE's ablation, for audio) lift the noise of whole rows or columns.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +21,28 @@ STRUCTURES = {
 }
 
 
+class Mask(NamedTuple):
+    """The indices of each sample's kept patches and of all others, smallest noise first."""
+
+    kept: Int[Array, "batch kept"]
+    masked: Int[Array, "batch masked"]
+
+
 def kept_patches(patches: int, ratio: float) -> int:
     """How many of `patches` stay visible, in the reference's own float arithmetic."""
     return int(patches * (1 - ratio))
 
 
-def keep_smallest(noise: Float[Array, "batch patches"], kept: int) -> Int[Array, "batch {kept}"]:
-    """Indices of each sample's `kept` smallest noises, smallest first."""
-    return jnp.argsort(noise, axis=1)[:, :kept]
+def keep_smallest(noise: Float[Array, "batch patches"], kept: int) -> Mask:
+    """Keeps the patches of each sample's `kept` smallest noises."""
+    order = jnp.argsort(noise, axis=1)
+    return Mask(order[:, :kept], order[:, kept:])
 
 
 def draw(
     key: PRNGKeyArray, batch: int, grid: Grid, ratio: float, structure: str = "unstructured"
-) -> Int[Array, "batch kept"]:
-    """Draws the kept patches of each sample.
+) -> Mask:
+    """Draws the mask of each sample.
 
     Args:
       key: the draw's random key.
@@ -69,3 +79,8 @@ def is_masked(keep: Int[Array, "batch kept"], patches: int) -> Bool[Array, "batc
     """True where a patch is not kept."""
     visible = jax.vmap(lambda row: jnp.zeros(patches, bool).at[row].set(True))(keep)
     return ~visible
+
+
+def complement(keep: Int[Array, "batch kept"], patches: int) -> Int[Array, "batch masked"]:
+    """The indices of the patches that are not kept, in ascending order."""
+    return jnp.argsort(~is_masked(keep, patches), axis=1)[:, : patches - keep.shape[1]]

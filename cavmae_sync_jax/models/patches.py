@@ -4,12 +4,13 @@ A log-mel is a picture of one channel. Its rows are frequency bands and its colu
 patches are therefore ordered frequency-major, as in the reference.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 
 class Grid(NamedTuple):
@@ -86,16 +87,13 @@ def gather(
     tokens: Num[Array, "batch patches dim"], keep: Num[Array, "batch kept"]
 ) -> Num[Array, "batch kept dim"]:
     """Picks each sample's kept tokens, in the order of `keep`."""
-    return jnp.take_along_axis(tokens, keep[:, :, None], axis=1)
+    # Without the promise, every number is compared with a filling for indices out of bounds.
+    return jnp.take_along_axis(tokens, keep[:, :, None], axis=1, mode="promise_in_bounds")
 
 
-def scatter(
-    tokens: Num[Array, "batch kept dim"],
-    keep: Num[Array, "batch kept"],
-    patches: int,
-    fill: Num[Array, "1 1 dim"],
-) -> Num[Array, "batch {patches} dim"]:
-    """Puts kept tokens back to their places among `patches`; the others become `fill`."""
-    batch, _, dim = tokens.shape
-    full = jnp.broadcast_to(fill.astype(tokens.dtype), (batch, patches, dim))
-    return jax.vmap(lambda row, index, kept: row.at[index].set(kept))(full, keep, tokens)
+def restore(
+    parts: Sequence[Num[Array, "batch _ dim"]], places: Sequence[Int[Array, "batch _"]]
+) -> Num[Array, "batch patches dim"]:
+    """Puts tokens to their places; together the places are all patches of a sample, once each."""
+    inverse = jnp.argsort(jnp.concatenate(places, axis=1), axis=1)
+    return gather(jnp.concatenate(parts, axis=1), inverse)

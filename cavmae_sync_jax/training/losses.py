@@ -32,10 +32,15 @@ def normalise_patches(
 def reconstruction_loss(
     predictions: Float[Array, "batch patches pixels"],
     patches: Float[Array, "batch patches pixels"],
-    masked: Bool[Array, "batch patches"],
+    masked: Bool[Array, "batch patches"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean over masked patches of the squared error against normalised pixels (equations 2–4)."""
+    """Mean over masked patches of the squared error against normalised pixels (equations 2–4).
+
+    Without `masked`, all patches given are masked ones.
+    """
     error = predictions.astype(jnp.float32) - normalise_patches(patches)
+    if masked is None:
+        return jnp.square(error).mean()
     per_patch = (error**2).mean(axis=-1)
     return jnp.where(masked, per_patch, 0).sum() / masked.sum()
 
@@ -97,13 +102,12 @@ def contrast(
 
 def reconstruction(
     predictions: Mapping[str, Float[Array, "batch _ _"]],
-    patches: Mapping[str, Float[Array, "batch _ _"]],
-    masked: Mapping[str, Bool[Array, "batch _"]],
+    masked_patches: Mapping[str, Float[Array, "batch _ _"]],
 ) -> Scalars:
-    """`reconstruction_loss` of every modality."""
+    """`reconstruction_loss` of every modality's masked patches."""
     return {
         f"reconstruction_{modality}": reconstruction_loss(
-            predictions[modality], patches[modality], masked[modality]
+            predictions[modality], masked_patches[modality]
         )
         for modality in predictions
     }

@@ -22,10 +22,11 @@ MASK_STREAM, AUGMENT_STREAM, RATIO_STREAM = range(3)
 
 
 class Samples(NamedTuple):
-    """A batch before it is cut into patches: raw input and indices of kept patches, by modality."""
+    """A batch before it is cut into patches: raw input, indices of kept and of masked patches."""
 
     raw: dict[str, Array]
     keep: dict[str, Array]
+    masked: dict[str, Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -120,24 +121,27 @@ def _samples(
     if config.data.augment_audio:
         audio_key = jax.random.fold_in(key, AUGMENT_STREAM)
         raw[AUDIO] = augment_audio(audio_key, raw[AUDIO].astype(jnp.float32), module.audio_std)
-    keep = {}
+    masks = {}
     for index, modality in enumerate(MODALITIES):
         mask_key = jax.random.fold_in(jax.random.fold_in(key, MASK_STREAM), index)
         structure = config.mask.audio_structure if modality == AUDIO else "unstructured"
         size = raw[modality].shape[0]
-        keep[modality] = masking.draw(mask_key, size, module.grids[modality], ratio, structure)
-    return Samples(raw, keep)
+        masks[modality] = masking.draw(mask_key, size, module.grids[modality], ratio, structure)
+    keep, masked = ({m: part[i] for m, part in masks.items()} for i in range(2))
+    return Samples(raw, keep, masked)
 
 
 def _forward(
     module: CavMaeSync, params: Any, samples: Samples
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The global embeddings and the reconstruction losses of raw samples."""
-    patches = {m: module.patchify(m, samples.raw[m]) for m in MODALITIES}
-    masked = {m: masking.is_masked(samples.keep[m], patches[m].shape[1]) for m in MODALITIES}
-    outputs = module.apply({"params": params}, patches, samples.keep)
+    raw, keep, masked = samples
+    visible, hidden = (
+        {m: module.patchify(m, raw[m], chosen[m]) for m in MODALITIES} for chosen in (keep, masked)
+    )
+    outputs = module.apply({"params": params}, visible, keep, masked)
     embeddings = {m: embedding.global_token for m, embedding in outputs.embeddings.items()}
-    return embeddings, losses.reconstruction(outputs.predictions, patches, masked)
+    return embeddings, losses.reconstruction(outputs.predictions, hidden)
 
 
 def _chunked(
@@ -201,13 +205,18 @@ def lowered(
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
+    platforms: tuple[str, ...] | None = None,
 ) -> jax.stages.Lowered:
-    """The train step of a training on `mesh`, whose devices need not exist, ready to compile."""
+    """The train step of a training on `mesh`, whose devices need not exist, ready to compile.
+
+    `platforms` are the devices' own, where JAX does not tell them from the described devices.
+    """
     shapes = jax.eval_shape(lambda: init_state(module, optimizer, jax.random.key(0)))
     shardings = sharding.state_shardings(shapes, mesh)
     step = make_train_step(module, optimizer, config, shardings)
     batch = abstract_batch(module, config.batch_size, mesh)
-    return step.lower(sharding.laid_out(shapes, shardings), batch, config.mask.ratios[0])
+    traced = step.trace(sharding.laid_out(shapes, shardings), batch, config.mask.ratios[0])
+    return traced.lower(lowering_platforms=platforms)
 
 
 def make_train_step(

@@ -53,8 +53,8 @@ def test_loss_and_gradients_are_ours(variant):
         return stepping.loss_and_grads(ours.module, config, params, batch, step, ratio)
 
     scalars, grads = gradients(ours.state.params)
-    keep = trainer.put(ours.masks(batch))
-    loss = trainer.gradients("eager", raw, keep).item()
+    orders = trainer.put(ours.masks(batch))
+    loss = trainer.gradients("eager", raw, orders).item()
     assert loss == pytest.approx(float(scalars["loss"]), rel=1e-5)
     theirs = {name: p.grad.numpy() for name, p in trainer.model.named_parameters()}
     expected = torch_baseline.named(grads)
@@ -71,8 +71,10 @@ def test_five_steps_agree():
     ours, trainer, batch, raw = both_sides(config)
     program, losses = ours.compile("scan", config), []
     for _ in range(5):
-        keep = trainer.put(ours.masks(batch))
-        losses.append((trainer.step("eager", raw, keep).item(), ours.step(program, batch)["loss"]))
+        orders = trainer.put(ours.masks(batch))
+        losses.append(
+            (trainer.step("eager", raw, orders).item(), ours.step(program, batch)["loss"])
+        )
     theirs, expected = np.array(losses, np.float32).T
     np.testing.assert_allclose(theirs, expected, rtol=1e-4)
     assert abs(expected[4] - expected[0]) > 0.01
@@ -86,17 +88,17 @@ def test_five_steps_agree():
 def test_flops_are_those_that_pytorch_counts(variant):
     config = tiny.config(**VARIANTS[variant])
     ours, trainer, batch, raw = both_sides(config)
-    keep = trainer.put(ours.masks(batch))
+    orders = trainer.put(ours.masks(batch))
     plain = sdpa_kernel(SDPBackend.MATH)  # fused attention is not counted on a CPU
     with FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
-        trainer.model(raw, keep)
+        trainer.model(raw, orders)
     size, groups = config.batch_size, config.loss.contrast_groups
     contrast = 2 * size**2 // groups * config.model.width
     assert counter.get_total_flops() - contrast == size * train_step.model_flops(config)
 
 
 def test_flops_of_the_recipe():
-    assert train_step.model_flops(pretrain.get_config()) == pytest.approx(45e9, rel=0.01)
+    assert train_step.model_flops(pretrain.get_config()) == pytest.approx(44.4e9, rel=0.01)
 
 
 def test_a_row_by_hand():

@@ -111,7 +111,8 @@ def test_run_writes_what_it_promises(trained, dataset_dir, tmp_path, capsys):
         true = {m: MODULE.patchify(m, given[m]) for m in MODALITIES}
         keep = Masks(0.5, "unstructured").draw(MODULE, 4)
         keep = {m: jnp.concatenate([rows] * 5) for m, rows in keep.items()}
-        predictions = MODULE.apply({"params": trained.params}, true, keep).predictions
+        visible = {m: MODULE.patchify(m, given[m], keep[m]) for m in MODALITIES}
+        predictions = MODULE.apply({"params": trained.params}, visible, keep).predictions
         masked = {m: masking.is_masked(keep[m], MODULE.grids[m].patches) for m in MODALITIES}
         zeros = jax.tree.map(jnp.zeros_like, predictions)
         return [

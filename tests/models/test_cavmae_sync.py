@@ -77,9 +77,9 @@ def test_registers_in_the_joint_block_leave_reconstruction_alone():
         module = cavmae_sync.from_config(tiny.config(model__registers_in_joint=flag).model)
         params = draw(module)
         raw = batch_of(module)
-        patches = {m: module.patchify(m, raw[m]) for m in raw}
         keep = {m: jnp.array([[1, 0]] * 4) for m in raw}
-        outputs.append(jax.jit(module.apply)({"params": params}, patches, keep))
+        visible = {m: module.patchify(m, raw[m], keep[m]) for m in raw}
+        outputs.append(jax.jit(module.apply)({"params": params}, visible, keep))
     without, within = outputs
     np.testing.assert_array_equal(without.latent, within.latent)
     assert not np.allclose(without.embeddings["audio"][0], within.embeddings["audio"][0])

@@ -1,5 +1,7 @@
 """Attention, GELU and LayerNorm with lean gradients equal the plain ones, and keep less."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,21 @@ CASES = {
         [(2, TOKENS, HEADS, DIM)] * 3,
         3,
     ),
+    "attention of few queries": (
+        attention.dot_product_attention,
+        plain_attention,
+        [(2, TOKENS - 5, HEADS, DIM), *[(2, TOKENS, HEADS, DIM)] * 2],
+        3,
+    ),
+    **{
+        f"fused attention, {queries} to {tokens}": (
+            functools.partial(attention.fused_attention, implementation="xla"),
+            plain_attention,
+            [(2, queries, HEADS, DIM), *[(2, tokens, HEADS, DIM)] * 2],
+            3,
+        )
+        for queries, tokens in ((13, 13), (7, 12), (8, 13), (8, 12))
+    },
     "linear": (memory_efficient_ops.linear, plain_linear, [(2, TOKENS, DIM), (DIM, 5), (5,)], 1),
     "gelu": (memory_efficient_ops.gelu, plain_gelu, [(2, TOKENS, DIM)], 3),
     "layer norm": (lean_norm, plain_norm, [(2, TOKENS, DIM), (DIM,), (DIM,)], 1),
@@ -125,3 +142,31 @@ def test_gelu_of_bfloat16_is_rounded_once():
     exact = np.asarray(plain_gelu(x.astype(jnp.float32)))
     found = np.asarray(memory_efficient_ops.gelu(x), np.float32)
     np.testing.assert_array_equal(found, np.asarray(exact.astype(jnp.bfloat16), np.float32))
+
+
+def test_fused_attention_of_odd_lengths_under_vmap():
+    rng = np.random.default_rng(0)
+    query, key, value = rng.normal(size=(3, 4, 2, 5, 2, 8)).astype(np.float32)
+    fused = functools.partial(attention.fused_attention, implementation="xla")
+    expected = plain_attention(*(x.reshape(-1, 5, 2, 8) for x in (query, key, value)))
+    found = jax.vmap(fused)(query, key, value)
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_devices_choose_the_attention():
+    def kernels(dim, dtype, platform):
+        text = ""
+        described = jax.sharding.AbstractDevice(
+            device_kind="none", num_cores=None, platform=platform
+        )
+        mesh = jax.sharding.AbstractMesh((1, 1), ("data", "fsdp"), abstract_device=described)
+        x = jax.ShapeDtypeStruct((2, 5, 2, dim), dtype)
+        with jax.sharding.use_abstract_mesh(mesh), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "fused_attention", lambda *heads: heads[0].reshape(2, 5, -1))
+            text = str(jax.make_jaxpr(attention.dot_product_attention)(x, x, x))
+        return "lean" if "dot_general" in text else "fused"
+
+    assert kernels(8, jnp.bfloat16, "gpu") == kernels(128, jnp.float16, "cuda") == "fused"
+    assert kernels(8, jnp.bfloat16, "cpu") == kernels(8, jnp.bfloat16, "tpu") == "lean"
+    assert kernels(8, jnp.float32, "gpu") == "lean"
+    assert kernels(12, jnp.bfloat16, "gpu") == kernels(136, jnp.bfloat16, "gpu") == "lean"

@@ -31,14 +31,12 @@ def test_unpatchify_inverts(rows, columns, patch, channels):
     np.testing.assert_array_equal(patches.unpatchify(tokens, Grid(rows, columns), patch), picture)
 
 
-def test_scatter_inverts_gather():
+def test_restore_inverts_gather():
     tokens = jnp.arange(2 * 5 * 3.0).reshape(2, 5, 3)
-    keep = jnp.array([[4, 0], [1, 3]])
-    restored = patches.scatter(patches.gather(tokens, keep), keep, 5, jnp.full((1, 1, 3), -1.0))
-    expected = np.full((2, 5, 3), -1.0)
-    for sample, indices in enumerate(keep.tolist()):
-        expected[sample, indices] = tokens[sample, jnp.array(indices)]
-    np.testing.assert_array_equal(restored, expected)
+    places = jnp.array([[4, 0], [1, 3]]), jnp.array([[2, 1, 3], [4, 2, 0]])
+    parts = [patches.gather(tokens, chosen) for chosen in places]
+    assert parts[0][0].tolist() == [[12, 13, 14], [0, 1, 2]]
+    np.testing.assert_array_equal(patches.restore(parts, places), tokens)
 
 
 def test_positions_encode_the_column_first():
