@@ -18,12 +18,15 @@ setting's first step, settings in the order of their analyses (PyTorch: its own 
 """
 
 import argparse
+import json
 import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 # Before JAX: PyTorch needs a part of the same memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -35,7 +38,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import timing
 from cavmae_sync_jax.distributed import sharding
-from cavmae_sync_jax.models import cavmae_sync, masking
+from cavmae_sync_jax.models import attention, cavmae_sync, masking
 from cavmae_sync_jax.training import config_checks, train_step
 from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import UserError
@@ -46,6 +49,8 @@ SETTINGS = {
     "unrolled": {"model.unroll": True, "model.remat": "none"},
     "remat_dots": {"model.unroll": False, "model.remat": "dots"},
     "remat_full": {"model.unroll": False, "model.remat": "full"},
+    # On every device with the attention that CPUs have, in place of a GPU's fused kernel.
+    "lean_attention": {"model.unroll": False, "model.remat": "none"},
 }
 PEERS = ("eager", "compiled")
 # Relative, of the loss and of the gradients' norm. bfloat16 has 8 bits: two orders of the same sums
@@ -158,7 +163,10 @@ class Ours:
     def compile(self, name: str, config: ConfigDict) -> Program:
         """The train step of a setting."""
         module, began = cavmae_sync.from_config(config.model), time.perf_counter()
-        with jax.set_mesh(self.mesh):
+        kernel = attention.fused_attention
+        if name == "lean_attention":
+            kernel = attention.lean_attention
+        with jax.set_mesh(self.mesh), mock.patch.object(attention, "fused_attention", kernel):
             compiled = train_step.lowered(module, self.optimizer, config, self.mesh).compile()
         seconds, about = time.perf_counter() - began, compiled.memory_analysis()
         memory = about.temp_size_in_bytes + about.argument_size_in_bytes
@@ -206,9 +214,16 @@ def agree(name: str, dtype: str, ours: Sequence[float], theirs: Sequence[float])
 
 
 def measure(
-    config: ConfigDict, names: Sequence[str], peers: Sequence[str], repeats: int, steps: int
+    config: ConfigDict,
+    names: Sequence[str],
+    peers: Sequence[str],
+    repeats: int,
+    steps: int,
+    profile: Path | None = None,
 ) -> tuple[list[Row], float]:
     """Checks, then times all settings and peers at `config.batch_size`.
+
+    With `profile`, five more steps of each setting are traced into `PROFILE/BATCH/SETTING`.
 
     Returns:
       Their rows, and the rate of a matrix product in FLOP/s, the median of as many repeats.
@@ -262,6 +277,9 @@ def measure(
             {name: _counted(call, bar) for name, call in calls.items()}, repeats
         )
     rate = flops / statistics.median(seconds.pop(""))
+    for program in programs if profile else ():
+        with jax.profiler.trace(profile / str(config.batch_size) / program.name):
+            ours.step(program, on_device, 5)
     order = [*names, *(f"PyTorch {how}" for how in peers)]
     return [
         Row(config.batch_size, n, [s / steps for s in seconds[n]], memory[n], compiling[n])
@@ -331,8 +349,20 @@ def run(
     peers: Sequence[str],
     repeats: int,
     steps: int,
+    output: Path | None = None,
+    profile: Path | None = None,
 ) -> None:
     """Prints the machine and the table.
+
+    Args:
+      config: of a training.
+      batches: batch sizes; none: the config's.
+      names: keys of `SETTINGS`.
+      peers: of `PEERS`.
+      repeats: turns of each.
+      steps: in a turn.
+      output: a JSON file for what is printed, with every repeat.
+      profile: see `measure`.
 
     Raises:
       UserError: if the sides do not compute the same, or PyTorch is missing or has no such device.
@@ -340,13 +370,19 @@ def run(
     packages = ("jax", "torch") if peers else ("jax",)
     dtype = cavmae_sync.from_config(config.model).compute_dtype
     flops = 3 * model_flops(config)
-    rows, rates = [], []
+    rows, rates, stored = [], [], []
     for batch in batches or [config.batch_size]:
-        found, rate = measure(chosen(config, {"batch_size": batch}), names, peers, repeats, steps)
+        sized = chosen(config, {"batch_size": batch})
+        found, rate = measure(sized, names, peers, repeats, steps, profile)
+        stored += [{**row._asdict(), "matrix_rate": rate} for row in found]
         theirs = [row for row in found if row.name.startswith("PyTorch")]
         rows += [cells(row, flops, rate, theirs) for row in found]
         rates.append(rate)
-    print(f"{timing.machine(*packages)}, {jax.devices()[0].device_kind}, {jax.devices()}")
+    machine = f"{timing.machine(*packages)}, {jax.devices()[0].device_kind}, {jax.devices()}"
+    if output:
+        about = {"machine": machine, "dtype": dtype.name, "flops_per_sample": flops}
+        output.write_text(json.dumps({**about, "steps": steps, "rows": stored}, indent=1) + "\n")
+    print(machine)
     print(
         f"{dtype.name}, {flops / 1e9:.3g} GFLOP a sample, matrices at {max(rates) / 1e12:.3g} "
         f"TFLOP/s, median (lowest–highest) of {repeats} repeats of {steps} steps\n"
@@ -367,9 +403,13 @@ def main() -> None:
         "--steps", type=int, default=1, help="in a turn, without waiting in between"
     )
 
+    arguments.add_argument("--output", type=Path, help="a JSON file for all repeats")
+    arguments.add_argument("--profile", type=Path, help="a folder for traces of five steps")
+
     def start(args: argparse.Namespace, config: ConfigDict) -> None:
         jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed
-        run(config, args.batch, args.settings, args.peers, args.repeats, args.steps)
+        names, peers, files = args.settings, args.peers, (args.output, args.profile)
+        run(config, args.batch, names, peers, args.repeats, args.steps, *files)
 
     cli.main(arguments, start, config=True)
 

@@ -95,6 +95,9 @@ TESTED = {
     r"benchmarks\.faults": "distributed/test_multihost.py::"
     "test_the_benchmark_of_faults_damages_and_tells",
     r"benchmarks\.tpu_aot": "benchmarks/test_tpu_aot.py::test_a_small_model_compiles_for_a_pod",
+    r"benchmarks\.roofline": "benchmarks/test_roofline.py::test_this_cpu",
+    r"benchmarks\.device_session": "benchmarks/test_device_session.py::"
+    "test_a_failure_does_not_stop_the_others_and_done_parts_stay",
     r"benchmarks\.convert": "benchmarks/test_benchmarks.py::"
     "test_convert_measures_every_kind_both_ways",
 }

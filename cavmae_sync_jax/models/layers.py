@@ -200,14 +200,20 @@ class Stack(nn.Module):
             policy = REMAT_POLICIES[self.remat]
             return jax.checkpoint(chosen, prevent_cse=self.unroll, policy=policy)
 
-        # A loop over one layer, or over layers one by one, would copy weights and gradients.
+        # A loop over one layer would copy its weights and gradients.
         alone = self.depth if self.unroll else int(self.depth == 1 or first > 0)
-        looped = self.depth - alone
-        if looped:
-            x, _ = jax.lax.scan(rematerialised(0), x, jax.tree.map(lambda p: p[:looped], stacked))
-        for index in range(looped, self.depth):
-            last = index == self.depth - 1
-            x, _ = rematerialised(first if last else 0)(
-                x, jax.tree.map(lambda p, index=index: p[index], stacked)
-            )
+        looped, *single = _groups(stacked, self.depth - alone, alone)
+        if alone < self.depth:
+            x, _ = jax.lax.scan(rematerialised(0), x, looped)
+        for index, params in enumerate(single, 1):
+            x, _ = rematerialised(first if index == alone else 0)(x, params)
         return x
+
+
+def _groups(stacked: Any, looped: int, alone: int) -> list[Any]:
+    """The first `looped` layers still stacked, then each of the others by itself."""
+    leaves, structure = jax.tree.flatten(stacked)
+    # The gradient of one split is one concatenation; that of slices would be a sum of padded ones.
+    parts = [jax.lax.split(leaf, (looped, *[1] * alone)) for leaf in leaves]
+    groups = [structure.unflatten(group) for group in zip(*parts, strict=True)]
+    return [groups[0], *(jax.tree.map(lambda p: p[0], group) for group in groups[1:])]
