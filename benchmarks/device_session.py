@@ -57,7 +57,7 @@ def parts(tiny: bool) -> dict[str, Part]:
         return ("--settings", *(names[:2] if tiny else names))
 
     device = ("cpu",) if tiny else ("h100", "h200")
-    clips, many = ("2", "40") if tiny else ("512", "20000")
+    clips, pictures, many = ("2", "2", "40") if tiny else ("512", "64", "20000")
     found = {
         # Both peers in the same run.
         "train_step": step("--batch", batch, *settings(*SETTINGS)),
@@ -69,7 +69,10 @@ def parts(tiny: bool) -> dict[str, Part]:
         ),
         "batch_sizes": step("--batch", *batches, *settings("scan", "remat_full"), "--peers"),
         "features": Part(
-            "benchmarks.features", (config, f"--clips={clips}", "--repeats=3"), {}, False
+            "benchmarks.features",
+            (config, f"--clips={clips}", f"--maps={pictures}", "--repeats=3"),
+            {},
+            False,
         ),
         "retrieval": Part(
             "benchmarks.retrieval",

@@ -6,8 +6,9 @@
 
 The features stage (`features.extract`) embeds clips that lie in memory, so that nothing is read or
 decoded; it fills whole batches, brings them to all devices and the embeddings back.
-Beside it the same model goes frame by frame: one window and one image a call, on one device, each
-call waited for. Weights are random. Compiling is not counted.
+Beside it the same model goes frame by frame: one window and one image per call, on one device, each
+call waited for. `--maps` also times maps of evidence, each of one sound in one picture, on one
+device. Weights are random. Compiling is not counted.
 """
 
 import argparse
@@ -22,13 +23,13 @@ from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.data.loader import PairSpec
 from cavmae_sync_jax.distributed import sharding
-from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.inference import features, heatmaps
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
 
-STAGE, LOOP = "features stage", "frame by frame, batch 1"
+STAGE, LOOP, MAPS = "features stage", "frame by frame, batch 1", "maps of evidence"
 COLUMNS = ("", "clips/s", "frames/s", "× frame by frame")
 KEPT = 8  # different clips in memory; further ones are these again
 
@@ -67,7 +68,15 @@ def frame_by_frame(model: Pretrained, records: InMemory, clips: int) -> features
     return {modality: np.stack(rows).reshape(shape) for modality, rows in found.items()}
 
 
-def run(config: ConfigDict, clips: int, looped: int, repeats: int) -> None:
+def maps_of_evidence(model: Pretrained, count: int) -> np.ndarray:
+    """Maps of `count` pictures and sounds of noise, `[count, 1, rows, columns]`."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, *model.module.raw_shape(VISUAL)), np.uint8)
+    sounds = rng.standard_normal((count, 1, model.module.width), np.float32)
+    return np.asarray(heatmaps.evidence(model.module, model.params, images, sounds)["nothing"])
+
+
+def run(config: ConfigDict, clips: int, looped: int, repeats: int, maps: int = 0) -> None:
     """Prints the machine and the table.
 
     Args:
@@ -75,12 +84,13 @@ def run(config: ConfigDict, clips: int, looped: int, repeats: int) -> None:
       clips: how many the features stage embeds in a turn.
       looped: how many go frame by frame in a turn.
       repeats: turns of each.
+      maps: how many maps of evidence in a turn; 0 leaves them out.
 
     Raises:
       UserError: if a number is below 1, or the model's settings do not go together.
     """
-    if min(clips, looped, repeats) < 1:
-        raise UserError("--clips, --looped and --repeats must be at least 1")
+    if min(clips, looped, repeats) < 1 or maps < 0:
+        raise UserError("--clips, --looped and --repeats must be at least 1, and --maps 0")
     config = config.copy_and_resolve_references()
     config.data.workers = 0  # there is nothing to decode
     module, mesh = cavmae_sync.from_config(config.model), sharding.make_mesh()
@@ -92,6 +102,8 @@ def run(config: ConfigDict, clips: int, looped: int, repeats: int) -> None:
         STAGE: lambda: features.extract(features.embeddings, model, records, mesh),
         LOOP: lambda: frame_by_frame(model, records, looped),
     }
+    if maps:
+        candidates[MAPS] = lambda: maps_of_evidence(model, maps)
     seconds = timing.interleaved(candidates, repeats)
     speeds = {
         name: [count / s for s in seconds[name]] for name, count in ((STAGE, clips), (LOOP, looped))
@@ -107,6 +119,9 @@ def run(config: ConfigDict, clips: int, looped: int, repeats: int) -> None:
         spreads = [timing.Spread.of([factor * s for s in speed]).text(2) for factor in (1, frames)]
         rows.append([name, *spreads, timing.Spread.of(ratios).text(1) if name == STAGE else ""])
     print(timing.table(COLUMNS, rows))
+    if maps:
+        speed = timing.Spread.of([maps / s for s in seconds[MAPS]]).text(2)
+        print(f"\n{MAPS}, {heatmaps.SETS} sets of patches each: {speed} maps/s")
 
 
 def main() -> None:
@@ -114,10 +129,11 @@ def main() -> None:
     arguments = cli.parser(__doc__)
     arguments.add_argument("--clips", type=int, default=64, help="for the features stage, a turn")
     arguments.add_argument("--looped", type=int, default=1, help="for the loop, a turn")
+    arguments.add_argument("--maps", type=int, default=0, help="of evidence, a turn; 0: none")
     arguments.add_argument("--repeats", type=int, default=5, help="turns of each")
 
     def start(args: argparse.Namespace, config: ConfigDict) -> None:
-        run(config, args.clips, args.looped, args.repeats)
+        run(config, args.clips, args.looped, args.repeats, args.maps)
 
     cli.main(arguments, start, config=True)
 

@@ -30,10 +30,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.extend import core
 from ml_collections import ConfigDict
 
-from benchmarks import hlo_text, timing
+from benchmarks import flops, hlo_text, timing
 from benchmarks import train_step as benchmark
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.models import cavmae_sync
@@ -109,39 +108,6 @@ def is_product(kind: str) -> bool:
     return kind == "matrices" or any(word in kind for word in ("gemm", "matmul", "fmha"))
 
 
-def matrix_flops(config: ConfigDict) -> float:
-    """Of all matrix products of one step: what a loop runs counts as often as it runs.
-
-    Attention's fused kernels multiply as often as ours, which are counted in their place.
-    """
-    module = cavmae_sync.from_config(config.model)
-    one = sharding.make_mesh(devices=jax.devices()[:1])
-    params = jax.eval_shape(module.init_params, jax.random.key(0))
-    batch = train_step.abstract_batch(module, config.batch_size, one)
-
-    def gradients(params: Any, batch: Any) -> Any:
-        ratio = config.mask.ratios[0]
-        return train_step.loss_and_grads(module, config, params, batch, jnp.int32(0), ratio)
-
-    return _flops(jax.make_jaxpr(gradients)(params, batch).jaxpr)
-
-
-def _flops(jaxpr: core.Jaxpr) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            terms = np.prod([shape[axis] for axis in contracted], dtype=float)
-            total += 2 * terms * np.prod(equation.outvars[0].aval.shape, dtype=float)
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)  # closed or open
-            if isinstance(inner, core.Jaxpr):
-                total += times * _flops(inner)
-    return total
-
-
 def compile_for(name: str, config: ConfigDict) -> tuple[Device, jax.stages.Compiled]:
     """The train step of a config, compiled for a device of `DEVICES` or for this machine's `cpu`.
 
@@ -173,7 +139,7 @@ def compile_for(name: str, config: ConfigDict) -> tuple[Device, jax.stages.Compi
 
 def here() -> Device:
     """This CPU, by a product of two matrices and the copy of an array that no cache holds."""
-    product, flops = benchmark.matrix_product(jnp.float32)
+    product, operations = flops.matrix_product(jnp.float32)
     array = np.ones(2**26, np.float32)
     target = np.zeros_like(array)
 
@@ -184,7 +150,7 @@ def here() -> Device:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     seconds = {name: statistics.median(times) for name, times in rates.items()}
     return Device(
-        "this CPU", flops / seconds["product"], 2 * array.nbytes / seconds["copy"], memory
+        "this CPU", operations / seconds["product"], 2 * array.nbytes / seconds["copy"], memory
     )
 
 
@@ -204,7 +170,7 @@ def count(name: str, config: ConfigDict, largest: int = 8) -> Counts:
     return Counts(
         device,
         config.batch_size,
-        matrix_flops(config),
+        flops.matrix_flops(config),
         about.temp_size_in_bytes,
         about.argument_size_in_bytes,
         hlo_text.traffic(text),

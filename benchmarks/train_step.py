@@ -12,7 +12,7 @@ program stops. Then all take turns. A step is the whole of it: masks are drawn, 
 normalised, weights are updated; the batch lies on the device, the state is donated.
 
 Matrix rate: that of one large matrix product in the same precision, which takes its turns, too; a
-step's share of it counts the model's arithmetic (`model_flops`), not what is computed twice.
+step's share of it counts the model's arithmetic (`flops.model_flops`), not what is computed twice.
 Memory: on a CPU what the compiled program's own analysis says; else the process's peak after the
 setting's first step, settings in the order of their analyses (PyTorch: its own peak).
 """
@@ -36,9 +36,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks import timing
+from benchmarks import flops, timing
 from cavmae_sync_jax.distributed import sharding
-from cavmae_sync_jax.models import attention, cavmae_sync, masking
+from cavmae_sync_jax.models import attention, cavmae_sync
 from cavmae_sync_jax.training import config_checks, train_step
 from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import UserError
@@ -56,7 +56,6 @@ PEERS = ("eager", "compiled")
 # Relative, of the loss and of the gradients' norm. bfloat16 has 8 bits: two orders of the same sums
 # differ by percents in gradients.
 TOLERANCE = {"float32": (1e-3, 1e-3), "bfloat16": (2e-2, 1e-1)}
-PRODUCT = {"cpu": 2048}  # rows and columns of the matrix that is multiplied; elsewhere 8192
 COLUMNS = ("batch", "step", "samples/s", "matrix rate", "GiB", "compiled in s")
 GIB = 2**30
 
@@ -78,44 +77,6 @@ class Program(NamedTuple):
     step: Callable[..., Any]
     memory: int
     compiling: float
-
-
-def model_flops(config: ConfigDict) -> float:
-    """Floating-point operations of one sample's forward pass; a training step has three times that.
-
-    Two for every multiplication and addition of a matrix product: patch projections, encoders (kept
-    patches, global and register tokens), the joint block's three passes, the decoder and its heads.
-    Norms, softmax, GELU, losses and the optimiser are left out. In a block of width d, n tokens
-    take 2·n·d² for key and value. Every token whose output is wanted takes d² for its query, 2·n·d
-    for attention, d² for the projection and 2·d·hidden for the MLP. In the decoder's last block
-    these are the masked patches, elsewhere all tokens.
-    """
-    model, ours = config.model, cavmae_sync.from_config(config.model)
-    ratio = config.mask.ratios[0]
-    kept = {m: masking.kept_patches(ours.grids[m].patches, ratio) for m in MODALITIES}
-    width, decoder_width = model.width, model.decoder_width
-
-    def block(queries: int, tokens: int, dim: int) -> int:
-        hidden = int(dim * model.mlp_ratio)
-        each = 2 * dim * dim + 2 * tokens * dim + 2 * dim * hidden
-        return tokens * 2 * dim * dim + queries * each
-
-    def stack(depth: int, tokens: int, dim: int) -> int:
-        return depth * block(tokens, tokens, dim)
-
-    first, last = int(model.global_token), model.registers
-    products = stack(model.joint_depth, sum(kept.values()), width)
-    for m in MODALITIES:
-        products += kept[m] * ours.pixels[m] * width
-        products += stack(model.depth, first + kept[m] + last, width)
-        joined = first + kept[m] + last * model.registers_in_joint
-        products += stack(model.joint_depth, joined, width)
-        products += kept[m] * width * decoder_width
-        products += (ours.grids[m].patches - kept[m]) * decoder_width * ours.pixels[m]
-    patches = sum(grid.patches for grid in ours.grids.values())
-    products += stack(model.decoder_depth - 1, patches, decoder_width)
-    products += block(patches - sum(kept.values()), patches, decoder_width)
-    return 2.0 * products
 
 
 def random_batch(module: cavmae_sync.CavMaeSync, size: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -187,15 +148,6 @@ class Ours:
         """See the module's text; the CPU's allocator tells nothing."""
         stats = self.mesh.devices.flat[0].memory_stats() or {}
         return stats.get("peak_bytes_in_use", program.memory)
-
-
-def matrix_product(dtype: Any) -> tuple[Callable[[], object], float]:
-    """A call that multiplies two large matrices, and its floating-point operations."""
-    size = PRODUCT.get(jax.default_backend(), 8192)
-    times = 1 if jax.default_backend() == "cpu" else 16  # so that starting it costs little
-    x = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
-    chain = jax.jit(lambda x: jax.lax.fori_loop(0, times, lambda _, y: y @ x, x))
-    return lambda: chain(x).block_until_ready(), 2.0 * times * size**3
 
 
 def agree(name: str, dtype: str, ours: Sequence[float], theirs: Sequence[float]) -> None:
@@ -270,13 +222,13 @@ def measure(
         later = _seconds(lambda call=call: call(count=1))
         memory[name], calls[name] = trainer.peak_bytes(), call
         compiling[name] = first[how] - later if how == "compiled" else None
-    product, flops = matrix_product(dtype)
+    product, operations = flops.matrix_product(dtype)
     calls = {"": product, **calls}
     with console.progress("time", len(calls) * (1 + repeats), "call") as bar:
         seconds = timing.interleaved(
             {name: _counted(call, bar) for name, call in calls.items()}, repeats
         )
-    rate = flops / statistics.median(seconds.pop(""))
+    rate = operations / statistics.median(seconds.pop(""))
     for program in programs if profile else ():
         with jax.profiler.trace(profile / str(config.batch_size) / program.name):
             ours.step(program, on_device, 5)
@@ -313,12 +265,12 @@ def _torch_baseline(config: ConfigDict) -> Any:
     return torch_baseline
 
 
-def cells(row: Row, flops: float, rate: float, peers: Sequence[Row]) -> list[str]:
+def cells(row: Row, per_sample: float, rate: float, peers: Sequence[Row]) -> list[str]:
     """A row's cells: `COLUMNS`, then how many times as fast as each peer, repeat by repeat.
 
     Args:
       row: what was measured.
-      flops: of a sample's training step.
+      per_sample: FLOPs of a sample's training step.
       rate: of a matrix product, FLOP/s.
       peers: rows of the same repeats.
     """
@@ -328,7 +280,7 @@ def cells(row: Row, flops: float, rate: float, peers: Sequence[Row]) -> list[str
         str(row.batch),
         row.name,
         speed.text(digits),
-        f"{speed.median * flops / rate:.0%}",
+        f"{speed.median * per_sample / rate:.0%}",
         f"{row.memory / GIB:.2f}" if row.memory is not None else "–",
         f"{row.compiling:.1f}" if row.compiling is not None else "–",
         *(
@@ -369,22 +321,22 @@ def run(
     """
     packages = ("jax", "torch") if peers else ("jax",)
     dtype = cavmae_sync.from_config(config.model).compute_dtype
-    flops = 3 * model_flops(config)
+    per_sample = 3 * flops.model_flops(config)
     rows, rates, stored = [], [], []
     for batch in batches or [config.batch_size]:
         sized = chosen(config, {"batch_size": batch})
         found, rate = measure(sized, names, peers, repeats, steps, profile)
         stored += [{**row._asdict(), "matrix_rate": rate} for row in found]
         theirs = [row for row in found if row.name.startswith("PyTorch")]
-        rows += [cells(row, flops, rate, theirs) for row in found]
+        rows += [cells(row, per_sample, rate, theirs) for row in found]
         rates.append(rate)
     machine = f"{timing.machine(*packages)}, {jax.devices()[0].device_kind}, {jax.devices()}"
     if output:
-        about = {"machine": machine, "dtype": dtype.name, "flops_per_sample": flops}
+        about = {"machine": machine, "dtype": dtype.name, "flops_per_sample": per_sample}
         output.write_text(json.dumps({**about, "steps": steps, "rows": stored}, indent=1) + "\n")
     print(machine)
     print(
-        f"{dtype.name}, {flops / 1e9:.3g} GFLOP a sample, matrices at {max(rates) / 1e12:.3g} "
+        f"{dtype.name}, {per_sample / 1e9:.3g} GFLOP a sample, matrices at {max(rates) / 1e12:.3g} "
         f"TFLOP/s, median (lowest–highest) of {repeats} repeats of {steps} steps\n"
     )
     print(timing.table([*COLUMNS, *(f"× PyTorch {how}" for how in peers)], rows), flush=True)
@@ -402,7 +354,6 @@ def main() -> None:
     arguments.add_argument(
         "--steps", type=int, default=1, help="in a turn, without waiting in between"
     )
-
     arguments.add_argument("--output", type=Path, help="a JSON file for all repeats")
     arguments.add_argument("--profile", type=Path, help="a folder for traces of five steps")
 

@@ -89,11 +89,11 @@ def test_this_cpu(tmp_path):
     assert 0 < found["at_best"] <= found["one_by_one"] and found["batch"] == 8
     assert found["bytes"] == pytest.approx(sum(k["bytes"] for k in found["kinds"].values()))
     # Three times a forward pass, and attention's logits once more.
-    from benchmarks import train_step
+    from benchmarks import flops, train_step
     from configs import demo
 
     overrides = {"model.width": 128, "model.decoder_depth": 2, "batch_size": 8}
-    plain = 3 * 8 * train_step.model_flops(train_step.chosen(demo.get_config(), overrides))
+    plain = 3 * 8 * flops.model_flops(train_step.chosen(demo.get_config(), overrides))
     assert 1 < found["flops"] / plain < 1.1
     assert "TFLOP in matrices" in done.stdout and "| kind | times | GB |" in done.stdout
 

@@ -141,15 +141,20 @@ def test_features_stage_and_loop_embed_the_same(monkeypatch, capsys):
 
     kept(features, "frame_by_frame")
     kept(features.features, "extract")
-    flags = [f"--clips={CLIPS}", "--looped=2", "--repeats=1"]
+    kept(features, "maps_of_evidence")
+    flags = [f"--clips={CLIPS}", "--looped=2", "--repeats=1", "--maps=2"]
     monkeypatch.setattr("sys.argv", ["features", *FLAGS, *flags])
     features.main()
+    maps = results["maps_of_evidence"]
+    assert maps.shape == (2, 1, 2, 2) and np.isfinite(maps).all() and np.ptp(maps) > 0
     looped, whole = results["frame_by_frame"], results["extract"]
     for modality in MODALITIES:
         assert looped[modality].shape == (2, 4, 16) and whole[modality].shape == (CLIPS, 4, 16)
         np.testing.assert_allclose(looped[modality], whole[modality][:2], rtol=1e-4, atol=1e-5)
         assert np.ptp(looped[modality], axis=(0, 1)).min() > 1e-3
-    rows, header = table(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1].endswith(" maps/s")
+    rows, header = table(printed)
     assert tuple(rows) == (features.STAGE, features.LOOP) and tuple(header) == features.COLUMNS
     for cells in rows.values():
         clips, frames, *_ = numbers(cells)

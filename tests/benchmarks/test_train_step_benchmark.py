@@ -1,5 +1,6 @@
 """The step that the benchmark compares with in PyTorch is ours; what it counts and prints."""
 
+import json
 import sys
 
 import jax
@@ -12,7 +13,7 @@ torch = pytest.importorskip("torch")
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import torch_baseline, train_step
+from benchmarks import flops, torch_baseline, train_step
 from benchmarks.torch_baseline import Trainer
 from cavmae_sync_jax.training import train_step as stepping
 from cavmae_sync_jax.utils.errors import UserError
@@ -94,11 +95,11 @@ def test_flops_are_those_that_pytorch_counts(variant):
         trainer.model(raw, orders)
     size, groups = config.batch_size, config.loss.contrast_groups
     contrast = 2 * size**2 // groups * config.model.width
-    assert counter.get_total_flops() - contrast == size * train_step.model_flops(config)
+    assert counter.get_total_flops() - contrast == size * flops.model_flops(config)
 
 
 def test_flops_of_the_recipe():
-    assert train_step.model_flops(pretrain.get_config()) == pytest.approx(44.4e9, rel=0.01)
+    assert flops.model_flops(pretrain.get_config()) == pytest.approx(44.4e9, rel=0.01)
 
 
 def test_a_row_by_hand():
@@ -110,9 +111,14 @@ def test_a_row_by_hand():
     assert train_step.cells(peer, 1e9, 8e9, [peer])[4:] == ["–", "–", "–"]
 
 
-def test_the_program(monkeypatch, capsys):
-    monkeypatch.setitem(train_step.PRODUCT, "cpu", 64)
-    train_step.run(tiny.config(**STEADY), [8], ["scan"], ["eager"], repeats=2, steps=1)
+def test_the_program(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(flops.PRODUCT, "cpu", 64)
+    files = tmp_path / "rows.json", tmp_path / "traces"
+    train_step.run(tiny.config(**STEADY), [8], ["scan"], ["eager"], 2, 1, *files)
+    stored = json.loads(files[0].read_text())["rows"]
+    assert [row["name"] for row in stored] == ["scan", "PyTorch eager"]
+    assert all(len(row["seconds"]) == 2 and row["matrix_rate"] > 0 for row in stored)
+    assert list((files[1] / "8" / "scan").rglob("*.xplane.pb"))
     machine, setting, _, titles, _, *rows = capsys.readouterr().out.splitlines()
     assert "torch" in machine and setting.startswith("float32, ")
     assert titles.endswith("| × PyTorch eager |")
