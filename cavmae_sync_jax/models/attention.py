@@ -51,21 +51,22 @@ def fused_attention(
     kernel is told the lengths.
     """
     queries, tokens = query.shape[1], key.shape[1]
+    query_lengths = key_lengths = None
     if queries % 2 or tokens % 2:
         # A function of the queries, although it's always 0: under `jax.vmap` the kernel wants
         # lengths with the queries' own batch axes.
         zeros = 0 * query[:, 0, 0, 0].astype(jnp.int32)
-        lengths = {
-            "query_seq_lengths": zeros + queries,
-            "key_value_seq_lengths": zeros + tokens,
-        }
-    else:
-        lengths = {}
+        query_lengths, key_lengths = zeros + queries, zeros + tokens
     query, key, value = (
         jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (query, key, value)
     )
     mixed = jax.nn.dot_product_attention(
-        query, key, value, implementation=implementation, **lengths
+        query,
+        key,
+        value,
+        query_seq_lengths=query_lengths,
+        key_value_seq_lengths=key_lengths,
+        implementation=implementation,
     )[:, :queries]
     return mixed.reshape(*mixed.shape[:2], -1)
 
