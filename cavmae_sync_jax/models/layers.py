@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.distributed.sharding import constrain_batch
 from cavmae_sync_jax.models import attention as models_attention
 from cavmae_sync_jax.models import memory_efficient_ops
@@ -73,9 +74,9 @@ class Projections(nn.Module):
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), (dim, 3 * dim))
         bias = self.param("bias", nn.initializers.zeros, (3 * dim,))
         x, kernel, bias = jnp.asarray(x, self.dtype), jnp.asarray(kernel), jnp.asarray(bias)
-        # One product's result would be copied to be taken apart. The kernel is taken apart
-        # instead, where it is the smaller of the two.
-        if first_query == 0 and x.size < kernel.size:
+        # A GPU's attention would want copies of one product's three parts. There the kernel, which
+        # is smaller, is taken apart instead. A CPU's attention transposes them anyway.
+        if first_query == 0 and sharding.platform() not in ("cuda", "gpu"):
             query, key, value = jnp.split(memory_efficient_ops.linear(x, kernel, bias), 3, -1)
             return query, key, value
         kernels, biases = jnp.split(kernel, 3, axis=1), jnp.split(bias, 3)
