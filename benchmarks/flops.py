@@ -77,9 +77,9 @@ def _flops(jaxpr: core.Jaxpr) -> float:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            terms = np.prod([shape[axis] for axis in contracted], dtype=float)
-            total += 2 * terms * np.prod(equation.outvars[0].aval.shape, dtype=float)
+            arrays: list[Any] = [equation.invars[0].aval, equation.outvars[0].aval]
+            terms = np.prod([arrays[0].shape[axis] for axis in contracted], dtype=float)
+            total += 2 * terms * np.prod(arrays[1].shape, dtype=float)
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)  # closed or open

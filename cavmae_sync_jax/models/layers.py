@@ -192,7 +192,8 @@ class Stack(nn.Module):
         block = Block(*settings, parent=None)
 
         def layer(first: int, x: Array, params: Any) -> tuple[Array, None]:
-            return block.apply({"params": params}, x, norm_set, first)
+            outputs: Any = block.apply({"params": params}, x, norm_set, first)
+            return outputs
 
         def rematerialised(first: int) -> Callable[[Array, Any], tuple[Array, None]]:
             chosen = functools.partial(layer, first)
@@ -213,7 +214,8 @@ class Stack(nn.Module):
 
 def _groups(stacked: Any, looped: int, alone: int) -> list[Any]:
     """The first `looped` layers still stacked, then each of the others by itself."""
-    leaves, structure = jax.tree.flatten(stacked)
+    leaves: list[Array] = jax.tree.leaves(stacked)
+    structure: Any = jax.tree.structure(stacked)
     # The gradient of one split is one concatenation; that of slices would be a sum of padded ones.
     parts = [jax.lax.split(leaf, (looped, *[1] * alone)) for leaf in leaves]
     groups = [structure.unflatten(group) for group in zip(*parts, strict=True)]
