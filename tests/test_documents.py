@@ -75,6 +75,8 @@ TESTED = {
     r"evals\.probe": "evals/test_probe.py::test_run_trains_scores_and_draws",
     r"evals\.summary": "test_programs.py::test_retrieval_prints_and_writes",
     r"cavmae_sync_jax\.(embed|search|localize)": "test_use.py::test_embed_search_and_localize",
+    r"cavmae_sync_jax\.app": "inference/test_app.py::"
+    "test_a_video_gets_its_match_and_a_map_that_plays",
     r"benchmarks\.train_step": "benchmarks/test_train_step_benchmark.py::test_the_program",
     r"benchmarks\.input_pipeline": "benchmarks/test_speed_benchmarks.py::"
     "test_the_pipeline_is_timed_in_parts",

@@ -24,6 +24,7 @@ PROGRAMS = [
     SUMMARY,
     CONVERT,
     "cavmae_sync_jax.ablate",
+    "cavmae_sync_jax.app",
     "cavmae_sync_jax.embed",
     "cavmae_sync_jax.search",
     "cavmae_sync_jax.localize",
@@ -95,7 +96,7 @@ def test_every_program_is_here():
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for folder in ("cavmae_sync_jax", "data_prep")
         for path in (ROOT / folder).rglob("*.py")
-        if "__main__" in path.read_text() and path.name != "cli.py"
+        if "\nif __name__ ==" in path.read_text()
     ]
     assert sorted(mains) == sorted(PROGRAMS)
 

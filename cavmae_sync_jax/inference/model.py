@@ -18,6 +18,7 @@ from cavmae_sync_jax.checkpoints import pretrained
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data.loader import PairSpec
 from cavmae_sync_jax.inference import heatmaps, reading, similarity, timeline
+from cavmae_sync_jax.inference import workers as decoding
 from cavmae_sync_jax.inference.reading import Seconds
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
 from cavmae_sync_jax.utils.errors import UserError
@@ -166,10 +167,10 @@ class Model(Pretrained):
           workers: processes that decode; 0 decodes in this one.
           every: seconds between pairs, see `embed_video`.
         """
-        with reading.new_workers(workers) as decoders:
+        with decoding.started(workers) as decoders:
             for file in map(os.fspath, files):
                 try:
-                    with reading.in_workers(decoders):
+                    with decoding.within(decoders):
                         info = reading.file_info(file)
                         if info.kind == "picture":
                             picture = self.embed_image(file)
@@ -177,7 +178,7 @@ class Model(Pretrained):
                         yield file, info.kind, iter([picture])
                         continue
                     pairs = timeline.pairs_of_file(info, self.pair_spec, every=every)
-                    pairs = reading.each_in_workers(decoders, pairs)
+                    pairs = decoding.each_within(decoders, pairs)
                     yield file, info.kind, self.embed_pairs(pairs)
                 except UserError as error:
                     yield file, "", error

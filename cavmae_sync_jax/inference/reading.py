@@ -1,24 +1,20 @@
 """What a file holds, read in spans: pictures as a dataset stores them, and sound at 16 kHz.
 
-Within `in_workers`, other processes decode: a file that crashes a decoder or keeps it busy gives a
-sentence. Worker processes import this module, so it imports no JAX. All times are seconds.
+Within `workers.within`, other processes decode. They import this module, so it imports no JAX. All
+times are seconds.
 """
 
-import contextlib
-import contextvars
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import TimeoutError
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import av
 import numpy as np
-import pebble
 from jaxtyping import Int16, Num, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cavmae_sync_jax.inference import workers
 from cavmae_sync_jax.media import decoding, demuxer, images, resampler
 from cavmae_sync_jax.media.audio import SAMPLE_RATE
 from cavmae_sync_jax.media.errors import MediaError
@@ -35,18 +31,6 @@ MOST_CHANNELS = 64
 # Decoding starts this much before a span, so that decoder and resampler have settled in it.
 _RUN_UP = 1.0
 _RUN_OUT = 0.1
-TIME_LIMIT = 600.0  # for one span in a worker
-
-
-class Workers(NamedTuple):
-    """Processes that decode, and how many seconds each may take for one answer."""
-
-    pool: pebble.ProcessPool
-    limit: float = TIME_LIMIT
-
-
-_T = TypeVar("_T")
-_WORKERS: contextvars.ContextVar[Workers | None] = contextvars.ContextVar("workers", default=None)
 
 
 class FileInfo(NamedTuple):
@@ -86,73 +70,13 @@ class Content(NamedTuple):
     seconds: float
 
 
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Turns a file's error into the user's: one sentence that names the file."""
-    try:
-        yield
-    except MediaError as error:
-        raise UserError(str(error).rstrip(".")) from error
-
-
-@contextlib.contextmanager
-def new_workers(count: int, limit: float = TIME_LIMIT) -> Iterator[Workers | None]:
-    """Starts processes that decode, and ends them; 0 gives None.
-
-    Args:
-      count: how many.
-      limit: seconds that one may take for an answer.
-    """
-    if not count:
-        yield None
-        return
-    # Forked, a worker would inherit JAX's threads without what they hold locked.
-    pool = pebble.ProcessPool(count, context=multiprocessing.get_context("spawn"))
-    try:
-        yield Workers(pool, limit)
-    finally:
-        pool.stop()
-        pool.join()
-
-
-@contextlib.contextmanager
-def in_workers(workers: Workers | None) -> Iterator[None]:
-    """Has the functions of this module decode in other processes; None means in this one."""
-    before = _WORKERS.set(workers)
-    try:
-        yield
-    finally:
-        _WORKERS.reset(before)
-
-
-def each_in_workers(workers: Workers | None, values: Iterator[_T]) -> Iterator[_T]:
-    """Yields values that are made by workers, but whose consumer is not in their context."""
-    while True:
-        with in_workers(workers):
-            try:
-                value = next(values)
-            except StopIteration:
-                return
-        yield value
-
-
-def _elsewhere(function: Callable[..., Any], path: str, *rest: Any) -> Any:
-    """Calls a function in a worker, or here if there is none; its errors become the user's."""
-    workers = _WORKERS.get()
-    if workers is None:
-        with told():
-            return function(path, *rest)
-    future = workers.pool.schedule(function, args=[path, *rest], timeout=workers.limit)
-    return _result(future, path, workers.limit)
-
-
 def file_info(path: str | os.PathLike) -> FileInfo:
     """Says what a file is, and how long.
 
     Raises:
       UserError: if it is not there, a folder, or neither video nor sound nor picture.
     """
-    return _elsewhere(_file_info, os.fspath(path))
+    return workers.call(_file_info, os.fspath(path))
 
 
 def _file_info(name: str) -> FileInfo:
@@ -193,7 +117,7 @@ def read_picture(path: str | os.PathLike, size: int) -> bytes:
     Raises:
       UserError: if it is none, damaged, or too large.
     """
-    return _elsewhere(_read_picture, os.fspath(path), size)
+    return workers.call(_read_picture, os.fspath(path), size)
 
 
 def _read_picture(path: str, size: int) -> bytes:
@@ -220,7 +144,7 @@ def as_stored(image: UInt8[np.ndarray, "height width 3"], size: int) -> bytes:
     Raises:
       UserError: if it is too large or too long.
     """
-    with told():
+    with workers.told():
         images.check_size("the array", image.shape[1], image.shape[0])
     return images.encode_jpeg(images.resize_and_crop(image, size), JPEG_QUALITY)
 
@@ -251,32 +175,7 @@ def contents(spans: Sequence[Span]) -> Iterator[Content]:
     Raises:
       UserError: if one can't be read, takes too long, or makes the decoder crash.
     """
-    workers = _WORKERS.get()
-    if workers is None:
-        with told():
-            yield from map(read_span, spans)
-        return
-    pool, limit = workers
-    ahead: list[Any] = []
-    rest = iter(spans)
-    try:
-        for span in spans:
-            while len(ahead) < 3 and (later := next(rest, None)) is not None:
-                ahead.append(pool.schedule(read_span, args=[later], timeout=limit))
-            yield _result(ahead.pop(0), span.path, limit)
-    finally:
-        for future in ahead:
-            future.cancel()
-
-
-def _result(future: Any, path: str, limit: float) -> Any:
-    with told():
-        try:
-            return future.result()
-        except TimeoutError as error:
-            raise UserError(f"{path} took longer than {limit:.0f} s to decode") from error
-        except pebble.ProcessExpired as error:
-            raise UserError(f"{path} made the decoder crash") from error
+    yield from workers.stream(read_span, spans)
 
 
 def read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " samples"]:
@@ -285,7 +184,7 @@ def read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " s
     Raises:
       UserError: if there is none, or it can't be read.
     """
-    return _elsewhere(_read_sound, path, start, end)
+    return workers.call(_read_sound, path, start, end)
 
 
 def _read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " samples"]:

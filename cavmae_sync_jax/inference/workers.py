@@ -1,0 +1,148 @@
+"""Processes that decode: a file that crashes a decoder or keeps it busy gives a sentence.
+
+They import no JAX. All times are seconds.
+"""
+
+import contextlib
+import contextvars
+import multiprocessing.context
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import TimeoutError
+from typing import Any, NamedTuple, TypeVar
+
+import pebble
+
+from cavmae_sync_jax.media.errors import MediaError
+from cavmae_sync_jax.utils.errors import UserError
+
+TIME_LIMIT = 600.0  # for one answer of a worker
+AHEAD = 3  # parts of a file that are decoded or wait for it
+
+
+class Workers(NamedTuple):
+    """Processes that decode, and how many seconds each may take for one answer."""
+
+    pool: pebble.ProcessPool
+    limit: float = TIME_LIMIT
+
+
+_T = TypeVar("_T")
+_WORKERS: contextvars.ContextVar[Workers | None] = contextvars.ContextVar("workers", default=None)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Turns a file's error into the user's: one sentence that names the file."""
+    try:
+        yield
+    except MediaError as error:
+        raise UserError(str(error).rstrip(".")) from error
+
+
+class _Process(multiprocessing.context.SpawnProcess):
+    """A process that starts without the program's own module, which would load JAX again."""
+
+    def start(self) -> None:
+        main = sys.modules["__main__"]
+        hidden = {name: getattr(main, name, None) for name in ("__spec__", "__file__")}
+        for name in hidden:
+            setattr(main, name, None)
+        try:
+            super().start()
+        finally:
+            for name, value in hidden.items():
+                setattr(main, name, value)
+
+
+class _Context(multiprocessing.context.SpawnContext):
+    # Forked, a worker would inherit JAX's threads without what they hold locked.
+    Process = _Process
+
+
+@contextlib.contextmanager
+def started(count: int, limit: float = TIME_LIMIT) -> Iterator[Workers | None]:
+    """Starts processes that decode, and ends them; 0 gives None.
+
+    Args:
+      count: how many.
+      limit: seconds that one may take for an answer.
+    """
+    if not count:
+        yield None
+        return
+    pool = pebble.ProcessPool(count, context=_Context())
+    try:
+        yield Workers(pool, limit)
+    finally:
+        pool.stop()
+        pool.join()
+
+
+@contextlib.contextmanager
+def within(workers: Workers | None) -> Iterator[None]:
+    """Has `call` and `stream` decode in other processes; None means in this one."""
+    before = _WORKERS.set(workers)
+    try:
+        yield
+    finally:
+        _WORKERS.reset(before)
+
+
+def each_within(workers: Workers | None, values: Iterator[_T]) -> Iterator[_T]:
+    """Yields values that are made by workers, but whose consumer is not in their context."""
+    while True:
+        with within(workers):
+            try:
+                value = next(values)
+            except StopIteration:
+                return
+        yield value
+
+
+def call(function: Callable[..., Any], path: str, *rest: Any) -> Any:
+    """Calls a function in a worker, or here if there is none; its errors become the user's."""
+    workers = _WORKERS.get()
+    if workers is None:
+        with told():
+            return function(path, *rest)
+    future = workers.pool.schedule(function, args=[path, *rest], timeout=workers.limit)
+    return _result(future, path, workers.limit)
+
+
+def stream(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any]:
+    """Yields a function's answers for parts of files, in their order; workers are some ahead.
+
+    Args:
+      function: of a part; importable by name.
+      parts: with the `path` of their file.
+
+    Raises:
+      UserError: if one can't be read, takes too long, or makes the decoder crash.
+    """
+    workers = _WORKERS.get()
+    if workers is None:
+        with told():
+            yield from map(function, parts)
+        return
+    ahead: list[Any] = []
+    rest = iter(parts)
+    try:
+        for part in parts:
+            while len(ahead) < AHEAD and (later := next(rest, None)) is not None:
+                future = workers.pool.schedule(function, args=[later], timeout=workers.limit)
+                ahead.append(future)
+            yield _result(ahead.pop(0), part.path, workers.limit)
+    finally:
+        for future in ahead:
+            future.cancel()
+
+
+def _result(future: Any, path: str, limit: float) -> Any:
+    with told():
+        try:
+            return future.result()
+        except TimeoutError as error:
+            raise UserError(f"{path} took longer than {limit:.0f} s to decode") from error
+        except pebble.ProcessExpired as error:
+            raise UserError(f"{path} made the decoder crash") from error

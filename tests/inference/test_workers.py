@@ -1,0 +1,28 @@
+"""Files that crash a decoder or keep it busy end in a sentence, and the next one is read."""
+
+import pytest
+import soundfile
+from media_files import noise
+
+from cavmae_sync_jax.inference import reading, workers
+from cavmae_sync_jax.utils.errors import UserError
+
+
+def test_a_crash_and_a_time_limit_are_sentences(tmp_path):
+    sound = tmp_path / "sound.wav"
+    soundfile.write(sound, noise(1), 16_000)
+    with workers.started(1) as started, workers.within(started):
+        first = reading.file_info(sound)
+        with pytest.raises(UserError, match=r"\(6\) made the decoder crash$"):
+            workers.call(eval, "__import__('os')._exit(6)")
+        with (
+            workers.within(started._replace(limit=0.2)),
+            pytest.raises(UserError, match=r"\(60\) took longer than 0 s to decode$"),
+        ):
+            workers.call(eval, "__import__('time').sleep(60)")
+        with pytest.raises(UserError, match="there is no file"):
+            reading.file_info(tmp_path / "nothing")
+        assert reading.file_info(sound) == first
+        # Neither JAX nor the program that started it is loaded there.
+        assert workers.call(eval, "'jax' in __import__('sys').modules") is False
+    assert reading.file_info(sound) == first
