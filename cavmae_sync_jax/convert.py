@@ -1,9 +1,11 @@
-"""Converts PyTorch checkpoints into ours, and ours back.
+"""Converts PyTorch checkpoints into ours, and ours back; pushes to and pulls from the Hub.
 
 Examples:
   python -m cavmae_sync_jax.convert cav_mae_sync.pth checkpoints/sync
   python -m cavmae_sync_jax.convert mae_pretrain_vit_base_full.pth checkpoints/mae
   python -m cavmae_sync_jax.convert runs/sync sync.safetensors
+  python -m cavmae_sync_jax.convert runs/sync hf://USER/REPO
+  python -m cavmae_sync_jax.convert hf://USER/REPO checkpoints/theirs
 
 A file (.pth, .pt, .bin or .safetensors) of CAV-MAE Sync, CAV-MAE, a MAE ViT with or without its
 decoder, or a probe's head is told by its names. Its sizes are read from its shapes and written with
@@ -14,10 +16,14 @@ What shapes do not tell is as in configs/pretrain.py; --config.KEY=VALUE says ot
 --config.model.registers=8 ask for the tokens that Sync adds.
 
 A SOURCE that is a folder, a workdir or a conversion, is written as a file for the authors' classes.
+Either may be a repository of the Hugging Face Hub. It gets the weights and the config without the
+optimiser's state; a new one is private. Log in before by `hf auth login`.
 """
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -26,7 +32,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax.checkpoints import manager, pretrained
+from cavmae_sync_jax.checkpoints import hub, manager, pretrained
 from cavmae_sync_jax.checkpoints.shape_diff import mismatch
 from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.models import cavmae_sync, patches
@@ -138,6 +144,38 @@ def export_weights(source: str, destination: str, module_prefix: bool = False) -
     return len(state)
 
 
+def copy_weights(source: str, destination: str) -> None:
+    """Writes the newest checkpoint's weights and config, without the rest of a training's state.
+
+    Args:
+      source: a workdir, a conversion's destination or a `hf://` address.
+      destination: a folder that must not exist, or a `hf://` address.
+
+    Raises:
+      UserError: if there is no checkpoint, or the destination exists or can't be written.
+    """
+    if not hub.is_address(destination):
+        cli.refuse_existing(destination)
+    with manager.opened(source) as stored:
+        trees = {"params": stored.weights()} | stored.arrays("leftovers")
+        config, step = stored.config, stored.step
+    with _pushed(destination) as folder:
+        manager.write(folder, trees, config)
+    console.log(f"the weights of {source}, step {step}, are now in {destination}")
+
+
+@contextlib.contextmanager
+def _pushed(destination: str) -> Iterator[str]:
+    """A folder to write; what it holds at the end is pushed, if the destination is on the Hub."""
+    if not hub.is_address(destination):
+        yield destination
+        return
+    hub.repository_of(destination)
+    with tempfile.TemporaryDirectory() as scratch:
+        yield f"{scratch}/model"
+        console.log(f"pushed: {hub.push(f'{scratch}/model', destination)}")
+
+
 def build(config: ConfigDict) -> CavMaeSync | ProbeHead:
     """The module of a checkpoint's config."""
     return ProbeHead(**config.head) if "head" in config else cavmae_sync.from_config(config.model)
@@ -236,8 +274,8 @@ def _draw(module: CavMaeSync | ProbeHead, new: tuple[str, ...], seed: int) -> St
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("source", help="a file of PyTorch weights, or a folder of checkpoints")
-    arguments.add_argument("destination", help="a new folder, or a new file of weights")
+    arguments.add_argument("source", help="PyTorch weights, a folder of checkpoints, or hf://")
+    arguments.add_argument("destination", help="a new folder, a new file of weights, or hf://")
     arguments.add_argument(
         "--seed",
         type=int,
@@ -250,19 +288,25 @@ def main() -> None:
     )
 
     def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
-        if epath.Path(args.source).is_dir():
+        source, destination = args.source, args.destination
+        on_hub = hub.is_address(source) or hub.is_address(destination)
+        if hub.is_address(source) or epath.Path(source).is_dir():
             for flag, given in (("--seed", args.seed is not None), *((o, True) for o in overrides)):
                 if given:
                     raise UserError(f"{flag} can't change a checkpoint's weights; leave it out")
-            export_weights(args.source, args.destination, args.module_prefix)
+            if on_hub and epath.Path(destination).suffix not in torch_io.SUFFIXES:
+                copy_weights(source, destination)
+            else:
+                export_weights(source, destination, args.module_prefix)
             return
-        if not epath.Path(args.source).exists():
-            raise UserError(f"there is no file or folder {args.source}")
+        if not epath.Path(source).exists():
+            raise UserError(f"there is no file or folder {source}")
         if args.module_prefix:
             raise UserError("--module_prefix is for writing a file; SOURCE is one")
         if not 0 <= (args.seed or 0) < 2**32:
             raise UserError(f"--seed={args.seed} must be from 0 to 2^32 - 1")
-        import_weights(args.source, args.destination, overrides, args.seed or 0)
+        with _pushed(destination) as folder:
+            import_weights(source, folder, overrides, args.seed or 0)
 
     cli.main(arguments, run, overrides=True)
 

@@ -1,104 +1,103 @@
-"""A model is loaded from a server that speaks the Hub's protocol, and mistakes are told."""
+"""Models go to and come from a server that speaks the Hub's protocol, and mistakes are told."""
 
-import http.server
-import json
-import os
 import subprocess
 import sys
-import threading
 
+import hub_server
 import pytest
 import tiny
 
 from cavmae_sync_jax.checkpoints import hub
 from cavmae_sync_jax.utils.errors import UserError
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The repository me/model, whose files are those of `folder`."""
-
-    folder = None
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_HEAD(self):
-        self.respond(body=False)
-
-    def do_GET(self):
-        self.respond(body=True)
-
-    def respond(self, body):
-        path = self.path.partition("?")[0]
-        content = None
-        files = [p for p in self.folder.rglob("*") if p.is_file()]
-        names = [file.relative_to(self.folder).as_posix() for file in files]
-        if path.startswith("/api/models/me/model/revision/"):
-            siblings = [{"rfilename": name} for name in names]
-            content = json.dumps({"id": "me/model", "sha": COMMIT, "siblings": siblings}).encode()
-        elif path == f"/api/models/me/model/tree/{COMMIT}":
-            entries = [
-                {"type": "file", "path": name, "size": file.stat().st_size, "oid": "0" * 40}
-                for name, file in zip(names, files, strict=True)
-            ]
-            content = json.dumps(entries).encode()
-        elif path.startswith(f"/me/model/resolve/{COMMIT}/"):
-            place = self.folder / path.removeprefix(f"/me/model/resolve/{COMMIT}/")
-            content = place.read_bytes() if place.is_file() else None
-        self.send_response(404 if content is None else 200)
-        if content is None:
-            self.send_header("X-Error-Code", "RepoNotFound")
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{abs(hash(path))}"')
-        self.send_header("Content-Length", str(len(content or b"")))
-        self.end_headers()
-        if body and content:
-            self.wfile.write(content)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("hub")
+    tiny.write_model(place / "me" / "model")
+    return place
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hub")
-    tiny.write_model(folder / "files")
-    Hub.folder = folder / "files"
-    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{running.server_port}", folder
-    running.shutdown()
+def server(folder):
+    with hub_server.serving(folder) as settings:
+        yield settings
 
 
-def load(server, address):
-    """Loads in a process of its own, because the Hub's library reads its settings at import."""
-    endpoint, folder = server
-    code = f"import cavmae_sync_jax; m = cavmae_sync_jax.load({address!r}); print(m.step, m[4])"
-    settings = {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(folder / "cache"),
-        "HF_HUB_DISABLE_XET": "1",
-    }
+def python(server, code, **settings):
+    """Runs in a process of its own, because the Hub's library reads its settings at import."""
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=tiny.ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, **settings},
+        env=server | settings,
     )
 
 
+CONVERT = """
+import sys
+from cavmae_sync_jax import convert
+def call(*flags):
+    sys.argv = ["convert", *flags]
+    try:
+        convert.main()
+    except SystemExit as left:
+        print(left.code)
+"""
+
+
 def test_a_model_is_downloaded_and_loaded(server):
-    done = load(server, "hf://me/model")
+    code = "import cavmae_sync_jax; m = cavmae_sync_jax.load('hf://me/model'); print(m.step, m[4])"
+    done = python(server, code)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "0 hf://me/model\n"
 
 
+def test_convert_pushes_and_pulls(server, folder):
+    left = folder / "me" / "new" / "checkpoints" / "0" / "of_a_push_before"
+    left.parent.mkdir(parents=True)
+    left.write_text("old")
+    code = f"""{CONVERT}
+import cavmae_sync_jax, jax, numpy as np
+call({str(folder / "me" / "model")!r}, "hf://me/new")
+call("hf://me/new", {str(folder / "pulled")!r})
+call("hf://me/new", {str(folder / "pulled")!r})
+call("hf://me/new", {str(folder / "pulled.safetensors")!r})
+call({str(folder / "pulled.safetensors")!r}, "hf://me/third", "--config.model.heads=2",
+     "--config.model.decoder_heads=2")
+own, pulled, third = map(cavmae_sync_jax.load, {[str(folder / "me" / "model")]!r}
+    + {[str(folder / "pulled")]!r} + ["hf://me/third"])
+for other in (pulled, third):
+    assert jax.tree.all(jax.tree.map(np.array_equal, own.params, other.params))
+assert pulled.config.to_json() == own.config.to_json()
+"""
+    done = python(server, code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2"]  # the folder that was there
+    assert "pulled exists already" in done.stderr
+    assert f"pushed: {server['HF_ENDPOINT']}/me/new" in done.stderr
+    assert (folder / "visibility").read_text() == "private"
+    assert not left.exists()
+    card = (folder / "me" / "new" / "README.md").read_text()
+    assert 'cavmae_sync_jax.load("hf://me/new")' in card and card.startswith("---\nlibrary_name:")
+    (folder / "me" / "new" / "README.md").write_text("mine")
+    refused = f'{CONVERT}call({str(folder / "me" / "model")!r}, "hf://me/new")'
+    done = python(server, refused, HF_TOKEN="hf_another")
+    assert done.stdout == "2\n"
+    assert "hf://me/new can't be written with your login: run" in done.stderr.splitlines()[-1]
+    assert python(server, refused).stdout == ""
+    assert (folder / "me" / "new" / "README.md").read_text() == "mine"
+
+
 def test_a_repository_that_is_not_there(server):
-    done = load(server, "hf://me/nothing")
-    assert "UserError: there is no hf://me/nothing, or" in done.stderr.splitlines()[-1]
+    code = f"{CONVERT}call('hf://me/nothing', 'nothing.pth')"
+    done = python(server, code)
+    assert done.stdout == "2\n"
+    assert "error: there is no hf://me/nothing, or" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("address", ["hf://model", "hf://a/b/c"])
+@pytest.mark.parametrize("address", ["hf://model", "hf://a/b/c", "hf:///b"])
 def test_addresses_name_a_user_and_a_repository(address):
     with pytest.raises(UserError, match="must be hf://USER/REPO"):
         hub.local(address)
