@@ -4,6 +4,7 @@ Examples:
   python -m cavmae_sync_jax.convert cav_mae_sync.pth checkpoints/sync
   python -m cavmae_sync_jax.convert mae_pretrain_vit_base_full.pth checkpoints/mae
   python -m cavmae_sync_jax.convert runs/sync sync.safetensors
+  python -m cavmae_sync_jax.convert runs/sync sync.onnx
   python -m cavmae_sync_jax.convert runs/sync hf://USER/REPO
   python -m cavmae_sync_jax.convert hf://USER/REPO checkpoints/theirs
 
@@ -16,8 +17,9 @@ What shapes do not tell is as in configs/pretrain.py; --config.KEY=VALUE says ot
 --config.model.registers=8 ask for the tokens that Sync adds.
 
 A SOURCE that is a folder, a workdir or a conversion, is written as a file for the authors' classes.
-Either may be a repository of the Hugging Face Hub. It gets the weights and the config without the
-optimiser's state; a new one is private. Log in before by `hf auth login`.
+A DESTINATION NAME.onnx becomes NAME.audio.onnx and NAME.visual.onnx, the encoders in float32.
+Either may be a repository of the Hugging Face Hub, which gets the weights and the config only; a
+new one is private. Log in before by `hf auth login`.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from ml_collections import ConfigDict
 
 from cavmae_sync_jax.checkpoints import hub, manager, pretrained
 from cavmae_sync_jax.checkpoints.shape_diff import mismatch
+from cavmae_sync_jax.inference import model as models
 from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.models import cavmae_sync, patches
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
@@ -43,6 +46,8 @@ from cavmae_sync_jax.torch_compat.torch_io import StateDict
 from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
+
+ONNX = ".onnx"
 
 
 def import_weights(
@@ -162,6 +167,20 @@ def copy_weights(source: str, destination: str) -> None:
     with _pushed(destination) as folder:
         manager.write(folder, trees, config)
     console.log(f"the weights of {source}, step {step}, are now in {destination}")
+
+
+def export_onnx(source: str, destination: str) -> None:
+    """Writes the two encoders of a checkpoint as ONNX files, see `inference.onnx_graph`.
+
+    Raises:
+      UserError: if onnx is not installed, there is no checkpoint, or a file exists.
+    """
+    try:
+        from cavmae_sync_jax.inference import onnx_graph
+    except ImportError as error:
+        raise UserError(f"{destination} needs onnx: pip install 'cavmae_sync_jax[onnx]'") from error
+    for place in onnx_graph.write(models.load(source), destination):
+        console.log(f"written: {place}")
 
 
 @contextlib.contextmanager
@@ -294,7 +313,9 @@ def main() -> None:
             for flag, given in (("--seed", args.seed is not None), *((o, True) for o in overrides)):
                 if given:
                     raise UserError(f"{flag} can't change a checkpoint's weights; leave it out")
-            if on_hub and epath.Path(destination).suffix not in torch_io.SUFFIXES:
+            if destination.endswith(ONNX):
+                export_onnx(source, destination)
+            elif on_hub and epath.Path(destination).suffix not in torch_io.SUFFIXES:
                 copy_weights(source, destination)
             else:
                 export_weights(source, destination, args.module_prefix)

@@ -93,7 +93,7 @@ class Encoder(nn.Module):
         x = Stack(**self.stack, name="stack")(jnp.concatenate(parts, axis=1))
         return split_tokens(x, kept, self.global_token)
 
-    def _repeat(self, name: str, init: Any, count: int, batch: int) -> Array:
+    def _repeat(self, name: str, init: Any, count: int, batch: Any) -> Array:
         tokens = self.param(name, init, (1, count, self.width)).astype(self.stack["dtype"])
         return jnp.broadcast_to(tokens, (batch, count, self.width))
 
