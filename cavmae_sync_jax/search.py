@@ -7,6 +7,9 @@ Examples:
 A sound asks for pictures, a picture for sounds, and a video for both. Prints a table and writes
 OUTPUT/search.json and OUTPUT/search.html, a page with a player at every hit's moment.
 
+The search is exact. --approximate is for indexes that are too large for that: it builds a graph of
+the vectors first, keeps it in INDEX, and compares the files that the graph proposes.
+
 A similarity is a mean of cosines, from -1 to 1. Its percentile tells more: the share of the index's
 other clips that match the hit less than the query does. Sounds that match everything alike, such as
 beeps, have high similarities with percentiles near 50.
@@ -21,6 +24,7 @@ import string
 from typing import Any
 from urllib.parse import quote
 
+from cavmae_sync_jax.inference import approximate as graphs
 from cavmae_sync_jax.inference import model as models
 from cavmae_sync_jax.inference import nearest
 from cavmae_sync_jax.inference.index import Index
@@ -63,7 +67,14 @@ $moments
 
 
 def run(
-    model: Model, index: Index, kind: str, file: str, output: str | os.PathLike, top: int = 10
+    model: Model,
+    index: Index,
+    kind: str,
+    file: str,
+    output: str | os.PathLike,
+    top: int = 10,
+    *,
+    approximate: bool = False,
 ) -> dict[str, Any]:
     """Searches an index; writes `search.json` and `search.html`.
 
@@ -74,6 +85,7 @@ def run(
       file: the query.
       output: a folder.
       top: how many files and moments.
+      approximate: whether only files that `inference.approximate` proposes are compared.
 
     Returns:
       What `search.json` holds.
@@ -84,12 +96,13 @@ def run(
     if top < 1:
         raise UserError(f"--top must be at least 1, not {top}")
     index.check(model)
-    found = find(model, index, kind, file, top)
+    found = find(model, index, kind, file, top, approximate=approximate)
     result = {
         "query": {"kind": kind, "file": os.path.abspath(file)},
         "clips": [hit._asdict() for hit in found.clips],
         "moments": [hit._asdict() for hit in found.moments],
         "index": {"directory": str(index.directory), "model": index.model},
+        "approximate": approximate,
         "version": cli.version(),
     }
     folder = pathlib.Path(cli.make_folder(output))
@@ -98,7 +111,9 @@ def run(
     return result
 
 
-def find(model: Model, index: Index, kind: str, file: str, top: int) -> Found:
+def find(
+    model: Model, index: Index, kind: str, file: str, top: int, *, approximate: bool = False
+) -> Found:
     """The files and moments of an index that are nearest to a file; writes nothing.
 
     The arguments and errors are those of `run`.
@@ -109,7 +124,8 @@ def find(model: Model, index: Index, kind: str, file: str, top: int) -> Found:
     else:
         embed = model.embed_sound if kind == "sound" else model.embed_video
         query = embed(file, every=every)
-    return nearest.search(index, query, top, apart=window_of(model))
+    among = graphs.shortlist(index, query, top) if approximate else None
+    return nearest.search(index, query, top, apart=window_of(model), among=among)
 
 
 def window_of(model: Model) -> float:
@@ -183,13 +199,24 @@ def main() -> None:
         query.add_argument(f"--{kind}", metavar="FILE", help=f"{kind} to search with")
     arguments.add_argument("--checkpoint", help="model; None is the one that the index names")
     arguments.add_argument("--top", type=int, default=10, help="files and moments to find")
+    arguments.add_argument(
+        "--approximate", action="store_true", help="look at a shortlist of files only"
+    )
     arguments.add_argument("--output", default="runs/search", help="folder of the results")
 
     def start(args: argparse.Namespace) -> None:
         index = Index(args.index)
         model = models.load(args.checkpoint or index.model["directory"])
         (kind,) = (name for name in QUERIES if getattr(args, name) is not None)
-        result = run(model, index, kind, getattr(args, kind), args.output, args.top)
+        result = run(
+            model,
+            index,
+            kind,
+            getattr(args, kind),
+            args.output,
+            args.top,
+            approximate=args.approximate,
+        )
         print(f"{format_table(result)}\nwritten: {args.output}/search.html")
 
     cli.main(arguments, start)

@@ -10,10 +10,9 @@ from cavmae_sync_jax import embed
 from cavmae_sync_jax.inference import nearest
 from cavmae_sync_jax.inference.index import Index
 
-if __name__ == "__main__":  # embed starts processes, which import this file
-    checkpoint, folder, sound, place = sys.argv[1:]
-    model = cavmae_sync_jax.load(checkpoint)
-    embed.run(model, [folder], place)
-    found = nearest.search(Index(place), model.embed_sound(sound), top=5, apart=4.0)
-    for hit in found.moments:
-        print(f"{hit.similarity:.3f}  {hit.time:7.2f} s  {hit.file}")
+checkpoint, folder, sound, place = sys.argv[1:]
+model = cavmae_sync_jax.load(checkpoint)
+embed.run(model, [folder], place)
+found = nearest.search(Index(place), model.embed_sound(sound), top=5, apart=4.0)
+for hit in found.moments:
+    print(f"{hit.similarity:.3f}  {hit.time:7.2f} s  {hit.file}")

@@ -85,6 +85,7 @@ TESTED = {
     "test_features_stage_and_loop_embed_the_same",
     r"benchmarks\.retrieval": "benchmarks/test_benchmarks.py::"
     "test_retrieval_times_every_aggregation",
+    r"benchmarks\.nearest": "benchmarks/test_benchmarks.py::test_nearest_measures_recall",
     r"benchmarks\.growth": "benchmarks/test_growth_benchmarks.py::"
     "test_growth_counts_what_it_should",
     r"benchmarks\.preparation": "benchmarks/test_growth_benchmarks.py::"

@@ -14,6 +14,7 @@ import tiny
 from media_files import noise, noisy_video, tone
 from PIL import Image
 
+import cavmae_sync_jax
 from cavmae_sync_jax import embed, localize, search
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -59,7 +60,8 @@ def test_embed_search_and_localize(files, tmp_path):
     assert "3 files embedded (33 pairs), 0 were in the index, 0 refused" in said
     assert "0 files embedded (0 pairs), 3 were in" in output_of(*embedding, f"--output={index}")
     said = output_of(
-        "-m", "cavmae_sync_jax.search", index, f"--sound={sound}", f"--output={tmp_path}/found"
+        *("-m", "cavmae_sync_jax.search", index, "--approximate"),
+        *(f"--sound={sound}", f"--output={tmp_path}/found"),
     )
     rows = re.findall(r"^ +\d+ +(-?[\d.]+) .*\.(?:mp4|png)$", said, re.MULTILINE)
     found = json.loads((tmp_path / "found" / "search.json").read_text())["clips"]
@@ -98,6 +100,7 @@ def arguments_of(name, files, tmp_path):
         "search_index": [model, media, sound, tmp_path / "index"],
         "show_heatmap": [model, media / "still.png", sound, tmp_path / "heat.png"],
         "classify_with_sklearn": [model, sounds],
+        "vector_database": [model, tmp_path / "index", sound, tmp_path / "database"],
     }[name]
 
 
@@ -106,12 +109,16 @@ SAID = {
     "compare_pair": r"^similarity -?0\.\d+, above \d+ % of the other sounds$",
     "search_index": r"^-?0\.\d+ +\d+\.\d+ s  .*(mp4|png)",
     "show_heatmap": r"^$",
+    "vector_database": r"^-?0\.\d+ +\d+\.\d+ s  .*still\.png",
     "classify_with_sklearn": r"^accuracy (0\.[5-9]\d|1\.00) on 8 sounds of 2 classes$",
 }
 
 
 @pytest.mark.parametrize("script", sorted(ROOT.glob("examples/*.py")), ids=lambda path: path.stem)
 def test_the_examples_run(script, files, tmp_path):
+    if script.stem == "vector_database":
+        model = cavmae_sync_jax.load(str(files / "model"))
+        embed.run(model, [str(files / "media" / "still.png")], tmp_path / "index", workers=0)
     said = output_of(script, *arguments_of(script.stem, files, tmp_path))
     assert re.search(SAID[script.stem], said), said
     assert script.stem != "show_heatmap" or (tmp_path / "heat.png").stat().st_size > 1000

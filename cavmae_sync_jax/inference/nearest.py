@@ -14,10 +14,9 @@ from cavmae_sync_jax.inference import similarity
 from cavmae_sync_jax.inference.index import Index, Side
 from cavmae_sync_jax.inference.model import Embedded
 from cavmae_sync_jax.utils.errors import UserError
-from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
+from cavmae_sync_jax.utils.modalities import AUDIO, OPPOSITE, VISUAL
 
 OTHERS = 200  # clips that a similarity's percentile is taken among
-_OPPOSITE = {AUDIO: VISUAL, VISUAL: AUDIO}
 _NAMES = {AUDIO: "sounds", VISUAL: "pictures"}
 
 
@@ -42,7 +41,9 @@ class Found(NamedTuple):
     moments: list[Hit]
 
 
-def search(index: Index, query: Embedded, top: int, apart: float) -> Found:
+def search(
+    index: Index, query: Embedded, top: int, apart: float, among: Sequence[str] | None = None
+) -> Found:
     """Finds the files and moments of an index that are nearest to a query.
 
     A file's similarity is `Model.similarity`'s. A moment's is the mean cosine of the query's pairs
@@ -53,16 +54,18 @@ def search(index: Index, query: Embedded, top: int, apart: float) -> Found:
       query: what `embed_sound`, `embed_image` or `embed_video` returned.
       top: how many of each.
       apart: seconds that moments of one file are apart at least.
+      among: the files to look at; None is all. Percentiles are taken among these.
 
     Raises:
       UserError: if the index holds nothing that the query could be compared with.
     """
-    sides = {m: index.side(_OPPOSITE[m]) for m in (AUDIO, VISUAL) if getattr(query, m) is not None}
+    asked = [m for m in (AUDIO, VISUAL) if getattr(query, m) is not None]
+    sides = {m: index.side(OPPOSITE[m], among) for m in asked}
     shared = set.intersection(*(set(side.files) for side in sides.values()))
     for modality, side in sides.items():
         if not side.files:
             raise UserError(
-                f"{index.directory} holds no {_NAMES[_OPPOSITE[modality]]}, which "
+                f"{index.directory} holds no {_NAMES[OPPOSITE[modality]]}, which "
                 f"{_NAMES[modality]} are compared with"
             )
     if not shared:
@@ -78,7 +81,7 @@ def search(index: Index, query: Embedded, top: int, apart: float) -> Found:
     for place in best:
         rows = side.rows(place)
         moment = rows.start + int(np.argmax(moments[rows]))
-        targets = {_OPPOSITE[m]: one.vectors[one.rows(place)] for m, one in sides.items()}
+        targets = {OPPOSITE[m]: one.vectors[one.rows(place)] for m, one in sides.items()}
         value = float(clips[place])
         theirs = [_match(o, targets) for name, o in others.items() if name != side.files[place]]
         among = similarity.percentile(value, np.array(theirs)) if theirs else None
@@ -138,7 +141,7 @@ def _others(
 
 
 def _match(query: dict[str, np.ndarray], targets: dict[str, np.ndarray]) -> float:
-    pairs = [(vectors, targets[_OPPOSITE[m]]) for m, vectors in query.items()]
+    pairs = [(vectors, targets[OPPOSITE[m]]) for m, vectors in query.items()]
     return float(np.mean([similarity.of_pair(a, b, "diagonal_mean") for a, b in pairs]))
 
 

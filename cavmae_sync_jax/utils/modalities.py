@@ -4,3 +4,4 @@ AUDIO, VISUAL, BOTH = "audio", "visual", "both"
 
 
 MODALITIES = (AUDIO, VISUAL)
+OPPOSITE = {AUDIO: VISUAL, VISUAL: AUDIO}

@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 
-from benchmarks import claims, convert, demo_seeds, retrieval, segmentation_study
+from benchmarks import claims, convert, demo_seeds, nearest, retrieval, segmentation_study
 from benchmarks.segmentation_study import CENTRED, OTHER
 from cavmae_sync_jax.ablations import plan, tables
 from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
@@ -129,3 +129,11 @@ def test_convert_measures_every_kind_both_ways(monkeypatch, capsys):
     rows = capsys.readouterr().out.splitlines()[3:]
     assert len(rows) == 6 and all(row.endswith("| 1.0 | 2.00 |") for row in rows)
     assert measured[:4] == ["sync.pth", "sync.safetensors", "cav_mae.pth", "mae.pth"]
+
+
+def test_nearest_measures_recall(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["nearest", "--clips=40", "--queries=2", "--dim=8"])
+    nearest.main()
+    said = capsys.readouterr().out
+    assert "recall of the 10 best clips 1.000, smallest 1.0" in said
+    assert "FAISS HNSW" in said and "FAISS IVF" in said

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from PIL import Image
 
 import cavmae_sync_jax
 from cavmae_sync_jax import embed, search
+from cavmae_sync_jax.inference import approximate, nearest, similarity
 from cavmae_sync_jax.inference import index as indexes
-from cavmae_sync_jax.inference import nearest, similarity
 from cavmae_sync_jax.inference.index import Index
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -197,6 +198,38 @@ def test_a_percentile_is_the_place_among_other_clips(built, model, media):
     ]
     assert len(others) in (2, 3)
     assert hit.percentile == pytest.approx(similarity.percentile(hit.similarity, np.array(others)))
+
+
+@pytest.mark.parametrize("kind", ["sound", "video"])
+def test_an_approximate_search_compares_its_shortlist_exactly(built, model, media, kind):
+    sound, video = media / "deeper" / "sound.wav", media / "2.mp4"
+    query = model.embed_sound(sound) if kind == "sound" else model.embed_video(video)
+    exact = nearest.search(built, query, 3, apart=1.0)
+    names = approximate.shortlist(built, query, 3)
+    assert nearest.search(built, query, 3, apart=1.0, among=names).clips == exact.clips
+    found = search.find(model, built, kind, str(sound if kind == "sound" else video), 3)
+    assert [hit.file for hit in found.clips] == [hit.file for hit in exact.clips]
+
+
+def test_a_shortlist_is_short_and_follows_the_index(built, model, media, tmp_path, monkeypatch):
+    monkeypatch.setattr(approximate, "WIDTH", 1)
+    index = Index(shutil.copytree(built.directory, tmp_path / "index"))
+    soundfile.write(tmp_path / "new.wav", noise(2, seed=77), 16_000)
+    query = model.embed_image(media / "still.png")
+    (before,) = approximate.shortlist(index, query, 1)
+    assert before == nearest.search(index, query, 1, apart=1.0).moments[0].file
+    graph = index.directory / "approximate" / "audio.faiss"
+    written = graph.stat().st_mtime_ns
+    assert approximate.shortlist(index, query, 1) == [before]
+    assert graph.stat().st_mtime_ns == written
+    embed.run(model, [str(tmp_path / "new.wav")], index.directory, workers=0)
+    own = model.embed_sound(tmp_path / "new.wav").audio[:1]
+    asked = query._replace(visual=own)
+    assert approximate.shortlist(index, asked, 1) == [str(tmp_path / "new.wav")]
+    assert not list(index.directory.glob(".approximate*"))
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match="--approximate needs FAISS"):
+        approximate.shortlist(index, query, 1)
 
 
 def test_the_page_plays_the_moments(built, model, media, tmp_path):
