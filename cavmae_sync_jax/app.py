@@ -37,7 +37,7 @@ from cavmae_sync_jax.inference.model import Model
 from cavmae_sync_jax.utils import cli, loopback
 from cavmae_sync_jax.utils.errors import UserError
 
-LONGEST = 600.0  # seconds of a video whose heat map is drawn
+LONGEST = 600.0  # seconds of an uploaded file
 DECODING_LIMIT = 60.0  # seconds that a worker may take for a piece of a file
 HITS = 9
 KEPT = 10  # results of the first tab that a browser may still show
@@ -71,14 +71,10 @@ class Desk:
         """What was found, the MP4, the picture, the timeline, and the files to download."""
         if seen is None:
             raise UserError("give a video or a picture first")
-        info = reading.file_info(seen)
-        if info.kind == "picture" and heard is None:
+        if _kind(seen) == "picture" and heard is None:
             raise UserError("a picture has no sound of its own: give a sound, too")
-        if info.seconds > LONGEST:
-            raise UserError(
-                f"the video is longer than {LONGEST / 60:.0f} minutes: use "
-                "python -m cavmae_sync_jax.localize"
-            )
+        if heard is not None:
+            _kind(heard)
         self._results.append(tempfile.mkdtemp())
         for folder in self._results[:-KEPT]:
             shutil.rmtree(folder, ignore_errors=True)
@@ -96,7 +92,8 @@ class Desk:
         if (file is None) == (sound is None):
             raise UserError("give either a file or a sound")
         query = sound if file is None else file
-        kind = "sound" if file is None else reading.file_info(query).kind
+        kind = _kind(query)
+        kind = "sound" if file is None else kind
         names = {title: name for name, title in search.QUERIES.items()}
         found = search.find(self.model, self.index, names[kind], query, HITS)
         window = search.window_of(self.model)
@@ -157,6 +154,17 @@ class Desk:
         if len(pieces) == 1:
             pieces.append(_paragraph("This folder has neither training curves nor scores."))
         return "".join(pieces)
+
+
+def _kind(file: str) -> reading.Kind:
+    """What a file is; refuses what would keep the page busy for long."""
+    info = reading.file_info(file)
+    if info.seconds > LONGEST:
+        raise UserError(
+            f"{file} is longer than {LONGEST / 60:.0f} minutes: use the commands localize and "
+            "search instead"
+        )
+    return info.kind
 
 
 def build(desk: Desk, largest: int) -> Any:

@@ -124,7 +124,8 @@ def find(
     else:
         embed = model.embed_sound if kind == "sound" else model.embed_video
         query = embed(file, every=every)
-    among = graphs.shortlist(index, query, top) if approximate else None
+    # Of an empty shortlist nothing could be said; of an empty index it is said what it lacks.
+    among = (graphs.shortlist(index, query, top) or None) if approximate else None
     return nearest.search(index, query, top, apart=window_of(model), among=among)
 
 

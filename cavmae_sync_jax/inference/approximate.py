@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from cavmae_sync_jax.inference.index import Index
 from cavmae_sync_jax.inference.model import Embedded
 from cavmae_sync_jax.inference.similarity import unit
-from cavmae_sync_jax.utils import console
+from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import MODALITIES, OPPOSITE
 
@@ -40,7 +40,7 @@ def shortlist(index: Index, query: Embedded, top: int) -> list[str]:
       top: how many files are wanted.
 
     Raises:
-      UserError: if FAISS is not installed.
+      UserError: if FAISS is not installed, or a graph is damaged or can't be written.
     """
     library = _library()
     folder = _built(index, library)
@@ -50,7 +50,10 @@ def shortlist(index: Index, query: Embedded, top: int) -> list[str]:
         place = folder / f"{theirs}.faiss"
         if vectors is None or not place.exists():
             continue
-        graph = library.read_index(str(place))
+        try:
+            graph = library.read_index(str(place))
+        except RuntimeError as error:
+            raise UserError(f"{place} is damaged: delete {folder} and search again") from error
         library.ParameterSpace().set_index_parameter(graph, "efSearch", EFFORT)
         count = min(WIDTH * top, graph.ntotal)
         # The mean finds what fits on the whole, and each pair what fits at a moment.
@@ -72,7 +75,7 @@ def _built(index: Index, library: Any) -> pathlib.Path:
     except (OSError, ValueError):
         pass
     partial = index.directory / f".{FOLDER}.{uuid.uuid4().hex[:8]}"
-    partial.mkdir()
+    cli.make_folder(partial)
     try:
         for modality in MODALITIES:
             side = index.side(modality)

@@ -242,6 +242,21 @@ def run(monkeypatch, capsys, *flags):
     return capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_long_file_and_a_mistake_of_the_program(folder, model, monkeypatch, capsys):
+    desk = app.Desk(model, None, None)
+    monkeypatch.setattr(app, "LONGEST", 6.0)
+    said, *rest = desk.guarded(desk.localize, 5, str(folder / "media" / "1.mp4"), None, "cosine")
+    assert ">1.mp4 is longer than" in said and rest == [None] * 4
+    said, _ = desk.guarded(desk.search, 2, str(folder / "sound.wav"), None)
+    assert ">no index was given" in said
+
+    def broken(file):
+        raise ZeroDivisionError
+
+    assert "the program made a mistake" in desk.guarded(broken, 2, "a")[0]
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_sentence(workdir, model, folder, monkeypatch, capsys):
     checkpoint = f"--checkpoint={workdir}"
     monkeypatch.setattr(app.models, "load", lambda directory: model)

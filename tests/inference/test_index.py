@@ -227,6 +227,9 @@ def test_a_shortlist_is_short_and_follows_the_index(built, model, media, tmp_pat
     asked = query._replace(visual=own)
     assert approximate.shortlist(index, asked, 1) == [str(tmp_path / "new.wav")]
     assert not list(index.directory.glob(".approximate*"))
+    graph.write_bytes(b"no graph")
+    with pytest.raises(UserError, match=r"audio.faiss is damaged: delete"):
+        approximate.shortlist(index, query, 1)
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match="--approximate needs FAISS"):
         approximate.shortlist(index, query, 1)
@@ -273,6 +276,18 @@ def test_mistakes_are_one_sentence(built, model, media, tmp_path):
             search.run(model, built, kind, file, tmp_path / "out")
     with pytest.raises(UserError, match="is no index"):
         Index(media)
+    with indexes.writing(tmp_path / "empty", model, None):
+        pass
+    for approximately in (False, True):
+        with pytest.raises(UserError, match="empty holds no pictures, which sounds are"):
+            search.run(
+                model,
+                Index(tmp_path / "empty"),
+                "sound",
+                sound,
+                tmp_path / "out",
+                approximate=approximately,
+            )
     with pytest.raises(UserError, match="is a folder with other things"):
         embed.run(model, [sound], media)
     with pytest.raises(UserError, match="there is no file or folder"):
