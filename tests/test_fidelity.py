@@ -156,7 +156,9 @@ def test_positions_are_the_references(case):
     for name, dim in (("pos_embed", 48), ("decoder_pos_embed", 32)):
         for m, grid in case.model.grids.items():
             expected = case.state[f"{name}_{SHORT[m]}"][0]
-            np.testing.assert_array_equal(patching.sincos_positions(grid, dim), expected)
+            # The last bits of NumPy's powers, sines and cosines depend on the processor.
+            ours = patching.sincos_positions(grid, dim)
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=5e-7)
 
 
 def test_forward_stages(case, evaluated):

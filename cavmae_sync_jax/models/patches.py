@@ -65,7 +65,8 @@ def sincos_positions(grid: Grid, dim: int) -> Float[np.ndarray, "patches {dim}"]
     """
     if dim % 4:
         raise ValueError(f"sin-cos positions need a width that is a multiple of 4, not {dim}")
-    # In float32 throughout, in this order: the reference's arrays to the last bit.
+    # In float32 throughout, in this order: the reference's arrays to the last bits, which depend on
+    # the processor.
     omega = 1 / np.float32(10_000) ** (np.arange(dim // 4, dtype=np.float32) / (dim / 4))
     row, column = np.divmod(np.arange(grid.patches, dtype=np.float32), grid.columns)
     angles = [coordinate[:, None] * omega for coordinate in (column, row)]
