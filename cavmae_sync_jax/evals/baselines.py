@@ -62,7 +62,7 @@ def oracle(held_out: loader.Records, pair_spec: loader.PairSpec) -> dict[str, di
       UserError: if the dataset holds no `frame_class`, as datasets of plain videos.
     """
     records = loader.Records(held_out.directory, held_out.split, ("frame_class",))
-    classes = np.stack([records[i]["frame_class"] for i in range(len(records))])
+    classes = np.stack([records[i]["frame_class"] for i in records.ahead(range(len(records)))])
     chosen = np.array(pair_spec.frames) * classes.shape[1] // pair_spec.num_frames
     known = _one_hot(classes[:, chosen])
     return ranking.retrieval(known, known)
@@ -78,10 +78,10 @@ def _statistics(
     """Per frame: mean and spread of each log-mel bin; mean and spread of each colour in cells."""
     audio, visual = [], []
     chosen = np.unique(np.linspace(0, len(records) - 1, FITTED_CLIPS).astype(int))
-    indices = chosen if sample else range(len(records))
+    indices = chosen.tolist() if sample else list(range(len(records)))
     with console.progress("statistics", len(indices), "clip") as bar:
-        for index in indices:
-            pairs = records.pairs(int(index), pair_spec, pair_spec.frames)
+        for index in records.ahead(indices):
+            pairs = records.pairs(index, pair_spec, pair_spec.frames)
             windows = np.stack([pair[AUDIO] for pair in pairs]).astype(np.float32)
             audio.append(_moments(windows, axis=1))
             image = np.stack([pair[VISUAL] for pair in pairs]).astype(np.float32)

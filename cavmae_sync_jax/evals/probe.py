@@ -126,7 +126,7 @@ def labels(records: loader.Records) -> Truth:
     """
     truth = np.zeros((len(records), len(class_names(records))), bool)
     with console.progress(f"labels of {records.split}", len(records), "clip") as bar:
-        for index in range(len(records)):
+        for index in records.ahead(range(len(records))):
             truth[index, records[index]["labels"]] = True
             bar.update()
     without = np.flatnonzero(~truth.any(axis=1))

@@ -1,0 +1,121 @@
+"""A split of a prepared dataset (TFDS, ArrayRecord): its records by number."""
+
+import contextlib
+import os
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from cavmae_sync_jax.data import dataset_dir
+from cavmae_sync_jax.data.disk_shards import DiskShards, Places, Shards
+from cavmae_sync_jax.data.pair_spec import Batch, PairSpec
+from cavmae_sync_jax.utils.errors import UserError
+
+FIELDS = ("clip_id", "frames", "fbank")
+BUCKET = "gs://"
+REQUESTS = 128  # in flight per process, for what a bucket is asked ahead
+
+
+class Records:
+    """Random access to a split's records; errors name the record."""
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        split: str,
+        fields: tuple[str, ...] = FIELDS,
+        requests: int = REQUESTS,
+    ):
+        """Opens a split.
+
+        Args:
+          directory: a dataset's version folder, or a folder with one dataset somewhere below; it
+            may lie in a bucket.
+          split: "train", "eval" or what else the dataset has.
+          fields: the features that the caller needs.
+          requests: in flight at a time, to a bucket.
+
+        Raises:
+          UserError: if there is no such dataset, split or field.
+        """
+        self.directory = dataset_dir.find(directory)
+        self.split = split
+        builder = tfds.builder_from_directory(str(self.directory))
+        self.features = builder.info.features
+        self.splits = tuple(builder.info.splits)
+        if split not in builder.info.splits:
+            have = ", ".join(builder.info.splits)
+            raise UserError(
+                f"{self.directory} has no split {split!r}; it has {have}: name one by --split, "
+                "a training's by --config.data.train_split and --config.data.eval_split (which may "
+                "be empty)"
+            )
+        info = builder.info.splits[split]
+        self.identity = (
+            f"{builder.info.full_name}, split {split}: "
+            f"{info.num_examples} clips, {info.num_bytes} bytes"
+        )
+        missing = [field for field in fields if field not in self.features]
+        if missing:
+            raise UserError(f"{self.directory} has no {', '.join(missing)}, which this needs")
+        # Datasets of version 0.1.0 don't tell; each of their records is checked when it is read.
+        self.longest_rows: int | None = (builder.info.metadata or {}).get("longest_rows")
+        places = Places([os.fspath(path) for path in info.filepaths], info.shard_lengths)
+        if not len(places):
+            raise UserError(f"{self.directory}, split {split} is empty")
+        # Records of a bucket are better asked for ahead.
+        self.in_bucket = places.paths[0].startswith(BUCKET)
+        self.shards: Shards = (
+            _open_bucket(places, requests) if self.in_bucket else DiskShards(places)
+        )
+        self._length = len(places)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def place(self, index: int) -> int:
+        """Which record of the split an element is made of."""
+        return index
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        place = self.place(index)
+        try:
+            return self.features.deserialize_example_np(self.shards.read(place))
+        except UserError:
+            raise
+        except Exception as error:
+            raise self._damaged(place, error) from error
+
+    def ahead(self, indices: Iterable[int]) -> Generator[int, None, None]:
+        """Yields the indices, while a bucket is asked for the records that come after each."""
+        indices = list(indices)
+        asked = self.shards.ahead([self.place(index) for index in indices])
+        with contextlib.closing(asked):
+            for index, _ in zip(indices, asked, strict=True):
+                yield index
+
+    def pairs(self, index: int, pair_spec: PairSpec, frames: Iterable[int]) -> list[Batch]:
+        """Some of a clip's frames with their windows, see `PairSpec.pair`."""
+        record = self[index]
+        try:
+            return [pair_spec.pair(record, frame) for frame in frames]
+        except OSError as error:
+            raise self._damaged(index, error) from error
+
+    def _damaged(self, index: int, error: Exception) -> UserError:
+        return UserError(
+            f"{self.directory}, split {self.split}, record {index} is damaged "
+            f"({error}): prepare the dataset again"
+        )
+
+    def ids(self, indices: list[int]) -> list[str]:
+        """The clip ids of some records."""
+        return [self[index]["clip_id"].decode() for index in self.ahead(indices)]
+
+
+def _open_bucket(places: Places, requests: int) -> Shards:
+    from cavmae_sync_jax.data.bucket_shards import BucketShards  # loads TensorStore
+
+    return BucketShards(places, requests)
