@@ -24,6 +24,7 @@ import os
 import pathlib
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -52,7 +53,9 @@ class Knobs:
 
     latency_ms: float = 0.0  # before each answer
     errors: float = 0.0  # share of the requests that meet one of FAULTS
-    die_after: int = 0  # requests after which the process kills itself; 0: never
+    kill: int = 0  # the number of a process, which the `kill_at`-th request kills by `kill -9`
+    kill_at: int = 0
+    kill_when_done: int = 0  # 0: the request is not fulfilled, 1: it is, but not answered
     seed: int = 0  # of the faults
 
 
@@ -411,8 +414,6 @@ class Server:
             await self._write(writer, _json(self.counts))
             return True
         self.counts["requests"] += 1
-        if self.knobs.die_after and self.counts["requests"] >= self.knobs.die_after:
-            os._exit(9)
         self.counts["in_flight"] += 1
         self.counts["most_in_flight"] = max(self.counts["most_in_flight"], self.counts["in_flight"])
         try:
@@ -430,12 +431,23 @@ class Server:
         if fault == "reset":
             writer.transport.abort()
             return False
+        last = self.knobs.kill and self.counts["requests"] >= self.knobs.kill_at
+        if last and not self.knobs.kill_when_done:
+            return self._kill()
         answer = self.bucket.answer(request) if not isinstance(fault, int) or not fault else None
+        if last:
+            return self._kill()
         if answer is None:
             answer = Refused(int(fault), "a fault of the emulator").answer()
         self.counts["bytes"] += len(answer.body)
         await self._write(writer, answer, cut=fault == "cut")
         return fault != "cut"
+
+    def _kill(self) -> bool:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.knobs.kill, signal.SIGKILL)
+        self.knobs.kill = 0
+        return False
 
     @staticmethod
     async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request:
@@ -499,6 +511,11 @@ class Emulator:
         return self._process.poll() is None
 
     @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    @property
     def address(self) -> str:
         """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
@@ -508,6 +525,20 @@ class Emulator:
         """What brings the clients of gs:// here."""
         plain = {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false", "NO_GCE_CHECK": "true"}
         return {**dict.fromkeys(VARIABLES, self.address), **plain}
+
+    @contextlib.contextmanager
+    def pointed_at(self) -> Iterator[None]:
+        """Sends requests for gs:// of this process, and of those that it starts, here."""
+        before = {name: os.environ.get(name) for name in self.environment}
+        os.environ.update(self.environment)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
     def turn(self, **knobs: float) -> dict[str, int]:
         """Turns knobs and sets the counters to zero."""

@@ -15,7 +15,7 @@ from cavmae_sync_jax.utils.errors import UserError
 
 FIELDS = ("clip_id", "frames", "fbank")
 BUCKET = "gs://"
-REQUESTS = 128  # in flight per process, for what a bucket is asked ahead
+REQUESTS = 64  # in flight per process, for what a bucket is asked ahead
 
 
 class Records:
