@@ -53,6 +53,7 @@ class Knobs:
 
     latency_ms: float = 0.0  # before each answer
     errors: float = 0.0  # share of the requests that meet one of FAULTS
+    status: int = 0  # of these faults, if it is always the same, such as 403
     kill: int = 0  # the number of a process, which the `kill_at`-th request kills by `kill -9`
     kill_at: int = 0
     kill_when_done: int = 0  # 0: the request is not fulfilled, 1: it is, but not answered
@@ -426,7 +427,7 @@ class Server:
             await asyncio.sleep(self.knobs.latency_ms / 1000)
         fault: int | str = 0
         if self._random.random() < self.knobs.errors:
-            fault = self._random.choice(FAULTS)
+            fault = self.knobs.status or self._random.choice(FAULTS)
             self.counts["faults"] += 1
         if fault == "reset":
             writer.transport.abort()

@@ -121,9 +121,10 @@ def prepare(videos: pathlib.Path, output: str) -> list[str]:
 
 
 def contents(store: bucket_emulator.Store, prefix: str) -> dict[str, bytes]:
-    """The objects of a dataset by the ends of their names."""
-    names = store.names(BUCKET, f"{prefix}/")
-    return {name.removeprefix(prefix): store.read(BUCKET, name, None)[0] for name in names}
+    """What a preparation wrote, without the output's own name, which the summary has."""
+    names, own = store.names(BUCKET, f"{prefix}/"), f"gs://{BUCKET}/{prefix}/".encode()
+    found = {name.removeprefix(prefix): store.read(BUCKET, name, None)[0] for name in names}
+    return {name: data.replace(own, b"") for name, data in found.items()}
 
 
 def preparations(emulator: Emulator, videos: pathlib.Path, kills: int) -> str:

@@ -6,6 +6,7 @@ import os
 import time
 from typing import ClassVar
 
+import buckets
 import fsspec
 import numpy as np
 import pytest
@@ -47,7 +48,9 @@ class Bucket(MemoryFileSystem):
 def bucket(monkeypatch):
     before = fsspec.registry.get("gcs")
     fsspec.register_implementation("gcs", Bucket, clobber=True)
+    buckets.forget()
     yield "gs://bucket"
+    buckets.forget()
     Bucket.store.clear()
     Bucket.pseudo_dirs[:] = [""]
     if before is not None:

@@ -13,17 +13,17 @@ from typing import Any
 
 import tensorstore
 
-from cavmae_sync_jax.data import array_record_format
+from cavmae_sync_jax.data import array_record_format, dataset_dir
 from cavmae_sync_jax.data.disk_shards import Places
 from cavmae_sync_jax.utils import console
 from cavmae_sync_jax.utils.errors import UserError
 
-SCHEME = "gs://"
 # Waits between repeats grow from the first to the longest: the limit is some five minutes.
 RETRIES = {"max_retries": 32, "initial_delay": "200ms", "max_delay": "10s"}
 # A connection over which nothing comes for so long is given up, and its request repeated.
 SILENT_SECONDS = 20
 TOLD_EVERY = 10.0  # seconds between two log lines about repeats, or about waiting
+LONGEST_WAIT = 900.0  # seconds for one record, with all its repeats
 _RETRIES_METRIC = "/tensorstore/kvstore/gcs/retries"
 
 
@@ -146,7 +146,7 @@ class BucketShards:
         return UserError(f"{self._places.paths[shard]} is damaged ({why}): upload it again")
 
     def _bytes(self, shard: int, begin: int, end: int | None) -> Any:
-        bucket, _, name = self._places.paths[shard].removeprefix(SCHEME).partition("/")
+        bucket, _, name = self._places.paths[shard].removeprefix(dataset_dir.BUCKET).partition("/")
         if bucket not in self._stores:
             limits = {"gcs_request_concurrency": {"limit": self._requests}}
             context = {**limits, "gcs_request_retries": RETRIES}
@@ -155,14 +155,19 @@ class BucketShards:
         return self._stores[bucket].read(name, byte_range=slice(begin, end))
 
     def _answer(self, shard: int, future: Any) -> bytes:
-        path = self._places.paths[shard]
+        path, began = self._places.paths[shard], time.monotonic()
         while True:
             try:
                 result = future.result(timeout=TOLD_EVERY)
                 break
-            except TimeoutError:
+            except TimeoutError as error:
+                if time.monotonic() - began > LONGEST_WAIT:
+                    raise UserError(
+                        f"{path} has not been answered for {LONGEST_WAIT:.0f} s: start again when "
+                        "the bucket can be reached"
+                    ) from error
                 console.warn(f"waiting for {path}; {repeats()} requests have been repeated")
-            except (ValueError, OSError, RuntimeError, PermissionError) as error:
+            except Exception as error:  # TensorStore has one for each of gRPC's statuses
                 raise UserError(f"{path} can't be read: {_first_line(error)}") from error
         self._tell_repeats()
         if result.state != "value":
@@ -173,11 +178,11 @@ class BucketShards:
         return result.value
 
     def _tell_repeats(self) -> None:
-        now = time.monotonic()
-        if now < self._next_word or (count := repeats()) == self._told:
+        now, count = time.monotonic(), repeats()
+        if now < self._next_word or count == self._told:
             return
         console.warn(
-            f"{count - self._told} requests to {SCHEME} failed and were repeated "
+            f"{count - self._told} requests to {dataset_dir.BUCKET} failed and were repeated "
             f"({count} in process {os.getpid()})"
         )
         self._told, self._next_word = count, now + TOLD_EVERY

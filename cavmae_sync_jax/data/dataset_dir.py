@@ -10,6 +10,7 @@ from jaxtyping import Float, Num
 
 from cavmae_sync_jax.utils.errors import UserError
 
+BUCKET = "gs://"  # how the name of a dataset in one begins
 STATISTICS = "statistics.json"
 # The only class of a dataset that marks what sounds without naming it.
 SOUNDING = "sounding object"

@@ -63,8 +63,10 @@ class DiskShards:
     def _start(self) -> None:
         self._open: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._lock = threading.Lock()
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most = max(_FEWEST_OPEN, most // _SHARE_OF_FILES)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        endless = limit == resource.RLIM_INFINITY
+        self._most = len(self._places.paths) if endless else limit // _SHARE_OF_FILES
+        self._most = max(_FEWEST_OPEN, self._most)
 
     def __getstate__(self) -> Places:
         return self._places

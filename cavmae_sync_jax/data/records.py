@@ -14,7 +14,6 @@ from cavmae_sync_jax.data.pair_spec import Batch, PairSpec
 from cavmae_sync_jax.utils.errors import UserError
 
 FIELDS = ("clip_id", "frames", "fbank")
-BUCKET = "gs://"
 REQUESTS = 64  # in flight per process, for what a bucket is asked ahead
 
 
@@ -66,7 +65,7 @@ class Records:
         if not len(places):
             raise UserError(f"{self.directory}, split {split} is empty")
         # Records of a bucket are better asked for ahead.
-        self.in_bucket = places.paths[0].startswith(BUCKET)
+        self.in_bucket = places.paths[0].startswith(dataset_dir.BUCKET)
         self.shards: Shards = (
             _open_bucket(places, requests) if self.in_bucket else DiskShards(places)
         )

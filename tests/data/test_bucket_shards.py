@@ -5,6 +5,7 @@ import os
 import resource
 import threading
 
+import buckets
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -19,17 +20,12 @@ FRAMING = PairSpec(4, clip_rows=1024, audio_rows=96, audio_bins=128, image_size=
 
 
 @pytest.fixture(scope="module")
-def emulator(tmp_path_factory):
-    with (
-        bucket_emulator.running(tmp_path_factory.mktemp("bucket")) as server,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, address in server.environment.items():
-            patch.setenv(name, address)
+def emulator(bucket_server):
+    with buckets.pointed_at(bucket_server), pytest.MonkeyPatch.context() as patch:
         # Else each retry costs a test a second.
         patch.setitem(bucket_shards.RETRIES, "initial_delay", "20ms")
         patch.setitem(bucket_shards.RETRIES, "max_delay", "200ms")
-        yield server
+        yield bucket_server
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +36,7 @@ def stored(emulator, dataset_dir):
 
 @pytest.fixture(autouse=True)
 def undisturbed(emulator):
-    emulator.turn(errors=0, latency_ms=0)
+    emulator.turn(errors=0, status=0, latency_ms=0)
     yield
 
 
@@ -108,11 +104,22 @@ def test_a_server_that_does_not_come_back_ends_with_a_sentence(stored, emulator,
         take(records, 1)
 
 
+def test_what_no_repeat_mends_is_told_at_once(stored, emulator):
+    records = loader.Records(stored, "train")
+    emulator.turn(errors=1, status=403)
+    with pytest.raises(UserError, match=r"gs://bucket/data/.*train.* can't be read: PERMISSION"):
+        records[0]
+    assert emulator.counts()["requests"] == 1
+
+
 def test_a_silent_server_is_told_of(stored, emulator, monkeypatch, capsys):
     records = loader.Records(stored, "train")
     monkeypatch.setattr(bucket_shards, "TOLD_EVERY", 0.05)
     emulator.turn(latency_ms=150)
     assert records[3]["clip_id"]
+    monkeypatch.setattr(bucket_shards, "LONGEST_WAIT", 0.1)
+    with pytest.raises(UserError, match=r"train.* has not been answered for 0 s: start again"):
+        records[3]
     assert "waiting for gs://bucket/data/videos/1.0.0/videos-train" in capsys.readouterr().err
 
 
@@ -125,7 +132,7 @@ def test_a_few_requests_are_in_flight_and_each_byte_comes_once(stored, emulator)
     assert read == [records[index]["clip_id"] for index in order]
     counts = emulator.counts()
     assert counts["most_in_flight"] == 5 and counts["requests"] == 2 * len(order)
-    (path,) = (emulator.folder / "bucket").glob("*train.array_record*")
+    (path,) = (emulator.folder / "bucket").glob("data%2F*train.array_record*")
     largest = max(len(records.shards.read(index)) for index in range(20))
     assert counts["bytes"] < 2 * len(order) * (largest + 200) < path.stat().st_size * 2
 
