@@ -32,10 +32,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def bucket_server(tmp_path_factory):
-    """An emulator of Google Cloud Storage in a process of its own; `pointed_at` makes it gs://.
-
-    One for all tests of a process, because clients of gs:// keep the address that they first had.
-    """
+    """An emulator of Google Cloud Storage in a process of its own; `pointed_at` makes it gs://."""
     from benchmarks import bucket_emulator
 
     with bucket_emulator.running(tmp_path_factory.mktemp("bucket")) as emulator:

@@ -6,7 +6,6 @@ import os
 import time
 from typing import ClassVar
 
-import buckets
 import fsspec
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from media_files import make_video
 from test_ade20k_sound import Published, ids_of
 
+from benchmarks import bucket_emulator
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.evals import retrieval, summary
@@ -48,9 +48,9 @@ class Bucket(MemoryFileSystem):
 def bucket(monkeypatch):
     before = fsspec.registry.get("gcs")
     fsspec.register_implementation("gcs", Bucket, clobber=True)
-    buckets.forget()
+    bucket_emulator.forget_file_systems()
     yield "gs://bucket"
-    buckets.forget()
+    bucket_emulator.forget_file_systems()
     Bucket.store.clear()
     Bucket.pseudo_dirs[:] = [""]
     if before is not None:

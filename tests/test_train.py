@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import buckets
 import jax
 import numpy as np
 import pytest
@@ -102,7 +101,7 @@ def test_a_failing_bucket_trains_and_evaluates_as_the_disk_does(
 
     monkeypatch.setitem(bucket_shards.RETRIES, "initial_delay", "20ms")
     bucket_server.turn(errors=0.05)
-    with buckets.pointed_at(bucket_server):
+    with bucket_server.pointed_at():
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(manager.Checkpoints, "save", first_only)
             train.train_and_evaluate(there, tmp_path)

@@ -20,6 +20,15 @@ VARIABLES = (
 )
 
 
+def forget_file_systems() -> None:
+    """Makes epath and fsspec ask anew what gs:// is, and where."""
+    from etils.epath import backend  # which the server need not load
+
+    backend._FileSystemSpecBackend._get_filesystem.cache_clear()
+    if "gcsfs" in sys.modules:
+        sys.modules["gcsfs"].GCSFileSystem.clear_instance_cache()
+
+
 class Emulator:
     """A server in a process of its own, which can be gone for a while and come back."""
 
@@ -70,9 +79,11 @@ class Emulator:
         """Sends requests for gs:// of this process, and of those that it starts, here."""
         before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
+        forget_file_systems()
         try:
             yield
         finally:
+            forget_file_systems()
             for name, value in before.items():
                 if value is None:
                     del os.environ[name]

@@ -5,7 +5,6 @@ import os
 import resource
 import threading
 
-import buckets
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -21,7 +20,7 @@ FRAMING = PairSpec(4, clip_rows=1024, audio_rows=96, audio_bins=128, image_size=
 
 @pytest.fixture(scope="module")
 def emulator(bucket_server):
-    with buckets.pointed_at(bucket_server), pytest.MonkeyPatch.context() as patch:
+    with bucket_server.pointed_at(), pytest.MonkeyPatch.context() as patch:
         # Else each retry costs a test a second.
         patch.setitem(bucket_shards.RETRIES, "initial_delay", "20ms")
         patch.setitem(bucket_shards.RETRIES, "max_delay", "200ms")

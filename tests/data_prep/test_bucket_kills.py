@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 
-import buckets
 import pytest
 
 from benchmarks import bucket_emulator
@@ -45,7 +44,7 @@ def contents(store, prefix):
 @pytest.fixture
 def bucket(bucket_server):
     bucket_server.turn(errors=0, latency_ms=0, kill=0)
-    with buckets.pointed_at(bucket_server):
+    with bucket_server.pointed_at():
         yield bucket_server
 
 
@@ -62,7 +61,7 @@ def test_a_preparation_is_killed_by_requests_and_goes_on(bucket):
             env={**os.environ, "PYTHONPATH": f"{HELPERS}:{HELPERS.parents[1]}"},
         )
         bucket.turn(kill=process.pid, kill_at=int(moment * requests))
-        assert process.wait(120) == -signal.SIGKILL
+        assert process.wait(600) == -signal.SIGKILL
         with pytest.raises(UserError, match="holds none"):
             dataset_dir.find(output)
         with pytest.raises(UserError, match=rf"delete {output}/\.preparing"):
