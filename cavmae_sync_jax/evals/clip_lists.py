@@ -21,6 +21,7 @@ from cavmae_sync_jax.utils import clip_names, console
 from cavmae_sync_jax.utils.errors import UserError
 
 NAMED = 3  # of the clips that are missing
+ASKED = 256  # clips whose ids are read at a time
 # What the column with the clip, and that with its start in seconds, may be called in a header.
 _HEADERS = ("video", "video_id", "clip", "clip_id", "id", "ytid", "youtube_id", "file", "filename")
 _STARTS = ("start", "start_time", "start_seconds", "time_start")
@@ -216,9 +217,9 @@ def select(records: loader.Records, wanted: Sequence[str], name: str) -> tuple[S
     """
     where, ids = f"{records.directory}, split {records.split}", []
     with console.progress("clip ids", len(records), "clip") as bar:
-        for index in range(len(records)):
-            ids += records.ids([index])
-            bar.update()
+        for start in range(0, len(records), ASKED):
+            ids += records.ids(list(range(start, min(start + ASKED, len(records)))))
+            bar.update(len(ids) - bar.n)
     clips = _Clips(ids)
     found = {entry: clips.find(entry) for entry in wanted}
     indices = sorted(
