@@ -54,7 +54,7 @@ def test_a_preparation_is_killed_by_requests_and_goes_on(bucket):
     requests, whole = bucket.counts()["requests"], contents(store, "whole")
     assert any(name.endswith("dataset_info.json") for name in whole)
     # While shards are written, and while the finished dataset is copied to its place.
-    for moment in (0.3, 0.9):
+    for moment in (0.3, 0.75):
         output = f"gs://bucket/killed{moment}"
         process = subprocess.Popen(
             [sys.executable, "-c", f"OUTPUT = {output!r}{LITTLE}"],
