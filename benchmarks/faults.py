@@ -80,7 +80,7 @@ class Run(NamedTuple):
     def reach(self, steps: int, started: list[subprocess.Popen]) -> None:
         """Waits until the training is `steps` further than now."""
         goal = self.last() + steps
-        launch.wait_for(lambda: self.last() >= goal, started)
+        launch.wait_for(lambda: self.last() >= goal, started, timeout=1200)
 
     def ended(self, started: list[subprocess.Popen], timeout: float = 240) -> list[int]:
         """Waits for the end; returns the exit statuses."""

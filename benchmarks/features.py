@@ -12,7 +12,7 @@ device. Weights are random. Compiling is not counted.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ class InMemory(loader.Records):
     def __init__(
         self, clips: int, module: cavmae_sync.CavMaeSync, frames: int, seed: int = 0
     ) -> None:
-        self._length, self.longest_rows = clips, None
+        self._length, self.longest_rows, self.in_bucket = clips, None, False
         rng = np.random.default_rng(seed)
         count = min(clips, KEPT), frames
         fbank = rng.standard_normal((*count, *module.raw_shape(AUDIO)), np.float32)
@@ -48,6 +48,10 @@ class InMemory(loader.Records):
             AUDIO: (module.audio_mean + module.audio_std * fbank).astype(np.float16),
             VISUAL: rng.integers(0, 256, (*count, *module.raw_shape(VISUAL)), np.uint8),
         }
+
+    def ahead(self, indices: Iterable[int]) -> Generator[int, None, None]:
+        """Yields the indices: what is in memory need not be asked for."""
+        yield from indices
 
     def pairs(self, index: int, pair_spec: PairSpec, frames: Iterable[int]) -> list[loader.Batch]:
         """Some of a clip's frames with their windows."""

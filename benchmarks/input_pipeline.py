@@ -120,8 +120,9 @@ class Records(data_loader.Records):
     def __len__(self) -> int:
         return -(-CLIPS_AT_LEAST // self.clips) * self.clips
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return super().__getitem__(index % self.clips)
+    def place(self, index: int) -> int:
+        """The record that is counted as this one."""
+        return index % self.clips
 
 
 def write_files(files: Any, records: Records, clip_seconds: int) -> list[str]:

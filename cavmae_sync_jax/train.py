@@ -48,7 +48,8 @@ class Run:
         self.module = cavmae_sync.from_config(config.model)
         config_checks.check(config, self.module, self.mesh.size)
         self.pair_spec = loader.PairSpec.of(config)
-        self.records = loader.Records(config.data.dir, config.data.train_split)
+        data = config.data
+        self.records = loader.Records(data.dir, data.train_split, requests=data.requests)
         self.held_out = None
         if config.data.eval_split:
             self.held_out = loader.Records(config.data.dir, config.data.eval_split)

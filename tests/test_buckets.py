@@ -15,6 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from media_files import make_video
 from test_ade20k_sound import Published, ids_of
 
+from benchmarks import bucket_emulator
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.evals import retrieval, summary
@@ -45,13 +46,14 @@ class Bucket(MemoryFileSystem):
 
 @pytest.fixture
 def bucket(monkeypatch):
-    before = fsspec.registry.get("gcs")
+    before = fsspec.get_filesystem_class("gcs")
     fsspec.register_implementation("gcs", Bucket, clobber=True)
+    bucket_emulator.forget_file_systems()
     yield "gs://bucket"
+    bucket_emulator.forget_file_systems()
     Bucket.store.clear()
     Bucket.pseudo_dirs[:] = [""]
-    if before is not None:
-        fsspec.register_implementation("gcs", before, clobber=True)
+    fsspec.register_implementation("gcs", before, clobber=True)
 
 
 def test_an_evaluation_and_the_summary_write_to_a_bucket(bucket, tmp_path, capsys):

@@ -97,6 +97,12 @@ TESTED = {
     "test_the_segmentation_study_scores_what_it_trains",
     r"benchmarks\.faults": "distributed/test_multihost.py::"
     "test_the_benchmark_of_faults_damages_and_tells",
+    r"benchmarks\.streaming": "benchmarks/test_bucket_benchmarks.py::"
+    "test_streaming_times_the_bucket_beside_the_disk",
+    r"benchmarks\.layouts": "benchmarks/test_bucket_benchmarks.py::"
+    "test_layouts_read_the_parts_that_an_example_needs",
+    r"benchmarks\.bucket_faults": "benchmarks/test_bucket_benchmarks.py::"
+    "test_faults_in_a_bucket_are_noticed",
     r"benchmarks\.tpu_aot": "benchmarks/test_tpu_aot.py::test_a_small_model_compiles_for_a_pod",
     r"benchmarks\.roofline": "benchmarks/test_roofline.py::test_this_cpu",
     r"benchmarks\.device_session": "benchmarks/test_device_session.py::"

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import tiny
 
+from benchmarks import bucket_emulator
 from cavmae_sync_jax import train
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.checkpoints.pretrained import load
-from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.data import bucket_shards, loader
 from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.evals import retrieval
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.training import metric_writer, train_step
 from cavmae_sync_jax.utils.errors import UserError
@@ -81,6 +83,34 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, monkey
     ours, theirs = (load(path).params for path in (tmp_path, workdir))
     for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(mine, other)
+
+
+def test_a_failing_bucket_trains_and_evaluates_as_the_disk_does(
+    finished, bucket_server, dataset_dir, tmp_path, monkeypatch
+):
+    config, workdir, scores = finished
+    place = bucket_emulator.upload(dataset_dir, bucket_server.folder, "bucket", "train")
+    there = config.copy_and_resolve_references()
+    there.data.dir = place
+    real = manager.Checkpoints.save
+
+    def first_only(self, step, *args):
+        if step > 4:
+            raise KeyboardInterrupt
+        real(self, step, *args)
+
+    monkeypatch.setitem(bucket_shards.RETRIES, "initial_delay", "20ms")
+    bucket_server.turn(errors=0.05)
+    with bucket_server.pointed_at():
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(manager.Checkpoints, "save", first_only)
+            train.train_and_evaluate(there, tmp_path)
+        assert train.train_and_evaluate(there, tmp_path) == scores
+        records = [loader.Records(data, "eval") for data in (place, dataset_dir)]
+        theirs, ours = (retrieval.run(load(workdir), split, None) for split in records)
+    assert bucket_server.counts()["faults"] > 1
+    assert losses(tmp_path) == losses(workdir)
+    assert ours["scores"] == theirs["scores"]
 
 
 def test_finished_run_only_evaluates(finished, tmp_path):

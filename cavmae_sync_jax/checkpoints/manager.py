@@ -40,6 +40,7 @@ DEFAULTS_OF_OLDER_CHECKPOINTS = {
     "model.learned_positions": False,
     "data.own_statistics": False,
     "data.window_spread": "clip",
+    "data.requests": 64,
 }
 
 

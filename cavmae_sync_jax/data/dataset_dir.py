@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Num
 
 from cavmae_sync_jax.utils.errors import UserError
 
+BUCKET = "gs://"  # how the name of a dataset in one begins
 STATISTICS = "statistics.json"
 # The only class of a dataset that marks what sounds without naming it.
 SOUNDING = "sounding object"

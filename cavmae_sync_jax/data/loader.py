@@ -6,204 +6,27 @@ consecutive shares for the processes. A run therefore resumes from a number, wit
 workers, processes or devices, and every clip comes once an epoch.
 """
 
-import functools
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import grain
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import flags
-from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from cavmae_sync_jax.data import dataset_dir
+from cavmae_sync_jax.data.pair_spec import Batch, PairSpec
+from cavmae_sync_jax.data.records import Records
 from cavmae_sync_jax.distributed import preemption, sharding
-from cavmae_sync_jax.media import audio
-from cavmae_sync_jax.media.images import decode_jpeg
-from cavmae_sync_jax.utils import console
 from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
-FIELDS = ("clip_id", "frames", "fbank")
-Batch = dict[str, Any]
 _ENDLESS = 2**50  # positions; more than any training needs, few enough for floats, as grain has
 # Where Linux keeps what processes share; containers often have 64 MB of it.
 SHARED_MEMORY = Path("/dev/shm")
-
-
-class Records:
-    """Random access to a split's records; errors name the record."""
-
-    def __init__(self, directory: epath.PathLike, split: str, fields: tuple[str, ...] = FIELDS):
-        """Opens a split.
-
-        Args:
-          directory: a dataset's version folder, or a folder with one dataset somewhere below.
-          split: "train", "eval" or what else the dataset has.
-          fields: the features that the caller needs.
-
-        Raises:
-          UserError: if there is no such dataset, split or field.
-        """
-        self.directory = dataset_dir.find(directory)
-        self.split = split
-        builder = tfds.builder_from_directory(str(self.directory))
-        self.features = builder.info.features
-        self.splits = tuple(builder.info.splits)
-        if split not in builder.info.splits:
-            have = ", ".join(builder.info.splits)
-            raise UserError(
-                f"{self.directory} has no split {split!r}; it has {have}: name one by --split, "
-                "a training's by --config.data.train_split and --config.data.eval_split (which may "
-                "be empty)"
-            )
-        info = builder.info.splits[split]
-        self.identity = (
-            f"{builder.info.full_name}, split {split}: "
-            f"{info.num_examples} clips, {info.num_bytes} bytes"
-        )
-        missing = [field for field in fields if field not in self.features]
-        if missing:
-            raise UserError(f"{self.directory} has no {', '.join(missing)}, which this needs")
-        # Datasets of version 0.1.0 don't tell; each of their records is checked when it is read.
-        self.longest_rows: int | None = (builder.info.metadata or {}).get("longest_rows")
-        self._source = builder.as_data_source(split=split)
-        self._length = info.num_examples
-        if not self._length:
-            raise UserError(f"{self.directory}, split {split} is empty")
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            return self._source[index]
-        except Exception as error:
-            raise self._damaged(index, error) from error
-
-    def column(self, name: str) -> Iterator[Any]:
-        """Yields one field of each record in turn; raises UserError where one is damaged."""
-        return (self[index][name] for index in range(len(self)))
-
-    @functools.cached_property
-    def _index(self) -> dataset_dir.ClipIndex:
-        """The ids and labels of all records, from beside them, else read once from all of them."""
-        stored = dataset_dir.read_index(self.directory, self.split, self._length)
-        if stored is not None:
-            return stored
-        ids, labels = [], []
-        with console.progress(f"ids of {self.split}", self._length, "clip") as bar:
-            for record in map(self._source.__getitem__, range(self._length)):
-                ids.append(record["clip_id"].decode())
-                labels.append(np.asarray(record["labels"], np.int32))
-                bar.update()
-        return dataset_dir.ClipIndex(ids, labels)
-
-    def pairs(self, index: int, pair_spec: "PairSpec", frames: Iterable[int]) -> list[Batch]:
-        """Some of a clip's frames with their windows, see `PairSpec.pair`."""
-        record = self[index]
-        try:
-            return [pair_spec.pair(record, frame) for frame in frames]
-        except OSError as error:
-            raise self._damaged(index, error) from error
-
-    def _damaged(self, index: int, error: Exception) -> UserError:
-        return UserError(
-            f"{self.directory}, split {self.split}, record {index} is damaged "
-            f"({error}): prepare the dataset again"
-        )
-
-    def ids(self, indices: Sequence[int]) -> list[str]:
-        """The clip ids of some records."""
-        return [self._index.ids[index] for index in indices]
-
-    def labels(self) -> list[Int[np.ndarray, " labels"]]:
-        """The indices of each record's classes."""
-        return self._index.labels
-
-
-class PairSpec(NamedTuple):
-    """How a clip becomes pairs of a frame and its audio window; all of it a config may change."""
-
-    num_frames: int
-    clip_rows: int
-    audio_rows: int
-    audio_bins: int
-    image_size: int
-    window_spread: str = audio.SPREADS[0]
-    only_frame: int | None = None  # of those, in an evaluation of one frame per clip
-
-    @classmethod
-    def of(cls, config: Any) -> "PairSpec":
-        """What a training config asks for; an evaluation may add `data.only_frame`."""
-        data, model = config.data, config.model
-        sizes = model.audio_rows, model.audio_bins, model.image_size
-        only_frame = data.get("only_frame", None)
-        return cls(data.num_frames, data.clip_rows, *sizes, data.window_spread, only_frame)
-
-    @property
-    def frames(self) -> range:
-        """The frames of each clip that an evaluation takes: all `num_frames`, or one of them."""
-        if self.only_frame is None:
-            return range(self.num_frames)
-        return range(self.only_frame, self.only_frame + 1)
-
-    def check_rows(self, rows: int | None) -> None:
-        """Refuses a dataset with clips of so many log-mel rows, if the frames of one can't fit.
-
-        Raises:
-          UserError: they are clearly more than `clip_rows`.
-        """
-        if rows is not None and rows > audio.LONGEST * self.clip_rows:
-            raise UserError(
-                f"config.data.clip_rows={self.clip_rows}, but the dataset holds clips of {rows} "
-                f"rows, over which their frames are spread: set --config.data.clip_rows={rows}"
-            )
-
-    def pair(self, record: Mapping[str, Any], frame: int) -> Batch:
-        """Frame `frame` of `num_frames` evenly chosen from those stored, and its window.
-
-        Returns:
-          `visual`: uint8 RGB `[size, size, 3]`; `audio`: raw log-mel `[audio_rows, bins]`.
-
-        Raises:
-          OSError: if the frame is no readable JPEG.
-          UserError: if the dataset has fewer frames, frames or log-mels of another size.
-        """
-        stored, (rows, bins) = len(record["frames"]), record["fbank"].shape
-        if bins != self.audio_bins:
-            raise UserError(
-                f"config.model.audio_bins={self.audio_bins}, but the dataset has {bins}"
-            )
-        self.check_rows(rows)
-        if self.num_frames > stored:
-            raise UserError(
-                f"config.data.num_frames={self.num_frames}, but the dataset holds {stored} frames "
-                f"per clip: prepare it with --num_frames={self.num_frames}"
-            )
-        frame = frame * stored // self.num_frames
-        image = decode_jpeg(record["frames"][frame])
-        if image.shape[0] != self.image_size:
-            raise UserError(
-                f"config.model.image_size={self.image_size}, but the dataset's frames have "
-                f"{image.shape[0]} pixels: prepare it with --image_size={self.image_size}"
-            )
-        window = audio.cut_window(
-            record["fbank"],
-            frame,
-            stored,
-            self.clip_rows,
-            self.audio_rows,
-            seconds=audio.stored_seconds(record),
-            spread=self.window_spread,
-        )
-        return {AUDIO: window, VISUAL: image}
 
 
 class _RandomFrame(grain.transforms.RandomMap):
@@ -230,8 +53,8 @@ class _Pairs(grain.transforms.Map):
         """The batch's pairs, and the indices of its records."""
         clips, frames = element
         batch: Batch = {"clip": clips}
-        for place, (clip, frame) in enumerate(zip(clips.tolist(), frames.tolist(), strict=True)):
-            (pair,) = self._records.pairs(clip, self._pair_spec, [frame])
+        for place, clip in enumerate(self._records.ahead(clips.tolist())):
+            (pair,) = self._records.pairs(clip, self._pair_spec, [int(frames[place])])
             for name, values in pair.items():
                 if place == 0:
                     batch[name] = np.empty((len(clips), *values.shape), values.dtype)
@@ -274,7 +97,7 @@ def train_batches(
     if workers:
         size = _worker_bytes(records, pair_spec, batch_size // count, prefetch)
         _check_shared_memory(size, workers)
-    return iter(_prefetched(shares, workers, prefetch))
+    return iter(_prefetched(shares, workers, prefetch, records.in_bucket))
 
 
 def _shuffled(clips: int, seed: int) -> grain.MapDataset:
@@ -307,10 +130,14 @@ def _worker_bytes(records: Records, pair_spec: PairSpec, pairs: int, prefetch: i
     return (prefetch + 1) * pairs * sum(values.nbytes for values in pair.values())
 
 
-def _prefetched(batches: grain.MapDataset, workers: int, prefetch: int) -> grain.IterDataset:
-    # A worker's finished batches wait in shared memory, so that it holds but one of its own.
-    own = 1 if workers else prefetch
-    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=own)
+def _prefetched(
+    batches: grain.MapDataset, workers: int, prefetch: int, in_bucket: bool
+) -> grain.IterDataset:
+    # A worker's finished batches wait in shared memory, so that it holds but one of its own. While
+    # one batch comes to its end, there must be requests to a bucket in flight for the next one.
+    at_once = 2 if in_bucket else 1
+    own = at_once if workers else max(at_once, prefetch)
+    threads = grain.ReadOptions(num_threads=at_once, prefetch_buffer_size=own)
     dataset = batches.to_iter_dataset(threads)
     if not workers:
         return dataset
@@ -320,18 +147,25 @@ def _prefetched(batches: grain.MapDataset, workers: int, prefetch: int) -> grain
     return dataset.mp_prefetch(options, worker_init_fn=preemption.init_worker)
 
 
-class _WholeClip(grain.transforms.Map):
-    """All frames of the clip at a place of `order`; places past its end are not valid."""
+class _WholeClips(grain.transforms.Map):
+    """All frames of the clips at some places of `order`; places past its end are not valid."""
 
     def __init__(self, records: Records, pair_spec: PairSpec, order: Int[np.ndarray, " places"]):
         self._records, self._pair_spec, self._order = records, pair_spec, order
 
-    def map(self, element: int) -> Batch:
-        """All pairs of the record at place `element`, its index and whether it counts."""
-        index = int(self._order[min(element, len(self._order) - 1)])
-        pairs = self._records.pairs(index, self._pair_spec, self._pair_spec.frames)
-        stacked = {name: np.stack([pair[name] for pair in pairs]) for name in (AUDIO, VISUAL)}
-        return {**stacked, "clip": np.int32(index), "valid": element < len(self._order)}
+    def map(self, element: Int[np.ndarray, " clips"]) -> Batch:
+        """All pairs of the records at the places `element`, their indices, and which count."""
+        clips = self._order[np.minimum(element, len(self._order) - 1)]
+        batch: Batch = {"clip": clips.astype(np.int32), "valid": element < len(self._order)}
+        for place, clip in enumerate(self._records.ahead(clips.tolist())):
+            pairs = self._records.pairs(clip, self._pair_spec, self._pair_spec.frames)
+            for name in (AUDIO, VISUAL):
+                values = [pair[name] for pair in pairs]
+                if place == 0:
+                    shape = (len(clips), len(values), *values[0].shape)
+                    batch[name] = np.empty(shape, values[0].dtype)
+                np.stack(values, out=batch[name][place])
+        return batch
 
 
 def clip_batches(
@@ -368,15 +202,15 @@ def clip_batches(
     count, rank = jax.process_count(), jax.process_index()
     order = np.arange(len(records)) if order is None else order
     padded = -(-len(order) // batch_size) * batch_size
-    clips = grain.MapDataset.range(start * batch_size, padded)
-    clips = clips.map(_WholeClip(records, pair_spec, order))
+    places = grain.MapDataset.range(start * batch_size, padded)
     pairs = batch_size // count * len(pair_spec.frames)
     if workers:
         # The training's count, maybe of a larger machine; scores do not depend on it.
         fitting = _free_shared_memory() / _worker_bytes(records, pair_spec, pairs, prefetch)
         workers = math.floor(min(fitting, workers))
-    shares = clips.batch(batch_size // count)[rank::count]
-    return iter(_prefetched(shares, workers, prefetch))
+    shares = places.batch(batch_size // count)[rank::count]
+    clips = shares.map(_WholeClips(records, pair_spec, order))
+    return iter(_prefetched(clips, workers, prefetch, records.in_bucket))
 
 
 def to_device(

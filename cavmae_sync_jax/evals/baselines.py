@@ -78,10 +78,10 @@ def _statistics(
     """Per frame: mean and spread of each log-mel bin; mean and spread of each colour in cells."""
     audio, visual = [], []
     chosen = np.unique(np.linspace(0, len(records) - 1, FITTED_CLIPS).astype(int))
-    indices = chosen if sample else range(len(records))
+    indices = chosen.tolist() if sample else list(range(len(records)))
     with console.progress("statistics", len(indices), "clip") as bar:
-        for index in indices:
-            pairs = records.pairs(int(index), pair_spec, pair_spec.frames)
+        for index in records.ahead(indices):
+            pairs = records.pairs(index, pair_spec, pair_spec.frames)
             windows = np.stack([pair[AUDIO] for pair in pairs]).astype(np.float32)
             audio.append(_moments(windows, axis=1))
             image = np.stack([pair[VISUAL] for pair in pairs]).astype(np.float32)

@@ -123,10 +123,15 @@ class Selected(loader.Records):
         self.features, self.longest_rows = records.features, records.longest_rows
         digest = hashlib.sha256(repr(list(indices)).encode()).hexdigest()[:16]
         self.identity = f"{records.identity}; {len(indices)} of them chosen ({digest})"
+        self.in_bucket, self.shards = records.in_bucket, records.shards
         self._records, self._indices = records, list(indices)
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def place(self, index: int) -> int:
+        """Which record of the split an element is made of."""
+        return self._records.place(self._indices[index])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._records[self._indices[index]]

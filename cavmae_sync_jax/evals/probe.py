@@ -147,7 +147,7 @@ def by_modality(
     (Zverev et al., ICCV 2025).
     """
     tags = np.full(truth.shape, "", object)
-    for index in range(len(records)):
+    for index in records.ahead(range(len(records))):
         record = records[index]
         tags[index, record["labels"]] = [tag.decode() for tag in record["label_modalities"]]
     found = {}

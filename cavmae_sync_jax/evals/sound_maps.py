@@ -78,8 +78,12 @@ class ItemFrames(loader.Records):
     def __len__(self) -> int:
         return len(self._items.records)
 
+    def place(self, index: int) -> int:
+        """Which record of the split a frame is of."""
+        return int(self._items.records[index])
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = super().__getitem__(int(self._items.records[index]))
+        record = super().__getitem__(index)
         # A single image has one frame, whatever the number of windows of its sound.
         place = int(self._items.frames[index]) * len(record["frames"]) // self._frames
         return {**record, "frames": [record["frames"][place]]}
@@ -97,7 +101,7 @@ def find_items(truth: loader.Records, frames: int) -> Items:
     """
     found, agreed = [], []
     with console.progress("truth", len(truth), "clip") as bar:
-        for index in range(len(truth)):
+        for index in truth.ahead(range(len(truth))):
             record = truth[index]
             classes, masks = (record[name] for name in TRUTH)
             silent_classes, silent_masks = (record.get(name, ()) for name in SILENT_TRUTH)
@@ -145,7 +149,7 @@ def windows_of_silence(
     Each is the number of the record, and that of the frame among `frames` of each clip.
     """
     found = []
-    for index in range(len(truth)):
+    for index in truth.ahead(range(len(truth))):
         classes = truth[index]["frame_class"]
         reach = math.ceil(share * len(classes) / 2)
         for frame in range(frames):

@@ -122,7 +122,7 @@ def _truth(records: loader.Records, frames: int) -> Labels | None:
     if "frame_class" not in records.features:
         return None
     known = loader.Records(records.directory, records.split, ("frame_class",))
-    classes = np.stack([known[i]["frame_class"] for i in range(len(known))])
+    classes = np.stack([known[i]["frame_class"] for i in known.ahead(range(len(known)))])
     return classes[:, np.arange(frames) * classes.shape[1] // frames]
 
 

@@ -25,6 +25,7 @@ CHANGEABLE_ON_RESUME = {
         "microbatches",
     ),
     *("mesh.data", "mesh.fsdp", "data.dir", "data.eval_split", "data.workers", "data.prefetch"),
+    "data.requests",
     *("model.dtype", "model.unroll", "model.remat"),
     "learning_rate",  # a run that diverged goes on with a lower one
 }
@@ -49,7 +50,7 @@ def check(config: ConfigDict, module: CavMaeSync, devices: int) -> None:
     for least, keys in (
         (0, "seed data.workers eval_every profile_step learning_rate_floor warmup_share l2"),
         (1, "batch_size log_every checkpoint_every keep_checkpoints loss.contrast_groups"),
-        (1, "data.num_frames data.clip_rows data.prefetch microbatches"),
+        (1, "data.num_frames data.clip_rows data.prefetch data.requests microbatches"),
     ):
         for key in keys.split():
             if cli.value(config, key) < least:

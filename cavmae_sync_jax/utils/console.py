@@ -20,6 +20,11 @@ def log(message: str) -> None:
         tqdm.write(message, file=sys.stderr)
 
 
+def warn(message: str) -> None:
+    """Says something from any process, also from a loader's worker, which has no device."""
+    tqdm.write(message, file=sys.stderr)
+
+
 @contextlib.contextmanager
 def progress(description: str, total: int, unit: str, initial: int = 0) -> Iterator[Any]:
     """A progress bar with rate and time left, shown by process 0."""

@@ -29,7 +29,7 @@ from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline.clips import FBANK_DTYPES, Clip, Preparation, Reject, prepare_clip
 
-# A reader keeps every shard of a split open, and a preparation that is killed loses one shard.
+# A reader opens shards again and again if there are many; a preparation that is killed loses one.
 MOST_SHARDS, FEWEST_CLIPS = 1000, 64
 # JPEGs do not shrink any more, and reading is twice as fast; one record can be read alone.
 _WRITER_OPTIONS = "group_size:1,uncompressed"

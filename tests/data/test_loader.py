@@ -242,14 +242,13 @@ def test_a_truncated_file_is_named(dataset_dir, tmp_path, change):
         records[0]
 
 
-def test_a_truncated_jpeg_is_named(records, monkeypatch):
-    class Damaged:
+def test_a_truncated_jpeg_is_named(records):
+    class Damaged(loader.Records):
         def __getitem__(self, index):
-            record = records[index]
+            record = super().__getitem__(index)
             return {**record, "frames": [frame[:-20] for frame in record["frames"]]}
 
-    broken = loader.Records(records.directory, "train")
-    monkeypatch.setattr(broken, "_source", Damaged())
+    broken = Damaged(records.directory, "train")
     with pytest.raises(UserError, match=r"split train, record 3 is damaged .*Premature end"):
         broken.pairs(3, FRAMING, [0])
 

@@ -233,7 +233,7 @@ class Ids(loader.Records):
     """A split of which only the ids are asked."""
 
     directory, split, splits, identity = "data/x", "eval", ("eval",), "x"
-    features, longest_rows = {}, None
+    features, longest_rows, in_bucket, shards = {}, None, False, None
 
     def __init__(self, *ids):
         self._names = ids
