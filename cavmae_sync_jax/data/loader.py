@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
 from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.distributed import preemption, sharding
@@ -29,7 +29,9 @@ from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
 FIELDS = ("clip_id", "frames", "fbank")
+TRUTH = "truth"  # of a batch: which classes each clip has
 Batch = dict[str, Any]
+Weights = Float[np.ndarray, " clips"]
 # Where Linux keeps what processes share; containers often have 64 MB of it.
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -50,6 +52,7 @@ class Records:
         """
         self.directory = dataset_dir.find(directory)
         self.split = split
+        self.fields = fields
         builder = tfds.builder_from_directory(str(self.directory))
         self.features = builder.info.features
         self.splits = tuple(builder.info.splits)
@@ -85,12 +88,22 @@ class Records:
             raise self._damaged(index, error) from error
 
     def pairs(self, index: int, pair_spec: "PairSpec", frames: Iterable[int]) -> list[Batch]:
-        """Some of a clip's frames with their windows, see `PairSpec.pair`."""
+        """Some of a clip's frames with their windows, see `PairSpec.pair`.
+
+        Records opened with the field `labels` also give `truth` `[classes]`.
+        """
         record = self[index]
+        truth = {TRUTH: self.truth(record)} if "labels" in self.fields else {}
         try:
-            return [pair_spec.pair(record, frame) for frame in frames]
+            return [pair_spec.pair(record, frame) | truth for frame in frames]
         except OSError as error:
             raise self._damaged(index, error) from error
+
+    def truth(self, record: Mapping[str, Any]) -> Bool[np.ndarray, " classes"]:
+        """Which classes a record has."""
+        truth = np.zeros(self.features["labels"].feature.num_classes or 0, bool)
+        truth[record["labels"]] = True
+        return truth
 
     def _damaged(self, index: int, error: Exception) -> UserError:
         return UserError(
@@ -182,13 +195,20 @@ class PairSpec(NamedTuple):
 
 
 class _RandomFrame(grain.transforms.RandomMap):
-    """A clip and a random frame of it (method: a new choice for each clip and epoch)."""
+    """A clip and a random frame of it (method: a new choice for each clip and epoch).
 
-    def __init__(self, pair_spec: PairSpec):
-        self._frames = pair_spec.num_frames
+    With weights, the clip is another one, drawn by them, so that it may come again in an epoch.
+    """
+
+    def __init__(self, frames: int, weights: Weights | None):
+        self._frames = frames
+        self._upto = None if weights is None else np.cumsum(weights) / np.sum(weights)
 
     def random_map(self, element: int, rng: np.random.Generator) -> tuple[np.int32, np.int32]:
         """The index of the record and the number of the frame."""
+        if self._upto is not None:
+            drawn = np.searchsorted(self._upto, rng.random(), side="right")
+            element = min(int(drawn), len(self._upto) - 1)  # the last sum may be below 1
         return np.int32(element), np.int32(rng.integers(self._frames))
 
 
@@ -222,6 +242,7 @@ def train_batches(
     start: int,
     workers: int,
     prefetch: int,
+    weights: Weights | None = None,
 ) -> grain.DatasetIterator:
     """This process's share of the training batches, endlessly, from position `start` on.
 
@@ -233,10 +254,12 @@ def train_batches(
       start: position of the first example, 0 for a new run.
       workers: processes that read and decode; 0 does it in this process.
       prefetch: batches each worker holds ready.
+      weights: draws every clip by its weight, with replacement; None takes each once an epoch.
 
     Returns:
-      An iterator of `audio` `[share, rows, bins]`, `visual` `[share, height, width, 3]` and
-      `clip` `[share]` (indices of the records).
+      An iterator of `audio` `[share, rows, bins]`, `visual` `[share, height, width, 3]`,
+      `clip` `[share]` (indices of the records) and, for `Records` with the field `labels`,
+      `truth` `[share, classes]`.
 
     Raises:
       UserError: at once, if the dataset's longest clip has too many rows, or the workers' batches
@@ -244,7 +267,7 @@ def train_batches(
     """
     pair_spec.check_rows(records.longest_rows)
     count, rank = jax.process_count(), jax.process_index()
-    chosen = _shuffled(len(records), seed).random_map(_RandomFrame(pair_spec))[start:]
+    chosen = _chosen(len(records), seed, pair_spec.num_frames, weights)[start:]
     shares = chosen.batch(batch_size // count)[rank::count].map(_Pairs(records, pair_spec))
     if workers:
         size = _worker_bytes(records, pair_spec, batch_size // count, prefetch)
@@ -252,13 +275,18 @@ def train_batches(
     return iter(_prefetched(shares, workers, prefetch))
 
 
-def _shuffled(clips: int, seed: int) -> grain.MapDataset:
-    return grain.MapDataset.range(clips).seed(seed).shuffle().repeat()
+def _chosen(clips: int, seed: int, frames: int, weights: Weights | None) -> grain.MapDataset:
+    """Endless pairs of a record's index and a frame's number."""
+    shuffled = grain.MapDataset.range(clips).seed(seed).shuffle().repeat()
+    return shuffled.random_map(_RandomFrame(frames, weights))
 
 
-def order(clips: int, seed: int, start: int, count: int) -> list[int]:
+def order(
+    clips: int, seed: int, start: int, count: int, weights: Weights | None = None
+) -> list[int]:
     """The records at `count` positions from `start` on of `train_batches`' endless sequence."""
-    return [int(index) for index in _shuffled(clips, seed)[start : start + count]]
+    chosen = _chosen(clips, seed, 1, weights)[start : start + count]
+    return [int(clip) for clip, _ in chosen]
 
 
 def _check_shared_memory(worker_bytes: int, workers: int) -> None:

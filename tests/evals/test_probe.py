@@ -13,15 +13,15 @@ from sklearn.metrics import average_precision_score
 from cavmae_sync_jax import convert, train
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.checkpoints.pretrained import load
-from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.data import labels, loader
 from cavmae_sync_jax.distributed import sharding
-from cavmae_sync_jax.evals import common, probe, probe_training, tokens
+from cavmae_sync_jax.evals import common, probe, tokens
 from cavmae_sync_jax.evals.metrics import classification
 from cavmae_sync_jax.evals.metrics.average_precision import average_precision
 from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.models.probe_head import ProbeHead
 from cavmae_sync_jax.torch_compat import key_mapping
-from cavmae_sync_jax.training import optim
+from cavmae_sync_jax.training import augmentation, finetune_step, optim, probing
 from cavmae_sync_jax.utils.errors import UserError
 from configs import probe as recipes
 
@@ -46,8 +46,8 @@ def test_the_head_is_the_references():
     golden = np.load(GOLDEN / "probe_head.npz", allow_pickle=False)
     params = key_mapping.take_params({k[6:]: golden[k] for k in golden if k[:6] == "state/"})
     by_name = {f"{m}_global": golden[f"global_{m[0]}"] for m in ("audio", "visual")}
-    seen = probe_training.stream_features(by_name, "both")
-    logits = probe_training.predict(ProbeHead(96, 2, 4, 4.0, 7), params, seen)
+    seen = probing.stream_features(by_name, "both")
+    logits = probing.predict(ProbeHead(96, 2, 4, 4.0, 7), params, seen)
     np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
 
 
@@ -82,36 +82,36 @@ def test_scores_of_classes_by_hand():
     np.testing.assert_allclose(classification.confusion(truth, logits), expected)
     precisions = classification.class_precisions(truth, logits)
     assert np.isnan(precisions[2]) and not np.isnan(precisions[:2]).any()
-    scores = probe.scores_of(truth, logits)
+    scores = classification.scores_of(truth, logits)
     assert scores["mAP"] == pytest.approx(precisions[:2].mean()) and scores["accuracy"] == 0.5
-    assert "accuracy" not in probe.scores_of(truth | [False, False, True], logits)
+    assert "accuracy" not in classification.scores_of(truth | [False, False, True], logits)
 
 
 def test_balanced_order_draws_rare_labels_as_often():
     truth = np.zeros((1000, 2), bool)
     truth[:900, 0] = truth[900:, 1] = True
-    places = probe_training.order(truth, recipe(balanced=True, epochs=3))
+    places = probing.order(truth, recipe(balanced=True, epochs=3))
     assert places.shape == (3000,) and truth[places, 1].mean() == pytest.approx(0.5, abs=0.04)
     # A clip weighs the sum over its labels of 1000 / (count + 0.01).
     both = np.array([[1, 0], [1, 0], [0, 1], [1, 1]], bool)
-    drawn = probe_training.order(both, recipe(balanced=True, epochs=5000))
+    drawn = probing.order(both, recipe(balanced=True, epochs=5000))
     weights = both @ (1000 / (np.array([3, 2]) + 0.01))
     np.testing.assert_allclose(np.bincount(drawn) / len(drawn), weights / weights.sum(), atol=0.015)
 
 
 def test_plain_order_has_every_clip_once_an_epoch():
-    places = probe_training.order(np.ones((7, 1), bool), recipe(epochs=2)).reshape(2, 7)
+    places = probing.order(np.ones((7, 1), bool), recipe(epochs=2)).reshape(2, 7)
     assert (np.sort(places, axis=1) == np.arange(7)).all() and (places[0] != places[1]).any()
 
 
 def test_targets_and_mixup_by_hand():
     truth = jnp.array([[1.0, 0, 0, 0]])
     np.testing.assert_allclose(
-        probe_training.targets(truth, 0.1), [[0.925, 0.025, 0.025, 0.025]], rtol=1e-6
+        finetune_step.targets(truth, 0.1), [[0.925, 0.025, 0.025, 0.025]], rtol=1e-6
     )
     x = jnp.arange(512.0)
     key = jax.random.key(0)
-    half = jax.jit(lambda raw, truth: probe_training.mix(key, 0.5, raw, truth))
+    half = jax.jit(lambda raw, truth: augmentation.mix(key, 0.5, raw, truth))
     mixed, soft = half({"x": x, "y": -x[:, None]}, jnp.eye(512))
     np.testing.assert_allclose(mixed["x"], soft @ x, rtol=1e-4)  # labels tell who is in it
     np.testing.assert_allclose(mixed["y"][:, 0], -mixed["x"])
@@ -138,7 +138,7 @@ def planted(clips=48, classes=3, seed=0):
     label = rng.integers(classes, size=clips)
     seen = rng.normal(size=(clips, 4, 8)).astype(np.float32)
     seen[np.arange(clips), rng.integers(4, size=clips), label] += 6
-    return probe_training.Labelled(np.eye(classes, dtype=bool)[label], seen)
+    return probing.Labelled(np.eye(classes, dtype=bool)[label], seen)
 
 
 @pytest.mark.parametrize(
@@ -147,21 +147,21 @@ def planted(clips=48, classes=3, seed=0):
 def test_a_head_learns_what_is_planted_on_any_mesh(trained, overrides):
     config = recipe(epochs=40, learning_rate=3e-3, average_from=30, **overrides)
     clips, logits = planted(), []
-    head = probe_training.make_head(8, 3, config)
+    head = probing.make_head(8, 3, config)
     for devices in (1, 8):
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-        params = probe_training.train(head, clips, trained, config, mesh, None)
+        params = probing.train(head, clips, trained, config, mesh, None)
         held_out = planted(seed=1)
-        logits.append(probe_training.predict(head, jax.device_get(params), held_out.source))
-    assert probe.scores_of(held_out.truth, logits[0])["mAP"] > 0.9
+        logits.append(probing.predict(head, jax.device_get(params), held_out.source))
+    assert classification.scores_of(held_out.truth, logits[0])["mAP"] > 0.9
     np.testing.assert_allclose(logits[0], logits[1], atol=2e-2)
 
 
 def test_what_is_scored_is_the_mean_of_the_last_epochs(trained, tmp_path):
     config = recipe(epochs=3, average_from=2)
-    head = probe_training.make_head(8, 3, config)
+    head = probing.make_head(8, 3, config)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    scored = probe_training.train(head, planted(), trained, config, mesh, tmp_path)
+    scored = probing.train(head, planted(), trained, config, mesh, tmp_path)
     checkpoints = manager.Checkpoints(tmp_path, keep=2)
     second, third = (checkpoints.stored(step).arrays("params", "averaged") for step in (12, 18))
     checkpoints.close()
@@ -172,25 +172,25 @@ def test_what_is_scored_is_the_mean_of_the_last_epochs(trained, tmp_path):
 
 def test_a_killed_probe_resumes_exactly(trained, tmp_path, monkeypatch):
     config, clips = recipe(epochs=4), planted()
-    head = probe_training.make_head(8, 3, config)
+    head = probing.make_head(8, 3, config)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    whole = probe_training.train(head, clips, trained, config, mesh, tmp_path / "whole")
-    batches = probe_training._batches
+    whole = probing.train(head, clips, trained, config, mesh, tmp_path / "whole")
+    batches = probing.Probing.batches
 
-    def three_epochs(*arguments):
-        for number, batch in enumerate(batches(*arguments)):
+    def three_epochs(self, examples):
+        for number, batch in enumerate(batches(self, examples)):
             if number == 18:
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(probe_training, "_batches", three_epochs)
+    monkeypatch.setattr(probing.Probing, "batches", three_epochs)
     with pytest.raises(KeyboardInterrupt):
-        probe_training.train(head, clips, trained, config, mesh, tmp_path / "parts")
+        probing.train(head, clips, trained, config, mesh, tmp_path / "parts")
     monkeypatch.undo()
-    parts = probe_training.train(head, clips, trained, config, mesh, tmp_path / "parts")
+    parts = probing.train(head, clips, trained, config, mesh, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(parts))
-    with pytest.raises(UserError, match=r"holds another probe: probe\.mixup was 0\.5"):
-        probe_training.train(head, clips, trained, recipe(mixup=0.0), mesh, tmp_path / "parts")
+    with pytest.raises(UserError, match=r"can't be resumed: probe\.mixup was 0\.5"):
+        probing.train(head, clips, trained, recipe(mixup=0.0), mesh, tmp_path / "parts")
 
 
 def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys):
@@ -237,16 +237,16 @@ def test_raw_clips_are_shifted_and_mixed_before_the_encoder(trained, dataset_dir
 def test_raw_and_cached_clips_train_the_same_head(trained, dataset_dir):
     records = loader.Records(dataset_dir, "train")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    truth = probe.labels(records)
-    seen = probe_training.stream_features(
+    truth = labels.read(records)
+    seen = probing.stream_features(
         features.extract(features.encoder_tokens, trained, records, mesh), "both"
     )
     heads = []
     for cached, source in ((True, seen), (False, records)):
         config = recipe(cached=cached, time_shift=False, mixup=0.0, epochs=2, average_from=2)
-        head = probe_training.make_head(seen.shape[-1], 2, config)
-        clips = probe_training.Labelled(truth, source)
-        heads.append(probe_training.train(head, clips, trained, config, mesh, None))
+        head = probing.make_head(seen.shape[-1], 2, config)
+        clips = probing.Labelled(truth, source)
+        heads.append(probing.train(head, clips, trained, config, mesh, None))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *map(jax.device_get, heads)
     )
@@ -291,11 +291,10 @@ def test_settings_that_do_not_fit_are_told(trained, dataset_dir, overrides, mess
 def test_labels_that_a_probe_needs(trained, dataset_dir, tmp_path, monkeypatch):
     records = loader.Records(dataset_dir, "eval")
     several = np.ones((5, 2), bool)
-    monkeypatch.setattr(probe, "labels", lambda _: several)
+    monkeypatch.setattr(labels, "read", lambda _: several)
     with pytest.raises(UserError, match="needs one label per clip, but 5 clips"):
         probe.run(trained, records, recipe(loss="ce"))
     monkeypatch.undo()
-    monkeypatch.setattr(probe, "class_names", lambda _: ["even", "odd"])
     get = loader.Records.__getitem__
     monkeypatch.setattr(loader.Records, "__getitem__", lambda s, i: get(s, i) | {"labels": []})
     with pytest.raises(UserError, match=r"5 clips have no label \(the first: clip2"):
