@@ -66,8 +66,11 @@ class FineTuning(clip_task.ClipTask):
 
     def initial_params(self) -> Any | None:
         """The weights of `init_from`, if it names any; labels that don't fit are refused here."""
+        given = super().initial_params()
         self.sampling()
-        return super().initial_params()
+        if self.held_out is not None:
+            labels.read(self.held_out)  # refused now rather than after the training
+        return given
 
     def sampling(self) -> Float[np.ndarray, " clips"] | None:
         """Balancing weights, if asked for; refuses labels that don't fit the loss."""

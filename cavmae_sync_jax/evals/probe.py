@@ -38,7 +38,7 @@ from cavmae_sync_jax.training import probing
 from cavmae_sync_jax.training.probing import Labelled
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
-from cavmae_sync_jax.utils.modalities import BOTH, VISUAL
+from cavmae_sync_jax.utils.modalities import BOTH
 
 
 def run(
@@ -153,10 +153,7 @@ def _logits(
     workdir: epath.PathLike | None,
     cache: epath.PathLike | None,
 ) -> tuple[Float[np.ndarray, "clips classes"], dict[str, Float[np.ndarray, "clips classes"]]]:
-    """The logits of a given head, or of one trained here, and those with a modality missing.
-
-    In place of a missing modality, the head sees its mean features over all clips and frames.
-    """
+    """The logits of a given head, or of one trained here, and those with a modality missing."""
 
     def seen(split: loader.Records) -> Float[np.ndarray, "clips frames dim"]:
         tokens = features.extract(features.encoder_tokens, model, split, mesh, cache)
@@ -176,9 +173,7 @@ def _logits(
     logits, missing = probing.predict(module, params, held_out), {}
     if config.stream == BOTH:
         for name, modality in ALONE.items():
-            half = slice(width // 2) if modality == VISUAL else slice(width // 2, None)
-            alone = held_out.copy()
-            alone[..., half] = held_out[..., half].mean(axis=(0, 1))
+            alone = probing.only(held_out, modality)
             missing[name] = probing.predict(module, params, alone)
     return logits, missing
 

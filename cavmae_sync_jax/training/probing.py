@@ -94,6 +94,20 @@ def stream_features(
     return concatenate(parts, axis=-1)
 
 
+def only(
+    seen: Float[np.ndarray, "clips frames dim"], modality: str
+) -> Float[np.ndarray, "clips frames dim"]:
+    """The features of both streams where only one modality is there.
+
+    In place of the missing one, each frame has its mean over all clips and frames.
+    """
+    half = seen.shape[-1] // 2
+    missing = slice(half) if modality == VISUAL else slice(half, None)
+    alone = seen.copy()
+    alone[..., missing] = seen[..., missing].mean(axis=(0, 1))
+    return alone
+
+
 def make_head(width: int, classes: int, config: ConfigDict) -> ProbeHead:
     """The head that the config asks for.
 

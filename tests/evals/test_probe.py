@@ -132,6 +132,16 @@ def test_weights_are_averaged_over_the_moments_that_count():
     assert int(count) == 3
 
 
+def test_a_missing_modality_tells_nothing():
+    seen = np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.float32)
+    sound = probing.only(seen, "audio")
+    np.testing.assert_array_equal(sound[..., :2], seen[..., :2])
+    np.testing.assert_allclose(
+        sound[..., 2:], np.broadcast_to(seen[..., 2:].mean((0, 1)), (3, 2, 2))
+    )
+    np.testing.assert_array_equal(probing.only(seen, "visual")[..., 2:], seen[..., 2:])
+
+
 def planted(clips=48, classes=3, seed=0):
     """Features whose one direction in one frame tells the class, and their labels."""
     rng = np.random.default_rng(seed)
@@ -201,11 +211,13 @@ def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys):
     )
     assert json.loads((tmp_path / "probe.json").read_text()) == result
     assert (tmp_path / "probe.png").read_bytes().startswith(b"\x89PNG")
-    assert set(result["scores"]) == {"mAP", "accuracy"}
+    assert {"mAP", "AUC", "accuracy"} <= set(result["scores"])
+    assert set(result["missing"]) == {"audio_alone", "visual_alone"}
+    assert all({"mAP", "AUC", "accuracy"} <= set(row) for row in result["missing"].values())
     assert set(result["baselines"]) == {"class frequencies", "untrained model"}
     assert {name: one["clips"] for name, one in result["classes"].items()} == {"even": 3, "odd": 2}
     printed = capsys.readouterr().out
-    assert "untrained model" in printed and "accuracy" in printed
+    assert "untrained model" in printed and "accuracy" in printed and "sound alone" in printed
     # The head it left scores the same, without training, also by way of a PyTorch file.
     convert.export_weights(str(tmp_path / "probe"), str(tmp_path / "head.pth"))
     convert.import_weights(
@@ -246,7 +258,8 @@ def test_raw_and_cached_clips_train_the_same_head(trained, dataset_dir):
         config = recipe(cached=cached, time_shift=False, mixup=0.0, epochs=2, average_from=2)
         head = probing.make_head(seen.shape[-1], 2, config)
         clips = probing.Labelled(truth, source)
-        heads.append(probing.train(head, clips, trained, config, mesh, None))
+        encode = features.encoder_tokens
+        heads.append(probing.train(head, clips, trained, config, mesh, None, encode))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *map(jax.device_get, heads)
     )
