@@ -17,7 +17,6 @@ from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, BOTH, MODALITIES
 
 INPUTS = (*MODALITIES, loader.TRUTH)
-LOSSES = ("bce", "ce")  # several labels per clip, or one
 # One stream of randomness for each purpose, all from (seed, step).
 MIX_STREAM, SPAN_STREAM, NOISE_STREAM = range(3)
 

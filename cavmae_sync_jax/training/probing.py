@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import labels, loader
 from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.models.classifier import LOSSES
 from cavmae_sync_jax.models.probe_head import ProbeHead
 from cavmae_sync_jax.training import (
     augmentation,
@@ -51,7 +52,7 @@ def check(config: ConfigDict, devices: int) -> None:
       UserError: naming the key and what it takes.
     """
     config_checks.require_one_of(config, "stream", tuple(STREAMS))
-    config_checks.require_one_of(config, "loss", finetune_step.LOSSES)
+    config_checks.require_one_of(config, "loss", LOSSES)
     for key in ("batch_size", "epochs", "heads", "log_every"):
         config_checks.require_at_least(config, key, 1)
     finetune_step.check_average_from(config)
