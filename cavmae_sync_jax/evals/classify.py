@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained, load
 from cavmae_sync_jax.data import labels, loader
 from cavmae_sync_jax.distributed import multihost, sharding
-from cavmae_sync_jax.evals import common
+from cavmae_sync_jax.evals import common, probe
 from cavmae_sync_jax.evals.figures import probe as figure
 from cavmae_sync_jax.evals.metrics import bootstrap, classification
 from cavmae_sync_jax.evals.report import results_table
@@ -178,6 +178,8 @@ def report(
         "classifier": {k: model.config.classifier[k] for k in ("tokens", "loss", "stream")},
         **common.describe(model, records),
     }
+    if "label_modalities" in records.features:
+        result["by_modality"] = probe.by_modality(records, truth, best)
     if beside is not None:
         scratch, other = beside
         result["from_scratch"] = {"directory": scratch.directory, "step": scratch.step}
@@ -201,7 +203,7 @@ def format_table(result: dict[str, Any]) -> str:
     for label, (scores, intervals) in rows.items():
         cells = (_cell(name, scores.get(name), intervals.get(name)) for name in names)
         lines.append(f"{label:42}" + "".join(f"{cell:>20}" for cell in cells))
-    return "\n".join(lines)
+    return "\n".join([*lines, *probe.modality_lines(result)])
 
 
 def _cell(name: str, value: float | None, interval: list[float] | None) -> str:
