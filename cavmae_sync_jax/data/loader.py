@@ -195,10 +195,7 @@ class PairSpec(NamedTuple):
 
 
 class _RandomFrame(grain.transforms.RandomMap):
-    """A clip and a random frame of it (method: a new choice for each clip and epoch).
-
-    With weights, the clip is another one, drawn by them, so that it may come again in an epoch.
-    """
+    """A clip and a random frame of it, anew in each epoch; with weights, a clip drawn by them."""
 
     def __init__(self, frames: int, weights: Weights | None):
         self._frames = frames
@@ -285,8 +282,7 @@ def order(
     clips: int, seed: int, start: int, count: int, weights: Weights | None = None
 ) -> list[int]:
     """The records at `count` positions from `start` on of `train_batches`' endless sequence."""
-    chosen = _chosen(clips, seed, 1, weights)[start : start + count]
-    return [int(clip) for clip, _ in chosen]
+    return [int(clip) for clip, _ in _chosen(clips, seed, 1, weights)[start : start + count]]
 
 
 def _check_shared_memory(worker_bytes: int, workers: int) -> None:
