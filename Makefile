@@ -21,6 +21,8 @@ CLAIMS_PAGE ?= results/claims.md
 RUN := $(VENV)/bin/python -m
 EVAL = --checkpoint=$(DEMO)/train --data=$(DEMO)/data --split=$(SPLIT) --output=$(DEMO)/evals \
 	--cache=$(DEMO)/cache
+FINETUNE = $(RUN) cavmae_sync_jax.finetune --config=configs/finetune.py:demo \
+	--config.seed=$(SEED) --config.data.dir=$(DEMO)/data --config.data.eval_split=$(SPLIT)
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax
 
 .PHONY: demo claims test test-all lint format
@@ -35,7 +37,8 @@ $(VENV)/testing: $(VENV)/installed
 	touch $@
 
 demo: $(VENV)/installed
-	test ! -e $(DEMO)/data/videos/scenes.json || rm -rf $(DEMO)/train $(DEMO)/evals $(DEMO)/cache
+	test ! -e $(DEMO)/data/videos/scenes.json || rm -rf $(DEMO)/train $(DEMO)/evals \
+		$(DEMO)/cache $(DEMO)/finetune $(DEMO)/from_scratch
 	$(RUN) data_prep.scenes --output=$(DEMO)/data --seed=$(SEED) --overwrite $(SCENES)
 	$(RUN) cavmae_sync_jax.train --config=configs/demo.py --config.seed=$(SEED) \
 		--config.data.dir=$(DEMO)/data --config.data.eval_split=$(SPLIT) --workdir=$(DEMO)/train
@@ -44,6 +47,10 @@ demo: $(VENV)/installed
 		$(RUN) cavmae_sync_jax.evals.$$name $(EVAL) || exit; done
 	for row in demo demo,audio demo,visual; do $(RUN) cavmae_sync_jax.evals.probe \
 		--config=configs/probe.py:$$row --baselines $(EVAL) || exit; done
+	$(FINETUNE) --config.init_from=$(DEMO)/train --workdir=$(DEMO)/finetune
+	$(FINETUNE) --workdir=$(DEMO)/from_scratch
+	$(RUN) cavmae_sync_jax.evals.classify --checkpoint=$(DEMO)/finetune --data=$(DEMO)/data \
+		--split=$(SPLIT) --output=$(DEMO)/evals --from_scratch=$(DEMO)/from_scratch
 	$(RUN) cavmae_sync_jax.evals.tokens --config=configs/probe.py:demo --config.epochs=6 \
 		--config.average_from=4 --baselines $(EVAL)
 	$(RUN) cavmae_sync_jax.evals.summary $(DEMO)/evals --output=$(DEMO)/results.json \

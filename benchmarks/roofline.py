@@ -164,7 +164,8 @@ def count(name: str, config: ConfigDict, largest: int = 8) -> Counts:
     with config.unlocked():
         if config.model.dtype == "auto":
             config.model.dtype = "float32" if name == "cpu" else "bfloat16"
-    config_checks.check(config, cavmae_sync.from_config(config.model), 1)
+    config_checks.check(config, 1)
+    config_checks.check_pretraining(config, cavmae_sync.from_config(config.model))
     device, compiled = compile_for(name, config)
     about, text = compiled.memory_analysis(), compiled.as_text()
     return Counts(

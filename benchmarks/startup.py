@@ -99,6 +99,7 @@ def begin(code: Sequence[str], flags: Sequence[str], folder: Path, cache: Path) 
 def observe() -> None:
     """Runs the training's command line and tells `begin`, as JSON, what took how long."""
     from cavmae_sync_jax import train
+    from cavmae_sync_jax.training import metric_writer
 
     marks, spans = [float(os.environ[BEGAN]), time.time()], {event: [] for event in EVENTS}
 
@@ -124,7 +125,7 @@ def observe() -> None:
     train.jax.monitoring.register_event_duration_secs_listener(listen)
     mark(train, "train_and_evaluate")
     mark(train.loader, "train_batches")
-    mark(train.metric_writer.Writer, "write", tell=True)
+    mark(metric_writer.Writer, "write", tell=True)
     train.main()
 
 

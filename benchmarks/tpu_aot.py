@@ -152,7 +152,8 @@ def estimate(topology: str, config: ConfigDict) -> Estimate:
     asked = config.mesh.data * config.mesh.fsdp  # negative if one of them is the rest
     devices = list(described.devices)[: asked if asked > 0 else None]
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
-    config_checks.check(config, cavmae_sync.from_config(config.model), mesh.size)
+    config_checks.check(config, mesh.size)
+    config_checks.check_pretraining(config, cavmae_sync.from_config(config.model))
     flops = step_flops(config)
     try:
         compiled = lowered(config, mesh).compile(compiler_options=FAST)

@@ -180,7 +180,8 @@ def measure(
     Returns:
       Their rows, and the rate of a matrix product in FLOP/s, the median of as many repeats.
     """
-    config_checks.check(config, cavmae_sync.from_config(config.model), 1)
+    config_checks.check(config, 1)
+    config_checks.check_pretraining(config, cavmae_sync.from_config(config.model))
     ours = Ours(config)
     dtype = ours.module.compute_dtype
     batch = random_batch(ours.module, config.batch_size)

@@ -65,7 +65,7 @@ class Ablation:
         for name, training in self.plan.trainings.items():
             alike = name.rpartition("-seed")[0]
             if alike not in steps:  # another seed has as many steps
-                steps[alike] = train.Run(training.config, self.folder(name).train).steps
+                steps[alike] = train.Pretraining(training.config).steps
             self.folder(name).is_trained(training.config)
             for ask in training.asks:
                 known = (

@@ -8,13 +8,16 @@ Examples:
   python -m cavmae_sync_jax.convert runs/sync hf://USER/REPO
   python -m cavmae_sync_jax.convert hf://USER/REPO checkpoints/theirs
 
-A file (.pth, .pt, .bin or .safetensors) of CAV-MAE Sync, CAV-MAE, a MAE ViT with or without its
-decoder, or a probe's head is told by its names. Its sizes are read from its shapes and written with
-it, so that evaluations and --config.init_from take DESTINATION as they take a training's workdir.
-What shapes do not tell is as in configs/pretrain.py; --config.KEY=VALUE says otherwise, such as
---config.model.heads=4, and asks for another length of audio or size of image than the file's:
---config.model.audio_rows=1024. For a CAV-MAE, --config.model.global_token=True and
+A file (.pth, .pt, .bin or .safetensors) of CAV-MAE Sync, CAV-MAE (fine-tuned or not), a MAE ViT
+with or without its decoder, or a probe's head is told by its names. Its sizes are read from its
+shapes and written with it, so that evaluations and --config.init_from take DESTINATION as they take
+a training's workdir. What shapes do not tell is as in configs/pretrain.py; --config.KEY=VALUE says
+otherwise, such as --config.model.heads=4, and asks for another length of audio or size of image
+than the file's: --config.model.audio_rows=1024. For a CAV-MAE, --config.model.global_token=True and
 --config.model.registers=8 ask for the tokens that Sync adds.
+
+--class_names=CSV names the classes of a fine-tuned CAV-MAE. --config.classifier.stream=audio says
+that it was trained with sound alone, and --config.classifier.loss=ce that a clip has one class.
 
 A SOURCE that is a folder, a workdir or a conversion, is written as a file for the authors' classes.
 A DESTINATION NAME.onnx becomes NAME.audio.onnx and NAME.visual.onnx, the encoders in float32.
@@ -23,7 +26,9 @@ new one is private. Log in before by `hf auth login`.
 """
 
 import argparse
+import collections
 import contextlib
+import csv
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -38,8 +43,9 @@ from cavmae_sync_jax.checkpoints import hub, manager, pretrained
 from cavmae_sync_jax.checkpoints.shape_diff import mismatch
 from cavmae_sync_jax.inference import model as models
 from cavmae_sync_jax.media import audio
-from cavmae_sync_jax.models import cavmae_sync, patches
+from cavmae_sync_jax.models import cavmae_sync, classifier, patches
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
+from cavmae_sync_jax.models.classifier import Classifier
 from cavmae_sync_jax.models.probe_head import ProbeHead
 from cavmae_sync_jax.torch_compat import detect, key_mapping, mae, torch_io
 from cavmae_sync_jax.torch_compat.torch_io import StateDict
@@ -51,7 +57,11 @@ ONNX = ".onnx"
 
 
 def import_weights(
-    source: str, destination: str, overrides: Sequence[str] = (), seed: int = 0
+    source: str,
+    destination: str,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    class_names: str | None = None,
 ) -> dict[str, int]:
     """Writes a PyTorch file's weights as a checkpoint of ours.
 
@@ -60,6 +70,7 @@ def import_weights(
       destination: a folder that must not exist; it appears complete or not at all.
       overrides: `--config.KEY=VALUE` strings.
       seed: draws what is new to MAE, or to CAV-MAE if tokens are asked for.
+      class_names: a CSV with the columns `index`, `mid` and `display_name`, for a fine-tuned model.
 
     Returns:
       `tensors`, how many the file has, `values`, how many numbers they hold, and `parameters`,
@@ -79,9 +90,11 @@ def import_weights(
     if is_mae:
         state = mae.rename(state)
     own = detect.infer(state, kind)
+    if class_names is not None:
+        own.classifier.names = _class_names(class_names, own, source)
     config = cli.override(own, overrides)
     if kind is not detect.HEAD and config.model.audio_bins != own.model.audio_bins:
-        own = detect.infer(state, kind, config.model.audio_bins)
+        own.model = detect.infer(state, kind, config.model.audio_bins).model
         config = cli.override(own, overrides)
     _check(config, own, source)
     try:
@@ -89,7 +102,8 @@ def import_weights(
         if isinstance(target, CavMaeSync):  # of the sizes that the file has
             rows = target.audio_rows if is_mae else own.model.audio_rows  # MAE's has no audio
             sizes = {"image_size": own.model.image_size, "audio_rows": rows}
-            module = cavmae_sync.from_config({**config.model, **sizes})
+            cavmae_sync.from_config({**config.model, **sizes})
+            module = target.clone(**sizes)
     except UserError as error:
         raise UserError(f"{source} does not give a model of ours: {error}") from error
     shapes = jax.eval_shape(module.init_params, jax.random.key(seed))
@@ -197,7 +211,11 @@ def _pushed(destination: str) -> Iterator[str]:
 
 def build(config: ConfigDict) -> CavMaeSync | ProbeHead:
     """The module of a checkpoint's config."""
-    return ProbeHead(**config.head) if "head" in config else cavmae_sync.from_config(config.model)
+    if "head" in config:
+        return ProbeHead(**config.head)
+    if "classifier" in config:
+        return classifier.from_config(config)
+    return cavmae_sync.from_config(config.model)
 
 
 def complete(params: Any, module: CavMaeSync | ProbeHead) -> StateDict:
@@ -206,10 +224,42 @@ def complete(params: Any, module: CavMaeSync | ProbeHead) -> StateDict:
     if isinstance(module, CavMaeSync) and not module.learned_positions:
         for short, modality in (("a", AUDIO), ("v", VISUAL)):
             grid = module.grids[modality]
-            for prefix, width in (("", module.width), ("decoder_", module.decoder_width)):
+            widths = {"": module.width, "decoder_": module.decoder_width}
+            if isinstance(module, Classifier):
+                del widths["decoder_"]
+            for prefix, width in widths.items():
                 positions = patches.sincos_positions(grid, width)[None]
                 state[f"{prefix}pos_embed_{short}"] = positions
     return state | key_mapping.unused_norms(state)
+
+
+def _class_names(path: str, own: ConfigDict, source: str) -> tuple[str, ...]:
+    """The names in a list of classes as AudioSet and VGGSound publish it, by their indices.
+
+    They are those that `data_prep` gives: a name that comes twice has its mid behind it.
+    """
+    if "classifier" not in own:
+        raise UserError(f"--class_names is for a fine-tuned model, which {source} is not")
+    classes = len(own.classifier.names)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = {int(row["index"]): row for row in csv.DictReader(file)}
+        often = collections.Counter(row["display_name"] for row in rows.values())
+        names = {
+            index: f"{name} ({row['mid']})" if often[name := row["display_name"]] > 1 else name
+            for index, row in rows.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise UserError(
+            f"--class_names={path} must be a CSV with the columns index, mid and display_name "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if sorted(names) != list(range(classes)):
+        raise UserError(
+            f"--class_names={path} has {len(names)} classes, but {source} has {classes}: their "
+            f"indices must be 0 to {classes - 1}"
+        )
+    return tuple(names[index] for index in range(classes))
 
 
 def _check(config: ConfigDict, own: ConfigDict, source: str) -> None:
@@ -301,6 +351,11 @@ def main() -> None:
         help="of what the file lacks and a MAE or CAV-MAE may: tokens, codes of modalities …",
     )
     arguments.add_argument(
+        "--class_names",
+        metavar="CSV",
+        help="names of a fine-tuned model's classes: columns index, mid, display_name",
+    )
+    arguments.add_argument(
         "--module_prefix",
         action="store_true",
         help="begin the file's names with `module.`, as the authors' scripts expect them",
@@ -310,7 +365,11 @@ def main() -> None:
         source, destination = args.source, args.destination
         on_hub = hub.is_address(source) or hub.is_address(destination)
         if hub.is_address(source) or epath.Path(source).is_dir():
-            for flag, given in (("--seed", args.seed is not None), *((o, True) for o in overrides)):
+            flags = (("--seed", args.seed), ("--class_names", args.class_names))
+            for flag, given in (
+                *((name, value is not None) for name, value in flags),
+                *((override, True) for override in overrides),
+            ):
                 if given:
                     raise UserError(f"{flag} can't change a checkpoint's weights; leave it out")
             if destination.endswith(ONNX):
@@ -327,7 +386,7 @@ def main() -> None:
         if not 0 <= (args.seed or 0) < 2**32:
             raise UserError(f"--seed={args.seed} must be from 0 to 2^32 - 1")
         with _pushed(destination) as folder:
-            import_weights(source, folder, overrides, args.seed or 0)
+            import_weights(source, folder, overrides, args.seed or 0, args.class_names)
 
     cli.main(arguments, run, overrides=True)
 

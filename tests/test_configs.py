@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from cavmae_sync_jax.distributed import sharding
-from cavmae_sync_jax.evals import probe_training
-from cavmae_sync_jax.models import cavmae_sync, masking
-from cavmae_sync_jax.training import train_step
-from configs import demo, pretrain, probe
+from cavmae_sync_jax.models import cavmae_sync, classifier, masking
+from cavmae_sync_jax.training import finetune_step, probing, train_step
+from configs import demo, finetune, pretrain, probe
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -21,7 +20,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 def test_every_config_file_is_tested():
     files = {path.stem for path in (ROOT / "configs").glob("*.py")}
-    assert files == {"demo", "pretrain", "probe"}
+    assert files == {"demo", "finetune", "pretrain", "probe"}
 
 
 @pytest.mark.parametrize(
@@ -30,6 +29,7 @@ def test_every_config_file_is_tested():
         ("pretrain", pretrain.get_config()),
         ("demo", demo.get_config()),
         ("probe", probe.get_config()),
+        ("finetune", finetune.get_config()),
     ],
 )
 def test_recipes_are_as_committed(name, config):
@@ -122,9 +122,9 @@ def test_variants_combine_and_unknown_ones_are_told():
 @pytest.mark.parametrize("variant", probe.VARIANTS)
 def test_every_probe_has_a_head(variant):
     config = probe.get_config(variant)
-    probe_training.check(config, 8)
-    width = 192 if variant == "demo" else 768 * len(probe_training.STREAMS[config.stream])
-    head = probe_training.make_head(width, 527, config)
+    probing.check(config, 8)
+    width = 192 if variant == "demo" else 768 * len(probing.STREAMS[config.stream])
+    head = probing.make_head(width, 527, config)
     shapes = jax.eval_shape(head.init_params, jax.random.key(0))
     assert shapes["classifier"]["kernel"].shape == (width, 527)
     assert shapes["stack"]["blocks"]["mlp"]["hidden"]["kernel"].shape == (2, width, 4 * width)
@@ -139,3 +139,14 @@ def test_headers_state_the_command():
         spec.loader.exec_module(module)
         assert re.search(rf"--config=configs/{path.stem}\.py", module.__doc__)
         assert module.__file__ and "cavmae_sync_jax" not in path.read_text().split('"""')[2]
+
+
+@pytest.mark.parametrize("variant", finetune.VARIANTS)
+def test_every_fine_tuning_has_a_classifier(variant):
+    config = finetune.get_config(variant)
+    with config.unlocked():
+        config.classifier.names = ("a", "b")
+    finetune_step.check(config)
+    assert classifier.from_config(config).classes == 2
+    with pytest.raises(ValueError, match="did you mean 'vggsound'"):
+        finetune.get_config("vggsounds")

@@ -23,7 +23,7 @@ import tiny
 from PIL import Image
 
 from cavmae_sync_jax.utils import cli
-from configs import pretrain, probe
+from configs import finetune, pretrain, probe
 
 ROOT = pathlib.Path(__file__).parents[1]
 LONGEST_README = 150
@@ -64,6 +64,10 @@ TESTED = {
     r"\.train .*--config\.init_from": "test_convert.py::test_training_begins_with_mae_and_learns",
     r"cavmae_sync_jax\.ablate": "ablations/test_ablate.py::test_killed_shared_and_finished",
     r"benchmarks\.claims": "benchmarks/test_benchmarks.py::test_claims_are_written_from_the_tables",
+    r"cavmae_sync_jax\.finetune": "test_finetune.py::test_a_run_leaves_a_classifier_and_its_scores",
+    r"evals\.classify": "test_finetune.py::"
+    "test_only_a_fine_tuned_model_of_the_same_classes_is_scored",
+    r"\.convert audio_model": "torch_compat/test_finetuned.py::test_there_and_back_is_bit_exact",
     r"cavmae_sync_jax\.train": "test_programs.py::test_train_shows_progress_and_leaves_a_workdir",
     r"\.convert mae": "test_convert.py::test_mae_goes_where_the_paper_puts_it",
     r"cavmae_sync_jax\.convert": "test_programs.py::test_convert_and_evaluate_what_came_of_it",
@@ -269,7 +273,7 @@ def test_flags_in_the_text_exist():
     programs = [program_of(module) for module in modules]
     known = {flag for p in programs if p for flag in p.parser._option_string_actions}
     known.add(cli.HELP_CONFIG)
-    keys = {*cli.keys(pretrain.get_config()), *cli.keys(probe.get_config())}
+    keys = {key for recipe in (pretrain, probe, finetune) for key in cli.keys(recipe.get_config())}
     sections = {key.split(".")[0] for key in keys}
     unknown = []
     for name in CURRENT:

@@ -16,7 +16,7 @@ from cavmae_sync_jax.data import bucket_shards, loader
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.evals import retrieval
 from cavmae_sync_jax.models import cavmae_sync
-from cavmae_sync_jax.training import metric_writer, train_step
+from cavmae_sync_jax.training import augmentation, metric_writer, train_step
 from cavmae_sync_jax.utils.errors import UserError
 
 
@@ -316,7 +316,7 @@ def test_mask_ratios_are_drawn_from_seed_and_step():
 
 def test_augmentation_is_a_shift_and_small_noise():
     fbank = np.broadcast_to(np.arange(20.0)[:, None] * 10, (3, 20, 4)).astype(np.float32)
-    out = np.asarray(train_step.augment_audio(jax.random.key(0), jax.numpy.asarray(fbank), 2.0))
+    out = np.asarray(augmentation.augment_audio(jax.random.key(0), jax.numpy.asarray(fbank), 2.0))
     shifts = [int(np.argmin(sample[:, 0])) for sample in out]
     assert len(set(shifts)) > 1
     for sample, shift in zip(out, shifts, strict=True):

@@ -229,8 +229,12 @@ class Stored(NamedTuple):
 
     def weights(self) -> Any:
         """The parameters to use, as NumPy arrays: their average, where a training kept one."""
-        trees = self.arrays("params", "average", "averaged")
-        return trees["average" if int(trees.get("averaged", 0)) else "params"]
+        return self.arrays(name := self.best())[name]
+
+    def best(self) -> str:
+        """The name of the tree of parameters to use: `average`, where a training has one."""
+        averaged = self.arrays("averaged").get("averaged", 0)
+        return "average" if int(averaged) else "params"
 
     def arrays(self, *names: str) -> dict[str, Any]:
         """The trees of these names, as far as there are any, as NumPy arrays."""

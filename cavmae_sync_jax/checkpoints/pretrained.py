@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
 from cavmae_sync_jax.checkpoints import manager
+from cavmae_sync_jax.checkpoints.shape_diff import mismatch
 from cavmae_sync_jax.distributed import sharding
-from cavmae_sync_jax.models import cavmae_sync, patches
+from cavmae_sync_jax.models import cavmae_sync, classifier, patches
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
+from cavmae_sync_jax.models.classifier import Classifier
 from cavmae_sync_jax.utils import console, modalities
 from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import MODALITIES
@@ -96,19 +98,22 @@ def load(directory: epath.PathLike, step: int | None = None) -> Pretrained:
     with manager.opened(directory, step) as stored:
         module = _module(stored.config, directory)
         one_device = sharding.make_mesh(devices=jax.local_devices()[:1])
-        state = stored.restore({"params": _abstract(module, one_device)})
-    return Pretrained(module, state["params"], stored.config, stored.step, str(directory))
+        name = stored.best()
+        state = stored.restore({name: _abstract(module, one_device)})
+    return Pretrained(module, state[name], stored.config, stored.step, str(directory))
 
 
-def initial_params(directory: epath.PathLike, target: CavMaeSync, mesh: Mesh) -> Any:
+def initial_params(directory: epath.PathLike, target: CavMaeSync, mesh: Mesh, seed: int = 0) -> Any:
     """The parameters of another run's newest checkpoint, fitted to `target`, laid out on `mesh`.
 
-    Settings that change no shape may differ from the checkpoint's, and are told.
+    Settings that change no shape may differ from the checkpoint's, and are told. A classifier takes
+    all but a decoder and a head; its head is drawn, and its positions begin as the fixed ones.
 
     Args:
       directory: a training's workdir or a conversion's destination.
       target: the model that is going to be trained.
       mesh: the devices.
+      seed: draws a classifier's head.
 
     Raises:
       UserError: if anything but the sizes of image and audio (see `fit_positions`) differs: all
@@ -117,6 +122,8 @@ def initial_params(directory: epath.PathLike, target: CavMaeSync, mesh: Mesh) ->
     with manager.opened(directory) as stored:
         source = _module(stored.config, directory)
         for key in (*HEADS, *SETTINGS_SHAPES_DO_NOT_TELL):
+            if isinstance(target, Classifier) and key == "decoder_heads":
+                continue
             theirs, ours = getattr(source, key), getattr(target, key)
             if theirs != ours and key in HEADS:
                 raise UserError(
@@ -126,14 +133,49 @@ def initial_params(directory: epath.PathLike, target: CavMaeSync, mesh: Mesh) ->
             if theirs != ours:
                 console.log(f"config.model.{key} is {ours}; {directory} was trained with {theirs}")
         sized = target.clone(image_size=source.image_size, audio_rows=source.audio_rows)
-        try:
-            params = stored.restore({"params": _abstract(sized, mesh)})["params"]
-        except UserError as error:
-            mend = "train the model that they are of, or convert them for this one"
-            raise UserError(f"{error}\n  {mend}, such as --config.model.registers=4") from error
+        mend = (
+            "train the model that they are of, or convert them for this one, such as "
+            "--config.model.registers=4"
+        )
+        if isinstance(target, Classifier):
+            name = stored.best()
+            params = stored.restore({name: _abstract(source, mesh)})[name]
+            params = _without_decoder(params, sized, f"{directory} does not hold this model", mend)
+        else:
+            try:
+                params = stored.restore({"params": _abstract(sized, mesh)})["params"]
+            except UserError as error:
+                raise UserError(f"{error}\n  {mend}") from error
     console.log(f"beginning with the weights of {directory}, step {stored.step}")
     fitted = fit_positions(params, source, target)
+    if isinstance(target, Classifier):
+        fitted = _with_new(fitted, jax.jit(target.init_params)(jax.random.key(seed)))
     return jax.device_put(fitted, sharding.state_shardings(fitted, mesh))
+
+
+def _without_decoder(params: Any, target: Classifier, wrong: str, mend: str) -> Any:
+    """Those of the weights that a classifier has, but for a head.
+
+    Raises:
+      UserError: if they are not all that it needs, besides a head and learned positions.
+    """
+    given = flax.traverse_util.flatten_dict(dict(params), sep="/")
+    taken = {n: x for n, x in given.items() if n.partition("/")[0] not in ("decoder", "head")}
+    shapes = jax.eval_shape(target.init_params, jax.random.key(0))
+    needed = {
+        name: leaf.shape
+        for name, leaf in flax.traverse_util.flatten_dict(dict(shapes), sep="/").items()
+        if not name.startswith("head/") and (name in taken or not name.endswith("/positions"))
+    }
+    if differences := mismatch(needed, {name: leaf.shape for name, leaf in taken.items()}):
+        raise UserError(f"{wrong}:{differences}\n  {mend}")
+    return flax.traverse_util.unflatten_dict(taken, sep="/")
+
+
+def _with_new(given: Any, drawn: Any) -> Any:
+    """The given weights, and those drawn that they lack."""
+    whole, taken = (flax.traverse_util.flatten_dict(dict(tree), sep="/") for tree in (drawn, given))
+    return flax.traverse_util.unflatten_dict(whole | taken, sep="/")
 
 
 def fit_positions(params: Any, source: CavMaeSync, target: CavMaeSync) -> Any:
@@ -147,7 +189,7 @@ def fit_positions(params: Any, source: CavMaeSync, target: CavMaeSync) -> Any:
         old, new = source.grids[modality], target.grids[modality]
         if old == new:
             continue
-        done = "interpolated" if target.learned_positions else "rebuilt"
+        done = "interpolated" if f"encoders_{modality}/positions" in flat else "rebuilt"
         console.log(
             f"{modality} positions: {done} for {new.rows} x {new.columns} patches "
             f"(were {old.rows} x {old.columns})"
@@ -161,6 +203,8 @@ def fit_positions(params: Any, source: CavMaeSync, target: CavMaeSync) -> Any:
 def _module(config: ConfigDict, directory: epath.PathLike) -> CavMaeSync:
     if "model" not in config:
         raise UserError(f"{directory} holds a probe's head, not a model")
+    if "classifier" in config:
+        return classifier.from_config(config)
     return cavmae_sync.from_config(config.model)
 
 

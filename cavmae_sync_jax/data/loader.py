@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from cavmae_sync_jax.data.pair_spec import Batch, PairSpec
 from cavmae_sync_jax.data.records import Records
@@ -24,19 +24,24 @@ from cavmae_sync_jax.distributed import preemption, sharding
 from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
+Weights = Float[np.ndarray, " clips"]
 _ENDLESS = 2**50  # positions; more than any training needs, few enough for floats, as grain has
 # Where Linux keeps what processes share; containers often have 64 MB of it.
 SHARED_MEMORY = Path("/dev/shm")
 
 
 class _RandomFrame(grain.transforms.RandomMap):
-    """A clip and a random frame of it (method: a new choice for each clip and epoch)."""
+    """A clip and a random frame of it, anew in each epoch; with weights, a clip drawn by them."""
 
-    def __init__(self, pair_spec: PairSpec):
-        self._frames = pair_spec.num_frames
+    def __init__(self, frames: int, weights: Weights | None):
+        self._frames = frames
+        self._upto = None if weights is None else np.cumsum(weights) / np.sum(weights)
 
     def random_map(self, element: int, rng: np.random.Generator) -> tuple[np.int32, np.int32]:
         """The index of the record and the number of the frame."""
+        if self._upto is not None:
+            drawn = np.searchsorted(self._upto, rng.random(), side="right")
+            element = min(int(drawn), len(self._upto) - 1)  # the last sum may be below 1
         return np.int32(element), np.int32(rng.integers(self._frames))
 
 
@@ -70,6 +75,7 @@ def train_batches(
     start: int,
     workers: int,
     prefetch: int,
+    weights: Weights | None = None,
 ) -> grain.DatasetIterator:
     """This process's share of the training batches, endlessly, from position `start` on.
 
@@ -81,10 +87,12 @@ def train_batches(
       start: position of the first example, 0 for a new run.
       workers: processes that read and decode; 0 does it in this process.
       prefetch: batches each worker holds ready.
+      weights: draws every clip by its weight, with replacement; None takes each once an epoch.
 
     Returns:
-      An iterator of `audio` `[share, rows, bins]`, `visual` `[share, height, width, 3]` and
-      `clip` `[share]` (indices of the records).
+      An iterator of `audio` `[share, rows, bins]`, `visual` `[share, height, width, 3]`,
+      `clip` `[share]` (indices of the records) and, for `Records` with the field `labels`,
+      `truth` `[share, classes]`.
 
     Raises:
       UserError: at once, if the dataset's longest clip has too many rows, or the workers' batches
@@ -92,7 +100,7 @@ def train_batches(
     """
     pair_spec.check_rows(records.longest_rows)
     count, rank = jax.process_count(), jax.process_index()
-    chosen = _shuffled(len(records), seed).random_map(_RandomFrame(pair_spec))[start:]
+    chosen = _chosen(len(records), seed, pair_spec.num_frames, weights)[start:]
     shares = chosen.batch(batch_size // count)[rank::count].map(_Pairs(records, pair_spec))
     if workers:
         size = _worker_bytes(records, pair_spec, batch_size // count, prefetch)
@@ -100,13 +108,17 @@ def train_batches(
     return iter(_prefetched(shares, workers, prefetch, records.in_bucket))
 
 
-def _shuffled(clips: int, seed: int) -> grain.MapDataset:
-    return grain.MapDataset.range(clips).seed(seed).shuffle().repeat(_ENDLESS // clips)
+def _chosen(clips: int, seed: int, frames: int, weights: Weights | None) -> grain.MapDataset:
+    """Endless pairs of a record's index and a frame's number."""
+    shuffled = grain.MapDataset.range(clips).seed(seed).shuffle().repeat(_ENDLESS // clips)
+    return shuffled.random_map(_RandomFrame(frames, weights))
 
 
-def order(clips: int, seed: int, start: int, count: int) -> list[int]:
+def order(
+    clips: int, seed: int, start: int, count: int, weights: Weights | None = None
+) -> list[int]:
     """The records at `count` positions from `start` on of `train_batches`' endless sequence."""
-    return [int(index) for index in _shuffled(clips, seed)[start : start + count]]
+    return [int(clip) for clip, _ in _chosen(clips, seed, 1, weights)[start : start + count]]
 
 
 def _check_shared_memory(worker_bytes: int, workers: int) -> None:

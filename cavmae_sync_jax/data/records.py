@@ -3,13 +3,13 @@
 import contextlib
 import functools
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.data.disk_shards import DiskShards, Places, Shards
@@ -18,6 +18,7 @@ from cavmae_sync_jax.utils import console
 from cavmae_sync_jax.utils.errors import UserError
 
 FIELDS = ("clip_id", "frames", "fbank")
+TRUTH = "truth"  # of a batch: which classes each clip has
 REQUESTS = 64  # in flight per process, for what a bucket is asked ahead
 
 
@@ -45,6 +46,7 @@ class Records:
         """
         self.directory = dataset_dir.find(directory)
         self.split = split
+        self.fields = fields
         builder = tfds.builder_from_directory(str(self.directory))
         self.features = builder.info.features
         self.splits = tuple(builder.info.splits)
@@ -100,12 +102,22 @@ class Records:
                 yield index
 
     def pairs(self, index: int, pair_spec: PairSpec, frames: Iterable[int]) -> list[Batch]:
-        """Some of a clip's frames with their windows, see `PairSpec.pair`."""
+        """Some of a clip's frames with their windows, see `PairSpec.pair`.
+
+        Records opened with the field `labels` also give `truth` `[classes]`.
+        """
         record = self[index]
+        truth = {TRUTH: self.truth(record)} if "labels" in self.fields else {}
         try:
-            return [pair_spec.pair(record, frame) for frame in frames]
+            return [pair_spec.pair(record, frame) | truth for frame in frames]
         except OSError as error:
             raise self._damaged(index, error) from error
+
+    def truth(self, record: Mapping[str, Any]) -> Bool[np.ndarray, " classes"]:
+        """Which classes a record has."""
+        truth = np.zeros(self.features["labels"].feature.num_classes or 0, bool)
+        truth[record["labels"]] = True
+        return truth
 
     def _damaged(self, index: int, error: Exception) -> UserError:
         return UserError(

@@ -5,8 +5,9 @@ Example:
       --checkpoint=runs/sync --data=DATASET --output=runs/sync/evals
 
 A small transformer is trained on the split `config.train_split` and scored on --split: mean average
-precision over the classes, and accuracy where each clip has one label. Prints a table and writes
-OUTPUT/probe.json with every class and OUTPUT/probe.png, who is taken for whom (probe_audio and
+precision and area under the ROC curve, means over the classes, d', and accuracy where each clip has
+one label. A probe of both streams is also scored with either modality missing. Prints a table and
+writes OUTPUT/probe.json with every class and OUTPUT/probe.png, who is taken for whom (probe_audio,
 probe_visual for one stream). The head's checkpoints are in OUTPUT/probe/, where it resumes.
 --head=DIR scores a head of another run or of a conversion instead of training one.
 """
@@ -18,24 +19,26 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
-from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.data import labels, loader
+from cavmae_sync_jax.data.labels import Truth
 from cavmae_sync_jax.distributed import multihost, sharding
-from cavmae_sync_jax.evals import common, probe_training
+from cavmae_sync_jax.evals import common
 from cavmae_sync_jax.evals.figures import probe as figure
 from cavmae_sync_jax.evals.metrics import classification
-from cavmae_sync_jax.evals.probe_training import Features, Labelled
-from cavmae_sync_jax.evals.report import published
+from cavmae_sync_jax.evals.report import published, results_table
 from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.models.classifier import ALONE
 from cavmae_sync_jax.models.probe_head import ProbeHead
+from cavmae_sync_jax.training import probing
+from cavmae_sync_jax.training.probing import Features, Labelled
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
-
-Truth = Bool[np.ndarray, "_ classes"]  # of one split or the other
+from cavmae_sync_jax.utils.modalities import BOTH
 
 
 def run(
@@ -68,28 +71,36 @@ def run(
       UserError: if the dataset has no labels, or the settings, the head or the data do not fit.
     """
     mesh = mesh or sharding.make_mesh()
-    probe_training.check(config, mesh.size)
+    probing.check(config, mesh.size)
     name = "probe" if config.stream == "both" else f"probe_{config.stream}"
-    truth, classes = labels(records), class_names(records)
+    truth, classes = labels.read(records), labels.class_names(records)
     if config.loss == "ce" and head is None:
-        _one_label(records, truth)
+        labels.require_one_label(records, truth, "loss")
     train = None
     if head is None or with_baselines:
         fitted = loader.Records(records.directory, config.train_split)
-        train = labels(fitted), fitted
+        train = labels.read(fitted), fitted
         if config.loss == "ce":
-            _one_label(fitted, train[0])
+            labels.require_one_label(fitted, train[0], "loss")
     workdir = None if output is None else epath.Path(output) / name
     score = {"head": head, "train": train, "config": config, "mesh": mesh, "cache": cache}
-    logits = _logits(model, records, len(classes), workdir=workdir, **score)
-    result = {"clips": len(records), "stream": config.stream, "scores": scores_of(truth, logits)}
+    logits, missing = _logits(model, records, len(classes), workdir=workdir, **score)
+    result = {
+        "clips": len(records),
+        "stream": config.stream,
+        "scores": classification.scores_of(truth, logits),
+    }
+    if missing:
+        result["missing"] = {
+            name: classification.scores_of(truth, alone) for name, alone in missing.items()
+        }
     result["baselines"] = {"class frequencies": _frequencies(truth, train)}
     if "label_modalities" in records.features:
         result["by_modality"] = by_modality(records, truth, logits)
     if with_baselines:
         score |= {"head": None}
-        plain = _logits(common.untrained(model), records, len(classes), workdir=None, **score)
-        result["baselines"]["untrained model"] = scores_of(truth, plain)
+        plain, _ = _logits(common.untrained(model), records, len(classes), workdir=None, **score)
+        result["baselines"]["untrained model"] = classification.scores_of(truth, plain)
     precisions = classification.class_precisions(truth, logits)
     result["classes"] = {
         label: {"AP": None if np.isnan(ap) else float(ap), "clips": int(count)}
@@ -101,40 +112,6 @@ def run(
         if jax.process_index() == 0:
             figure.draw(truth, logits, classes, epath.Path(output) / f"{name}.png")
     return result
-
-
-def class_names(records: loader.Records) -> list[str]:
-    """The names of a dataset's classes, in the order of its labels.
-
-    Raises:
-      UserError: if it has none.
-    """
-    names = list(records.features["labels"].feature.names)
-    if not names:
-        raise UserError(
-            f"{records.directory} has no labels, which a probe learns from: "
-            "prepare it with labels, such as data_prep.videos --labels=CSV"
-        )
-    return names
-
-
-def labels(records: loader.Records) -> Truth:
-    """Which classes each clip has.
-
-    Raises:
-      UserError: if the dataset has no labels, or a clip of the split has none.
-    """
-    truth = np.zeros((len(records), len(class_names(records))), bool)
-    for clip, indices in zip(truth, records.labels(), strict=True):
-        clip[indices] = True
-    without = np.flatnonzero(~truth.any(axis=1))
-    if without.size:
-        raise UserError(
-            f"{records.directory}, split {records.split}: {without.size} clips have no label "
-            f"(the first: {records.ids([int(without[0])])[0]}), so that nothing can be learned "
-            "from them or said of them"
-        )
-    return truth
 
 
 def by_modality(
@@ -164,16 +141,6 @@ def by_modality(
     return found
 
 
-def _one_label(records: loader.Records, truth: Truth) -> None:
-    several = np.flatnonzero(truth.sum(axis=1) > 1)
-    if several.size:
-        raise UserError(
-            f"config.loss='ce' needs one label per clip, but {several.size} clips of the split "
-            f"{records.split} have more (the first: {records.ids([int(several[0])])[0]}): "
-            "use --config.loss=bce"
-        )
-
-
 def _logits(
     model: Pretrained,
     records: loader.Records,
@@ -185,11 +152,11 @@ def _logits(
     mesh: Mesh,
     workdir: epath.PathLike | None,
     cache: epath.PathLike | None,
-) -> Float[np.ndarray, "clips classes"]:
-    """The logits of a given head, or of one trained here."""
+) -> tuple[Float[np.ndarray, "clips classes"], dict[str, Float[np.ndarray, "clips classes"]]]:
+    """The logits of a given head, or of one trained here, and those with a modality missing."""
 
     def seen(split: loader.Records) -> Features:
-        names = probe_training.token_names(model.module.global_token, config.stream)
+        names = probing.token_names(model.module.global_token, config.stream)
         tokens = features.extract(features.encoder_tokens, model, split, mesh, cache, only=names)
         return Features([tokens[name] for name in names])
 
@@ -199,10 +166,17 @@ def _logits(
         module, params = _load_head(head, width, classes)
     else:
         truth, fitted = train
-        module = probe_training.make_head(width, classes, config)
+        module = probing.make_head(width, classes, config)
         clips = Labelled(truth, seen(fitted) if config.cached else fitted)
-        params = probe_training.train(module, clips, model, config, mesh, workdir)
-    return probe_training.predict(module, jax.device_get(params), held_out)
+        encode = features.encoder_tokens
+        params = probing.train(module, clips, model, config, mesh, workdir, encode)
+    params = jax.device_get(params)
+    logits, missing = probing.predict(module, params, held_out), {}
+    if config.stream == BOTH:
+        for name, modality in ALONE.items():
+            alone = probing.only(held_out, modality)
+            missing[name] = probing.predict(module, params, alone)
+    return logits, missing
 
 
 def _load_head(directory: epath.PathLike, width: int, classes: int) -> tuple[ProbeHead, Any]:
@@ -218,37 +192,41 @@ def _load_head(directory: epath.PathLike, width: int, classes: int) -> tuple[Pro
         return module, stored.weights()
 
 
-def scores_of(truth: Truth, logits: Float[np.ndarray, "clips classes"]) -> dict[str, float]:
-    """`mAP` over the classes that have clips; `accuracy` where every clip has one label."""
-    scores = {"mAP": float(np.nanmean(classification.class_precisions(truth, logits)))}
-    if (truth.sum(axis=1) == 1).all():
-        scores["accuracy"] = classification.accuracy(truth, logits)
-    return scores
-
-
 def _frequencies(truth: Truth, train: tuple[Truth, Any] | None) -> dict[str, float]:
     """What a constant scores: how often each class comes in the training clips."""
     known = truth if train is None else train[0]
-    return scores_of(truth, np.broadcast_to(known.mean(axis=0), truth.shape))
+    return classification.scores_of(truth, np.broadcast_to(known.mean(axis=0), truth.shape))
 
 
 def format_table(result: dict[str, Any]) -> str:
     """The scores of `run` as a text table, in percent."""
-    rows = [("model", result["scores"]), *result["baselines"].items()]
+    rows = [("model", result["scores"])]
+    rows += [
+        (results_table.MISSING[name], scores) for name, scores in result.get("missing", {}).items()
+    ]
+    rows += result["baselines"].items()
     names = list(result["scores"])
     title = f"probe, {result['stream']}, {result['clips']} clips, %"
     lines = [f"{title:42}" + "".join(f"{name:>10}" for name in names)]
     for title, scores in rows:
-        lines.append(f"{title:42}" + "".join(f"{100 * scores[name]:10.1f}" for name in names))
-    if tagged := result.get("by_modality"):
-        lines.append(
-            f"{'model, by how labels are perceived':42}{'mAP':>10}{'hit@1':>10}{'clips':>10}"
+        cells = (
+            results_table.format_value(name, scores[name]) if name in scores else "–"
+            for name in names
         )
-    for name, row in (tagged or {}).items():
+        lines.append(f"{title:42}" + "".join(f"{cell:>10}" for cell in cells))
+    told = published.told("probe") if result["stream"] == "both" else []
+    return "\n".join([*lines, *modality_lines(result), *told])
+
+
+def modality_lines(result: dict[str, Any]) -> list[str]:
+    """The rows of a table for `by_modality`, if a result has it."""
+    if not (tagged := result.get("by_modality")):
+        return []
+    lines = [f"{'model, by how labels are perceived':42}{'mAP':>10}{'hit@1':>10}{'clips':>10}"]
+    for name, row in tagged.items():
         cells = f"{100 * row['mAP']:10.1f}{100 * row['hit_rate']:10.1f}{row['clips']:10}"
         lines.append(f"{'  ' + name:42}{cells}")
-    told = published.told("probe") if result["stream"] == "both" else []
-    return "\n".join([*lines, *told])
+    return lines
 
 
 def main() -> None:

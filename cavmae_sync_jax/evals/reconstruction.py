@@ -31,6 +31,7 @@ from cavmae_sync_jax.evals.figures import reconstruction as figure
 from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.models import masking, patches
 from cavmae_sync_jax.models.cavmae_sync import IMAGE_MEAN, IMAGE_STD, CavMaeSync
+from cavmae_sync_jax.models.classifier import Classifier
 from cavmae_sync_jax.training import losses
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
@@ -158,8 +159,13 @@ def run(
       What `reconstruction.json` holds.
 
     Raises:
-      UserError: if the ratio keeps or masks no patch.
+      UserError: if the ratio keeps or masks no patch, or the model is a fine-tuned one.
     """
+    if isinstance(model.module, Classifier):
+        raise UserError(
+            f"{model.directory} is a fine-tuned model and has no decoder: "
+            "reconstruct by the model that it began with"
+        )
     masks = Masks.of(model.config, mask_ratio)
     masks.check(model.module)
     mesh = mesh or sharding.make_mesh()

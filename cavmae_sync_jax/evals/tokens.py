@@ -19,13 +19,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
-from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.data import labels, loader
 from cavmae_sync_jax.distributed import multihost, sharding
-from cavmae_sync_jax.evals import common, probe, probe_training
+from cavmae_sync_jax.evals import common
 from cavmae_sync_jax.evals.figures import tokens as figure
-from cavmae_sync_jax.evals.probe_training import STREAMS, Features, Labelled
+from cavmae_sync_jax.evals.metrics import classification
 from cavmae_sync_jax.evals.report import published
 from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.training import probing
+from cavmae_sync_jax.training.probing import STREAMS, Features, Labelled
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -60,14 +62,14 @@ def run(
       UserError: if the dataset has no labels or the config does not fit.
     """
     mesh = mesh or sharding.make_mesh()
-    probe_training.check(config, mesh.size)
+    probing.check(config, mesh.size)
     if not config.cached:
         raise UserError(
             "the token analysis probes the same features several times, so they must be computed "
             "once: use the row `cached` of the config, such as --config=configs/probe.py:demo"
         )
     fitted = loader.Records(records.directory, config.train_split)
-    truths = probe.labels(fitted), probe.labels(records)
+    truths = labels.read(fitted), labels.read(records)
     result: dict[str, Any] = {"clips": len(records), "stream": config.stream}
     result["scores"] = _scores(model, fitted, records, truths, config, mesh, cache)
     if with_baselines:
@@ -85,7 +87,7 @@ def _scores(
     model: Pretrained,
     fitted: loader.Records,
     records: loader.Records,
-    truths: tuple[probe.Truth, probe.Truth],
+    truths: tuple[labels.Truth, labels.Truth],
     config: ConfigDict,
     mesh: Mesh,
     cache: epath.PathLike | None,
@@ -103,11 +105,11 @@ def _scores(
         for title, of_head in scores.items():
             settings = config.copy_and_resolve_references()
             settings.depth = 0 if title == "linear" else config.depth
-            head = probe_training.make_head(seen.width, truths[0].shape[1], settings)
+            head = probing.make_head(seen.width, truths[0].shape[1], settings)
             clips = Labelled(truths[0], seen)
-            params = probe_training.train(head, clips, model, settings, mesh, None)
-            logits = probe_training.predict(head, jax.device_get(params), held_out)
-            of_head[kind] = probe.scores_of(truths[1], logits)
+            params = probing.train(head, clips, model, settings, mesh, None)
+            logits = probing.predict(head, jax.device_get(params), held_out)
+            of_head[kind] = classification.scores_of(truths[1], logits)
     return scores
 
 

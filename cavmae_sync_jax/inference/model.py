@@ -17,7 +17,7 @@ from PIL import Image
 from cavmae_sync_jax.checkpoints import pretrained
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data.loader import PairSpec
-from cavmae_sync_jax.inference import heatmaps, reading, similarity, timeline
+from cavmae_sync_jax.inference import classes, heatmaps, reading, similarity, timeline
 from cavmae_sync_jax.inference import workers as decoding
 from cavmae_sync_jax.inference.reading import Seconds
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
@@ -182,6 +182,44 @@ class Model(Pretrained):
                     yield file, info.kind, self.embed_pairs(pairs)
                 except UserError as error:
                     yield file, "", error
+
+    def classify(
+        self,
+        file: File,
+        start: Seconds | None = None,
+        end: Seconds | None = None,
+        every: Seconds | None = None,
+    ) -> dict[str, float]:
+        """What a fine-tuned model takes a video, a sound or a picture for.
+
+        A model that was trained with both modalities also takes files with one of them.
+
+        Args:
+          file: a file's path, or its bytes.
+          start: where to begin, in seconds; None is the file's start.
+          end: where to end, in seconds; None is the file's end.
+          every: seconds between pairs, see `embed_video`.
+
+        Returns:
+          The probability of each class by its name, the likeliest first: the mean over the pairs.
+
+        Raises:
+          UserError: if it is no fine-tuned model, or the file can't be read or lacks what the model
+            was trained with.
+        """
+        with _on_disk(file) as path:
+            info = reading.file_info(path)
+            there = {"video": (AUDIO, VISUAL), "sound": (AUDIO,), "picture": (VISUAL,)}[info.kind]
+            mode = classes.mode_for(self, there)
+            pairs: Iterable[dict[str, Any]]
+            if info.kind == "picture":
+                pairs = [{VISUAL: timeline.picture(path, self.pair_spec.image_size)[None]}]
+            else:
+                parts = timeline.pairs_of_file(info, self.pair_spec, start, end, every)
+                pairs = ({AUDIO: part.audio, VISUAL: part.visual} for part in parts)
+            found = classes.mean_probabilities(self, mode, pairs)
+        names = self.config.classifier.names
+        return {names[index]: float(found[index]) for index in np.argsort(-found, kind="stable")}
 
     def similarity(
         self,

@@ -21,6 +21,7 @@ from cavmae_sync_jax.utils.modalities import AUDIO, BOTH, MODALITIES, VISUAL
 
 # What feeds the head.
 TOKENS = ("patches", "global")
+LOSSES = ("bce", "ce")  # several labels per clip, or one
 # What a model sees, by the name of the mode: both modalities, or one. `MODALITY_alone` is for a
 # model that was trained with both.
 ALONE = {f"{modality}_alone": modality for modality in MODALITIES}
@@ -146,7 +147,7 @@ def from_config(config: ConfigDict) -> Classifier:
       UserError: as `cavmae_sync.from_config`, or for a key of `classifier`.
     """
     section = config.classifier
-    for key, allowed in (("tokens", TOKENS), ("stream", STREAMS), ("loss", ("bce", "ce"))):
+    for key, allowed in (("tokens", TOKENS), ("stream", STREAMS), ("loss", LOSSES)):
         if section[key] not in allowed:
             raise UserError(
                 f"config.classifier.{key}={section[key]!r} must be one of {', '.join(allowed)}"

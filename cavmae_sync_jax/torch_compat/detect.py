@@ -47,6 +47,7 @@ RELEASED = {
     },
 }
 CAV_MAE_FRAMES = 10
+VGGSOUND_CLASSES = 309  # one per clip, unlike AudioSet's
 MAX_PATCHES = 2**14
 # Heads of the widths that are known: ViT's (B, L, H), MAE's decoder, probes of one or two streams.
 HEADS = {768: 12, 1024: 16, 1280: 16}
@@ -69,6 +70,7 @@ class Kind(NamedTuple):
 
 TOKENS = re.compile(r"cls_token_[av]|register_tokens")  # what Sync added, if they are asked for
 SYNC, CAV_MAE, HEAD = Kind("CAV-MAE Sync"), Kind("CAV-MAE", (TOKENS,)), Kind("a probe's head")
+FINE_TUNED = Kind("a fine-tuned CAV-MAE", (TOKENS,))
 MAE = Kind("a MAE ViT with decoder", (mae.NEW,))
 MAE_ENCODER = Kind("a MAE ViT without decoder", (mae.NEW, mae.DECODER))
 
@@ -82,11 +84,13 @@ def kind_of(state: Mapping[str, np.ndarray], source: str) -> Kind:
     if mae.is_mae(set(state)):
         return MAE if "decoder_embed.weight" in state else MAE_ENCODER
     if "patch_embed_a.proj.weight" in state and "patch_embed_v.proj.weight" in state:
+        if "mlp_head.1.weight" in state:
+            return FINE_TUNED
         return SYNC if state.keys() & {"cls_token_a", "cls_token_v", "register_tokens"} else CAV_MAE
     if "cls_cls_token" in state and "classifier_head.weight" in state:
         return HEAD
     raise UserError(
-        f"{source} is no CAV-MAE Sync, CAV-MAE, MAE ViT or probe's head; "
+        f"{source} is no CAV-MAE Sync, CAV-MAE (fine-tuned or not), MAE ViT or probe's head; "
         f"its names begin with {', '.join(sorted(state)[:4])}"
     )
 
@@ -118,7 +122,8 @@ def infer(state: Mapping[str, np.ndarray], kind: Kind, audio_bins: int | None = 
     """The config of a state dict with the authors' names, from its shapes.
 
     Heads that its width does not tell are 0; MAE's global and register tokens, which are new, and
-    its audio are those of `RELEASED`.
+    its audio are those of `RELEASED`. A fine-tuned model's classes are numbered, and their count
+    tells its loss.
 
     Args:
       state: arrays by name.
@@ -164,11 +169,19 @@ def infer(state: Mapping[str, np.ndarray], kind: Kind, audio_bins: int | None = 
         for name in (f"pos_embed_{short}", f"decoder_pos_embed_{short}")
         if name in state
     )
-    if kind in (SYNC, CAV_MAE):
+    if kind in (SYNC, CAV_MAE, FINE_TUNED):
         model.global_token = bool(state.keys() & {"cls_token_a", "cls_token_v"})
         model.registers = shapes.size("register_tokens", 0, 0) // 2
-    if kind is CAV_MAE:
+    if kind is CAV_MAE or (kind is FINE_TUNED and not model.global_token):
         config.data.num_frames = CAV_MAE_FRAMES
+    if kind is FINE_TUNED:
+        classes = shapes.size("mlp_head.1.weight", 0, 1)
+        config.classifier = {
+            "stream": "both",
+            "tokens": "patches",
+            "loss": "ce" if classes == VGGSOUND_CLASSES else "bce",
+            "names": tuple(f"class {number}" for number in range(classes)),
+        }
     return config
 
 

@@ -1,5 +1,6 @@
 """What a training's settings must be, and which of them a resumed run may change."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -31,42 +32,42 @@ CHANGEABLE_ON_RESUME = {
 }
 
 
-def check(config: ConfigDict, module: CavMaeSync, devices: int) -> None:
-    """Refuses settings that no later stage would understand.
+def check(config: ConfigDict, devices: int) -> None:
+    """Refuses settings that no later stage would understand, of what all trainings share.
 
     Raises:
       UserError: naming the key and what it takes.
     """
-    for key, allowed in (
-        ("schedule", optim.SCHEDULES),
-        ("mask.audio_structure", masking.STRUCTURES),
-        ("loss.contrast_direction", losses.DIRECTIONS),
-        ("data.window_spread", audio.SPREADS),
-    ):
-        if cli.value(config, key) not in allowed:
-            raise UserError(
-                f"config.{key}={cli.value(config, key)!r} must be one of {', '.join(allowed)}"
-            )
+    require_one_of(config, "schedule", optim.SCHEDULES)
+    require_one_of(config, "data.window_spread", audio.SPREADS)
     for least, keys in (
         (0, "seed data.workers eval_every profile_step learning_rate_floor warmup_share l2"),
-        (1, "batch_size log_every checkpoint_every keep_checkpoints loss.contrast_groups"),
+        (1, "batch_size log_every checkpoint_every keep_checkpoints"),
         (1, "data.num_frames data.clip_rows data.prefetch data.requests microbatches"),
     ):
         for key in keys.split():
-            if cli.value(config, key) < least:
-                raise UserError(f"config.{key}={cli.value(config, key)} must be at least {least}")
-    for key in ("epochs", "learning_rate", "loss.temperature"):
-        if not cli.value(config, key) > 0:
-            raise UserError(f"config.{key}={cli.value(config, key)} must be above 0")
+            require_at_least(config, key, least)
+    for key in ("epochs", "learning_rate"):
+        require_above_0(config, key)
     if config.warmup_share > 1:
         raise UserError(f"config.warmup_share={config.warmup_share} must be at most 1")
     chunks = config.microbatches
-    for divisor, name in (
-        (devices * chunks, f"{devices} devices" + f" x {chunks} microbatches" * (chunks > 1)),
-        (config.loss.contrast_groups, f"config.loss.contrast_groups={config.loss.contrast_groups}"),
-    ):
-        if config.batch_size % divisor:
-            raise UserError(f"config.batch_size={config.batch_size} must be a multiple of {name}")
+    name = f"{devices} devices" + f" x {chunks} microbatches" * (chunks > 1)
+    require_multiple(config, devices * chunks, name)
+
+
+def check_pretraining(config: ConfigDict, module: CavMaeSync) -> None:
+    """Refuses settings of masks and losses that make no sense.
+
+    Raises:
+      UserError: naming the key and what it takes.
+    """
+    require_one_of(config, "mask.audio_structure", masking.STRUCTURES)
+    require_one_of(config, "loss.contrast_direction", losses.DIRECTIONS)
+    require_at_least(config, "loss.contrast_groups", 1)
+    require_above_0(config, "loss.temperature")
+    groups = config.loss.contrast_groups
+    require_multiple(config, groups, f"config.loss.contrast_groups={groups}")
     fewest = min(grid.patches for grid in module.grids.values())
     ratios = config.mask.ratios
     if not ratios or not all(
@@ -77,6 +78,38 @@ def check(config: ConfigDict, module: CavMaeSync, devices: int) -> None:
             f"config.mask.ratios={ratios} must be ratios between 0 and 1 "
             f"that keep some of {fewest} patches"
         )
+
+
+def require_one_of(config: ConfigDict, key: str, allowed: Iterable[str]) -> None:
+    """Refuses a value that is not `allowed`."""
+    if cli.value(config, key) not in allowed:
+        raise UserError(
+            f"config.{key}={cli.value(config, key)!r} must be one of {', '.join(allowed)}"
+        )
+
+
+def require_at_least(config: ConfigDict, key: str, least: int) -> None:
+    """Refuses a value below `least`."""
+    if cli.value(config, key) < least:
+        raise UserError(f"config.{key}={cli.value(config, key)} must be at least {least}")
+
+
+def require_above_0(config: ConfigDict, key: str) -> None:
+    """Refuses a value that is not above 0."""
+    if not cli.value(config, key) > 0:
+        raise UserError(f"config.{key}={cli.value(config, key)} must be above 0")
+
+
+def require_share(config: ConfigDict, key: str) -> None:
+    """Refuses a value that is not from 0 to 1."""
+    if not 0 <= cli.value(config, key) <= 1:
+        raise UserError(f"config.{key}={cli.value(config, key)} must be from 0 to 1")
+
+
+def require_multiple(config: ConfigDict, divisor: int, name: str) -> None:
+    """Refuses a batch that can't be cut into equal parts; `name` says which."""
+    if config.batch_size % divisor:
+        raise UserError(f"config.batch_size={config.batch_size} must be a multiple of {name}")
 
 
 def with_statistics(config: ConfigDict) -> ConfigDict:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.models import masking
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
-from cavmae_sync_jax.training import losses, optim
+from cavmae_sync_jax.training import augmentation, losses, optim
 from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
 
 Metrics = dict[str, Float[Array, ""]]
@@ -36,8 +36,25 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     opt_state: Any
 
+    def best(self) -> Any:
+        """The parameters to use."""
+        return self.params
 
-def make_optimizer(config: ConfigDict, steps: int, steps_per_epoch: float):
+
+class AveragedState(TrainState):
+    """A state with `average`, the mean of the parameters of `averaged` moments."""
+
+    average: Any
+    averaged: Any
+
+    def best(self) -> Any:
+        """The average, once there is one."""
+        return self.average if int(self.averaged) else self.params
+
+
+def make_optimizer(
+    config: ConfigDict, steps: int, steps_per_epoch: float
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The recipe's optimiser and its learning rate of each step."""
     rate = optim.schedule(
         config.schedule,
@@ -58,30 +75,42 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
+def init_averaged(params: Any, optimizer: optax.GradientTransformation) -> AveragedState:
+    """The state of a new run whose parameters are going to be averaged."""
+    zero = jnp.zeros((), jnp.int32)
+    return AveragedState(zero, params, optimizer.init(params), params, zero)
+
+
+def updated(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    grads: Any,
+    moments: tuple[int, ...] = (),
+) -> tuple[TrainState, Metrics]:
+    """The next state, and the norms of the gradients and of the update.
+
+    An `AveragedState` takes the new parameters into its average after the steps `moments`.
+    """
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params, number = optax.apply_updates(state.params, updates), state.step + 1
+    norms = {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
+    changed = {"step": number, "params": params, "opt_state": opt_state}
+    if isinstance(state, AveragedState):
+        take = (number == jnp.asarray(moments, jnp.int32)).any()
+        average, averaged = optim.running_mean(state.average, state.averaged, params, take)
+        changed |= {"average": average, "averaged": averaged}
+    return state.replace(**changed), norms
+
+
+def ends_of_epochs(first: int, steps: int, steps_per_epoch: float) -> tuple[int, ...]:
+    """The steps at whose end the epochs from the `first` (counted from 1) are over."""
+    epochs = range(first, 1 + round(steps / steps_per_epoch))
+    return tuple(min(steps, round(epoch * steps_per_epoch)) for epoch in epochs)
+
+
 def batch_ratio(ratios: tuple[float, ...], seed: int, step: int) -> float:
     """The batch's mask ratio; each value compiles its own step, so `ratios` is a short list."""
     return ratios[int(np.random.default_rng((seed, RATIO_STREAM, step)).integers(len(ratios)))]
-
-
-def augment_audio(
-    key: jax.Array, fbank: Float[Array, "batch rows bins"], std: float
-) -> Float[Array, "batch rows bins"]:
-    """CAV-MAE's augmentation: uniform noise and a circular time shift, drawn for each sample.
-
-    Args:
-      key: the batch's random key.
-      fbank: raw log-mel windows.
-      std: of the normalisation; the noise's amplitude of up to 0.1 is meant after it.
-    """
-
-    def one(key: jax.Array, window: Float[Array, "rows bins"]) -> Float[Array, "rows bins"]:
-        noise_key, amplitude_key, shift_key = jax.random.split(key, 3)
-        amplitude = jax.random.uniform(amplitude_key) * std / 10
-        shift = jax.random.randint(shift_key, (), 0, window.shape[0])
-        noise = jax.random.uniform(noise_key, window.shape) * amplitude
-        return jnp.roll(window + noise, shift, axis=0)
-
-    return jax.vmap(one)(jax.random.split(key, fbank.shape[0]), fbank)
 
 
 def loss_and_grads(
@@ -120,7 +149,9 @@ def _samples(
     raw = {modality: batch[modality] for modality in MODALITIES}
     if config.data.augment_audio:
         audio_key = jax.random.fold_in(key, AUGMENT_STREAM)
-        raw[AUDIO] = augment_audio(audio_key, raw[AUDIO].astype(jnp.float32), module.audio_std)
+        raw[AUDIO] = augmentation.augment_audio(
+            audio_key, raw[AUDIO].astype(jnp.float32), module.audio_std
+        )
     masks = {}
     for index, modality in enumerate(MODALITIES):
         mask_key = jax.random.fold_in(jax.random.fold_in(key, MASK_STREAM), index)
@@ -232,11 +263,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: dict[str, Array], ratio: float):
         scalars, grads = loss_and_grads(module, config, state.params, batch, state.step, ratio)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        scalars["grad_norm"] = optax.global_norm(grads)
-        scalars["update_norm"] = optax.global_norm(updates)
-        return TrainState(state.step + 1, params, opt_state), scalars
+        state, norms = updated(optimizer, state, grads)
+        return state, scalars | norms
 
     mesh = shardings.step.mesh
     batch = {modality: sharding.batch_sharding(mesh) for modality in MODALITIES}

@@ -75,6 +75,18 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
 
 
+def add_workdir(arguments: argparse.ArgumentParser) -> None:
+    """Adds the flags of a training: `--workdir` and `--resume_step`."""
+    arguments.add_argument(
+        "--workdir", required=True, help="folder of the run; resumed if it has checkpoints"
+    )
+    arguments.add_argument(
+        "--resume_step",
+        type=int,
+        help="resume from this checkpoint once; newer ones are moved to WORKDIR/set_aside_STEP",
+    )
+
+
 def main(
     arguments: argparse.ArgumentParser,
     run: Callable[..., Any],

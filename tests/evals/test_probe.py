@@ -13,16 +13,16 @@ from sklearn.metrics import average_precision_score
 from cavmae_sync_jax import convert, train
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.checkpoints.pretrained import load
-from cavmae_sync_jax.data import loader
+from cavmae_sync_jax.data import labels, loader
 from cavmae_sync_jax.distributed import sharding
-from cavmae_sync_jax.evals import common, probe, probe_training, tokens
+from cavmae_sync_jax.evals import common, probe, tokens
 from cavmae_sync_jax.evals.metrics import classification
 from cavmae_sync_jax.evals.metrics.average_precision import average_precision
 from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.models.probe_head import ProbeHead
 from cavmae_sync_jax.torch_compat import key_mapping
-from cavmae_sync_jax.training import optim
+from cavmae_sync_jax.training import augmentation, finetune_step, optim, probing
 from cavmae_sync_jax.utils.errors import UserError
 from configs import probe as recipes
 
@@ -46,8 +46,8 @@ def trained(dataset_dir, tmp_path_factory):
 def test_the_head_is_the_references():
     golden = np.load(GOLDEN / "probe_head.npz", allow_pickle=False)
     params = key_mapping.take_params({k[6:]: golden[k] for k in golden if k[:6] == "state/"})
-    seen = probe_training.Features([golden[f"global_{m}"] for m in "av"])
-    logits = probe_training.predict(ProbeHead(96, 2, 4, 4.0, 7), params, seen)
+    seen = probing.Features([golden[f"global_{m}"] for m in "av"])
+    logits = probing.predict(ProbeHead(96, 2, 4, 4.0, 7), params, seen)
     np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
 
 
@@ -82,36 +82,36 @@ def test_scores_of_classes_by_hand():
     np.testing.assert_allclose(classification.confusion(truth, logits), expected)
     precisions = classification.class_precisions(truth, logits)
     assert np.isnan(precisions[2]) and not np.isnan(precisions[:2]).any()
-    scores = probe.scores_of(truth, logits)
+    scores = classification.scores_of(truth, logits)
     assert scores["mAP"] == pytest.approx(precisions[:2].mean()) and scores["accuracy"] == 0.5
-    assert "accuracy" not in probe.scores_of(truth | [False, False, True], logits)
+    assert "accuracy" not in classification.scores_of(truth | [False, False, True], logits)
 
 
 def test_balanced_order_draws_rare_labels_as_often():
     truth = np.zeros((1000, 2), bool)
     truth[:900, 0] = truth[900:, 1] = True
-    places = probe_training.order(truth, recipe(balanced=True, epochs=3))
+    places = probing.order(truth, recipe(balanced=True, epochs=3))
     assert places.shape == (3000,) and truth[places, 1].mean() == pytest.approx(0.5, abs=0.04)
     # A clip weighs the sum over its labels of 1000 / (count + 0.01).
     both = np.array([[1, 0], [1, 0], [0, 1], [1, 1]], bool)
-    drawn = probe_training.order(both, recipe(balanced=True, epochs=5000))
+    drawn = probing.order(both, recipe(balanced=True, epochs=5000))
     weights = both @ (1000 / (np.array([3, 2]) + 0.01))
     np.testing.assert_allclose(np.bincount(drawn) / len(drawn), weights / weights.sum(), atol=0.015)
 
 
 def test_plain_order_has_every_clip_once_an_epoch():
-    places = probe_training.order(np.ones((7, 1), bool), recipe(epochs=2)).reshape(2, 7)
+    places = probing.order(np.ones((7, 1), bool), recipe(epochs=2)).reshape(2, 7)
     assert (np.sort(places, axis=1) == np.arange(7)).all() and (places[0] != places[1]).any()
 
 
 def test_targets_and_mixup_by_hand():
     truth = jnp.array([[1.0, 0, 0, 0]])
     np.testing.assert_allclose(
-        probe_training.targets(truth, 0.1), [[0.925, 0.025, 0.025, 0.025]], rtol=1e-6
+        finetune_step.targets(truth, 0.1), [[0.925, 0.025, 0.025, 0.025]], rtol=1e-6
     )
     x = jnp.arange(512.0)
     key = jax.random.key(0)
-    half = jax.jit(lambda raw, truth: probe_training.mix(key, 0.5, raw, truth))
+    half = jax.jit(lambda raw, truth: augmentation.mix(key, 0.5, raw, truth))
     mixed, soft = half({"x": x, "y": -x[:, None]}, jnp.eye(512))
     np.testing.assert_allclose(mixed["x"], soft @ x, rtol=1e-4)  # labels tell who is in it
     np.testing.assert_allclose(mixed["y"][:, 0], -mixed["x"])
@@ -134,19 +134,19 @@ def test_mixed_log_mels_are_those_of_mixed_sounds():
     mels = np.pad(mels, ((0, 0), (0, 6), (0, 0)))
     key = next(key for key in map(jax.random.key, range(99)) if is_mixed(key))
     raw = {name: jnp.asarray(mels) for name in ("audio", "x")}
-    mixed, soft = probe_training.mix(key, 1.0, raw, jnp.eye(2))
+    mixed, soft = augmentation.mix(key, 1.0, raw, jnp.eye(2))
     for row, shares, linear in zip(mixed["audio"], np.asarray(soft), mixed["x"], strict=True):
         wave = sum(share * sound for share, sound in zip(shares, sounds, strict=True))
         expected = audio.log_mel(wave.astype(np.float32), 16_000)
         errors = [np.sqrt(np.square(one[:-6] - expected).mean()) for one in (row, linear)]
         assert errors[0] < 0.6 * errors[1], errors
         np.testing.assert_array_equal(row[-6:], 0)  # padding stays what it is
-    alone, _ = probe_training.mix(key, 0.0, raw, jnp.eye(2))
+    alone, _ = augmentation.mix(key, 0.0, raw, jnp.eye(2))
     np.testing.assert_array_equal(alone["audio"], mels)
 
 
 def is_mixed(key):
-    soft = probe_training.mix(key, 1.0, {}, jnp.eye(2))[1]
+    soft = augmentation.mix(key, 1.0, {}, jnp.eye(2))[1]
     return bool((soft < 1).all())
 
 
@@ -159,14 +159,25 @@ def test_weights_are_averaged_over_the_moments_that_count():
     assert int(count) == 3
 
 
+def test_a_missing_modality_tells_nothing():
+    seen = np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.float32)
+    both = probing.Features([seen[..., :2], seen[..., 2:]])
+    sound = probing.only(both, "audio")[:]
+    np.testing.assert_array_equal(sound[..., :2], seen[..., :2])
+    np.testing.assert_allclose(
+        sound[..., 2:], np.broadcast_to(seen[..., 2:].mean((0, 1)), (3, 2, 2))
+    )
+    np.testing.assert_array_equal(probing.only(both, "visual")[:][..., 2:], seen[..., 2:])
+
+
 def planted(clips=48, classes=3, seed=0):
     """Features whose one direction in one frame tells the class, and their labels."""
     rng = np.random.default_rng(seed)
     label = rng.integers(classes, size=clips)
     seen = rng.normal(size=(clips, 4, 8)).astype(np.float32)
     seen[np.arange(clips), rng.integers(4, size=clips), label] += 6
-    parts = probe_training.Features([seen[..., :3], seen[..., 3:]])
-    return probe_training.Labelled(np.eye(classes, dtype=bool)[label], parts)
+    parts = probing.Features([seen[..., :3], seen[..., 3:]])
+    return probing.Labelled(np.eye(classes, dtype=bool)[label], parts)
 
 
 @pytest.mark.parametrize(
@@ -175,21 +186,21 @@ def planted(clips=48, classes=3, seed=0):
 def test_a_head_learns_what_is_planted_on_any_mesh(trained, overrides):
     config = recipe(epochs=40, learning_rate=3e-3, average_from=30, **overrides)
     clips, logits = planted(), []
-    head = probe_training.make_head(8, 3, config)
+    head = probing.make_head(8, 3, config)
     for devices in (1, 8):
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-        params = probe_training.train(head, clips, trained, config, mesh, None)
+        params = probing.train(head, clips, trained, config, mesh, None)
         held_out = planted(seed=1)
-        logits.append(probe_training.predict(head, jax.device_get(params), held_out.source))
-    assert probe.scores_of(held_out.truth, logits[0])["mAP"] > 0.9
+        logits.append(probing.predict(head, jax.device_get(params), held_out.source))
+    assert classification.scores_of(held_out.truth, logits[0])["mAP"] > 0.9
     np.testing.assert_allclose(logits[0], logits[1], atol=2e-2)
 
 
 def test_what_is_scored_is_the_mean_of_the_last_epochs(trained, tmp_path):
     config = recipe(epochs=3, average_from=2)
-    head = probe_training.make_head(8, 3, config)
+    head = probing.make_head(8, 3, config)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    scored = probe_training.train(head, planted(), trained, config, mesh, tmp_path)
+    scored = probing.train(head, planted(), trained, config, mesh, tmp_path)
     checkpoints = manager.Checkpoints(tmp_path, keep=2)
     second, third = (checkpoints.stored(step).arrays("params", "averaged") for step in (12, 18))
     checkpoints.close()
@@ -200,25 +211,25 @@ def test_what_is_scored_is_the_mean_of_the_last_epochs(trained, tmp_path):
 
 def test_a_killed_probe_resumes_exactly(trained, tmp_path, monkeypatch):
     config, clips = recipe(epochs=4), planted()
-    head = probe_training.make_head(8, 3, config)
+    head = probing.make_head(8, 3, config)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    whole = probe_training.train(head, clips, trained, config, mesh, tmp_path / "whole")
-    batches = probe_training._batches
+    whole = probing.train(head, clips, trained, config, mesh, tmp_path / "whole")
+    batches = probing.Probing.batches
 
-    def three_epochs(*arguments):
-        for number, batch in enumerate(batches(*arguments)):
+    def three_epochs(self, examples):
+        for number, batch in enumerate(batches(self, examples)):
             if number == 18:
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(probe_training, "_batches", three_epochs)
+    monkeypatch.setattr(probing.Probing, "batches", three_epochs)
     with pytest.raises(KeyboardInterrupt):
-        probe_training.train(head, clips, trained, config, mesh, tmp_path / "parts")
+        probing.train(head, clips, trained, config, mesh, tmp_path / "parts")
     monkeypatch.undo()
-    parts = probe_training.train(head, clips, trained, config, mesh, tmp_path / "parts")
+    parts = probing.train(head, clips, trained, config, mesh, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(parts))
-    with pytest.raises(UserError, match=r"holds another probe: probe\.mixup was 0\.5"):
-        probe_training.train(head, clips, trained, recipe(mixup=0.0), mesh, tmp_path / "parts")
+    with pytest.raises(UserError, match=r"can't be resumed: probe\.mixup was 0\.5"):
+        probing.train(head, clips, trained, recipe(mixup=0.0), mesh, tmp_path / "parts")
 
 
 def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys):
@@ -229,11 +240,13 @@ def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys):
     )
     assert json.loads((tmp_path / "probe.json").read_text()) == result
     assert (tmp_path / "probe.png").read_bytes().startswith(b"\x89PNG")
-    assert set(result["scores"]) == {"mAP", "accuracy"}
+    assert {"mAP", "AUC", "accuracy"} <= set(result["scores"])
+    assert set(result["missing"]) == {"audio_alone", "visual_alone"}
+    assert all({"mAP", "AUC", "accuracy"} <= set(row) for row in result["missing"].values())
     assert set(result["baselines"]) == {"class frequencies", "untrained model"}
     assert {name: one["clips"] for name, one in result["classes"].items()} == {"even": 3, "odd": 2}
     printed = capsys.readouterr().out
-    assert "untrained model" in printed and "accuracy" in printed
+    assert "untrained model" in printed and "accuracy" in printed and "sound alone" in printed
     # The head it left scores the same, without training, also by way of a PyTorch file.
     convert.export_weights(str(tmp_path / "probe"), str(tmp_path / "head.pth"))
     convert.import_weights(
@@ -265,17 +278,18 @@ def test_raw_clips_are_shifted_and_mixed_before_the_encoder(trained, dataset_dir
 def test_raw_and_cached_clips_train_the_same_head(trained, dataset_dir):
     records = loader.Records(dataset_dir, "train")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    truth = probe.labels(records)
-    names = probe_training.token_names(True, "both")
+    truth = labels.read(records)
+    names = probing.token_names(True, "both")
     tokens = features.extract(features.encoder_tokens, trained, records, mesh, only=names)
     assert set(tokens) == {"audio_global", "visual_global"}
-    seen = probe_training.Features(list(tokens.values()))
+    seen = probing.Features(list(tokens.values()))
     heads = []
     for cached, source in ((True, seen), (False, records)):
         config = recipe(cached=cached, time_shift=False, mixup=0.0, epochs=2, average_from=2)
-        head = probe_training.make_head(seen.width, 2, config)
-        clips = probe_training.Labelled(truth, source)
-        heads.append(probe_training.train(head, clips, trained, config, mesh, None))
+        head = probing.make_head(seen.width, 2, config)
+        clips = probing.Labelled(truth, source)
+        encode = features.encoder_tokens
+        heads.append(probing.train(head, clips, trained, config, mesh, None, encode))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *map(jax.device_get, heads)
     )
@@ -320,11 +334,10 @@ def test_settings_that_do_not_fit_are_told(trained, dataset_dir, overrides, mess
 def test_labels_that_a_probe_needs(trained, dataset_dir, tmp_path, monkeypatch):
     records = loader.Records(dataset_dir, "eval")
     several = np.ones((5, 2), bool)
-    monkeypatch.setattr(probe, "labels", lambda _: several)
+    monkeypatch.setattr(labels, "read", lambda _: several)
     with pytest.raises(UserError, match="needs one label per clip, but 5 clips"):
         probe.run(trained, records, recipe(loss="ce"))
     monkeypatch.undo()
-    monkeypatch.setattr(probe, "class_names", lambda _: ["even", "odd"])
     monkeypatch.setattr(loader.Records, "labels", lambda _: [np.array([], int)] * 5)
     with pytest.raises(UserError, match=r"5 clips have no label \(the first: clip2"):
         probe.run(trained, records, recipe())

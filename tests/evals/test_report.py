@@ -43,10 +43,18 @@ RESULTS = {
     "probe": {
         "clips": 8,
         "stream": "both",
-        "scores": {"mAP": 0.431},
+        "scores": {"mAP": 0.431, "d_prime": 1.234},
+        "missing": {"audio_alone": {"mAP": 0.25, "d_prime": 0.5}},
         "baselines": {"class frequencies": {"mAP": 0.2}, "untrained model": {"mAP": 0.3}},
         "classes": {HOSTILE: {"AP": 0.5, "clips": 3}, "dog": {"AP": None, "clips": 0}},
         "config": {"stream": "both", "epochs": 2},
+    },
+    "classify": {
+        "clips": 8,
+        "stream": "both",
+        "scores": {"both": {"mAP": 0.5, "AUC": 0.9}, "audio_alone": {"mAP": 0.4, "AUC": 0.8}},
+        "baselines": {"class frequencies": {"mAP": 0.2}, "trained from scratch": {"mAP": 0.6}},
+        "from_scratch": {"directory": "runs/scratch", "step": 3},
     },
     "tokens": {
         "clips": 8,
@@ -197,7 +205,9 @@ def test_verdicts_by_hand():
     )
     assert of("retrieval", "audio → visual, R@5") == "better than both"
     assert of("retrieval", "audio → visual, median rank") == "better than both"  # 2 of 8 is low
-    assert of("probe", "mAP") == "better than both"
+    assert verdicts[("probe", "mAP")] == "better than both"
+    assert verdicts[("probe", "sound alone: mAP")] == "better than its baseline"
+    assert of("classify", "") == "worse than its baseline"  # by its one row of the table
     assert of("tokens", "linear head on global") == "equal to the untrained model"
     assert of("segmentation", "mIoU") == "worse than both"
     assert of("temporal", "boundary F1").startswith("worse than the untrained model")

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.models import cavmae_sync
-from configs import demo
+from configs import demo, finetune
 from data_prep import scenes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -67,3 +67,23 @@ def write_video(path: pathlib.Path, level: int, hertz: float) -> None:
 
     waves = np.stack([media_files.tone(hertz, 4, 16_000)])
     media_files.make_video(path, seconds=4, fps=4, picture=picture, waves=waves)
+
+
+def finetuning(data_dir="", variant="demo", **overrides) -> ConfigDict:
+    """The demo's recipe of fine-tuning at the sizes of `config`."""
+    tiny = finetune.get_config(variant)
+    model = config().model
+    tiny.update_from_flattened_dict(
+        {f"model.{key}": value for key, value in model.items() if key != "learned_positions"}
+        | {
+            "batch_size": 8,
+            "epochs": 4.0,
+            "average_from": 2,
+            "log_every": 2,
+            "checkpoint_every": 3,
+            "data.dir": str(data_dir),
+            "data.num_frames": 4,
+        }
+        | {key.replace("__", "."): value for key, value in overrides.items()}
+    )
+    return tiny

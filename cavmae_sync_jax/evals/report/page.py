@@ -289,6 +289,7 @@ def command(folder: epath.Path, name: str, result: dict[str, Any]) -> str:
         "mask_ratio": _at(result, "mask", "ratio"),
         "num_frames": _at(result, "framing", "num_frames"),
         "frame": _at(result, "framing", "only_frame"),
+        "from_scratch": _at(result, "from_scratch", "directory"),
     }
     split = re.search(r", split (.+): \d+ clips", str(_at(result, "data", "identity")))
     if split:

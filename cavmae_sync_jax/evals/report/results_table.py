@@ -13,6 +13,9 @@ UNTRAINED = "untrained model"
 ANOTHERS = "another clip's sound"
 BEATS = "beats the silent object"
 RANK, ERROR = "median rank", "error"
+D_PRIME = "d_prime"  # in deviations, not a share
+# Rows of models that were trained with both modalities and see one.
+MISSING = {"audio_alone": "sound alone", "visual_alone": "picture alone"}
 LOWER_IS_BETTER = (RANK, ERROR)  # how their columns end; all others are shares of 1
 Scores = dict[str, dict[str, float]]  # [row][column]
 
@@ -100,6 +103,8 @@ def format_value(column: str, value: float) -> str:
     """A value as it is printed: shares in percent, ranks and errors as they are."""
     if column.endswith(ERROR):
         return f"{value:.3f}"
+    if column == D_PRIME:
+        return f"{value:.2f}"
     return f"{value if column.endswith(RANK) else 100 * value:.1f}"
 
 
@@ -167,7 +172,18 @@ def _probe(result: dict[str, Any]) -> Evaluation:
     others = {name: _numbers(scores) for name, scores in result.get("baselines", {}).items()}
     plain = {"": others.pop(UNTRAINED)} if UNTRAINED in others else {}
     title = f"Probe, stream {result['stream']}"
-    return Evaluation(title, {"": _numbers(result["scores"])}, plain, others, {})
+    model = {"": _numbers(result["scores"])}
+    for name, scores in result.get("missing", {}).items():
+        model[MISSING[name]] = _numbers(scores)
+    return Evaluation(title, model, plain, others, {}, ("AUC", D_PRIME))
+
+
+def _classify(result: dict[str, Any]) -> Evaluation:
+    model = {MISSING.get(mode, ""): _numbers(row) for mode, row in result["scores"].items()}
+    others = {name: _numbers(scores) for name, scores in result.get("baselines", {}).items()}
+    title = f"Fine-tuned, stream {result['stream']}"
+    # The training from scratch, which they are compared with, has seen both.
+    return Evaluation(title, model, {}, others, {}, ("AUC", D_PRIME, *MISSING.values()))
 
 
 def _tokens(result: dict[str, Any]) -> Evaluation:
@@ -240,6 +256,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Evaluation]] = {
     "probe": _probe,
     "probe_audio": _probe,
     "probe_visual": _probe,
+    "classify": _classify,
     "tokens": _tokens,
     "segmentation": _segmentation,
     "temporal": _temporal,

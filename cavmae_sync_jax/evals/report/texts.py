@@ -16,6 +16,15 @@ MEANINGS = {
         "diagonal is good.",
         "Confusion matrix: for the clips of each class, how their best-scored classes are spread",
     ),
+    "classify": (
+        "The whole network was trained to tell the classes, beginning with the pre-trained "
+        "weights. The predictions for all frames of a clip are averaged. mAP is the mean average "
+        "precision over the classes, AUC the mean area under the ROC curve, and d' its distance "
+        "in deviations: higher is better. The model has seen both modalities; the rows with one "
+        "alone say what it knows if the other is missing. The same training from scratch shows "
+        "what the pre-training is worth.",
+        "Confusion matrix: for the clips of each class, how their best-scored classes are spread",
+    ),
     "tokens": (
         "What does each kind of token know of the clips' classes? Registers, patches and the "
         "global token of the encoders are probed apart, by a linear layer and by the probe's "

@@ -1,0 +1,71 @@
+"""Scores of classifiers against scikit-learn's, and their resamples against weighted ones."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from cavmae_sync_jax.evals.metrics import bootstrap, classification
+
+
+def drawn(seed, clips=60, classes=4):
+    rng = np.random.default_rng(seed)
+    truth = rng.random((clips, classes)) < [0.5, 0.2, 0.05, 0.0]
+    truth[0, :3] = True
+    scores = truth + rng.normal(size=truth.shape)
+    return truth, np.round(scores) if seed % 2 else scores  # with ties, and without
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scores_are_scikit_learns(seed):
+    truth, scores = drawn(seed)
+    known = slice(3)  # no clip has the last class
+    found = classification.scores_of(truth, scores)
+    expected = average_precision_score(truth[:, known], scores[:, known], average="macro")
+    assert found["mAP"] == pytest.approx(expected, abs=1e-12)
+    area = roc_auc_score(truth[:, known], scores[:, known], average="macro")
+    assert found["AUC"] == pytest.approx(area, abs=1e-12)
+    assert np.isnan(classification.class_areas(truth, scores)[3]) and "accuracy" not in found
+
+
+def test_d_prime_by_hand():
+    # Two normals that lie one deviation apart: AUC = Φ(1/√2).
+    assert classification.d_prime(0.760249938906523) == pytest.approx(1, abs=1e-9)
+    assert classification.d_prime(0.5) == 0
+    assert classification.d_prime(0.971) == pytest.approx(
+        2.681, abs=2e-3
+    )  # as AST's paper pairs them
+
+
+def test_perfect_scores_have_no_d_prime():
+    truth = np.eye(3, dtype=bool)
+    assert classification.scores_of(truth, truth.astype(float)) == {
+        "mAP": 1.0,
+        "AUC": 1.0,
+        "accuracy": 1.0,
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_resamples_are_weighted_scores(seed):
+    truth, scores = drawn(seed)
+    weights = bootstrap.draw_weights(len(truth), 8, seed)
+    precisions, areas = classification.resampled_class(truth[:, 1], scores[:, 1], weights)
+    for weight, precision, area in zip(weights, precisions, areas, strict=True):
+        again = np.repeat(np.arange(len(truth)), weight.astype(int))
+        t, s = truth[again, 1], scores[again, 1]
+        assert precision == pytest.approx(average_precision_score(t, s), abs=1e-12)
+        assert area == pytest.approx(roc_auc_score(t, s), abs=1e-12)
+
+
+def test_intervals_hold_the_scores():
+    truth, scores = drawn(0, clips=200)
+    weights = bootstrap.draw_weights(len(truth), 100)
+    found = classification.scores_of(truth, scores)
+    intervals = classification.intervals_of(truth, scores, weights)
+    assert intervals.keys() == found.keys()
+    for name, (low, high) in intervals.items():
+        assert low < found[name] < high
+    one = truth & (np.cumsum(truth, axis=1) == 1)
+    one[~one.any(axis=1), 0] = True
+    low, high = classification.intervals_of(one, scores, weights)["accuracy"]
+    assert low < classification.accuracy(one, scores) < high
