@@ -130,7 +130,8 @@ def test_a_few_requests_are_in_flight_and_each_byte_comes_once(stored, emulator)
     read = [records[index]["clip_id"] for index in records.ahead(order)]
     assert read == [records[index]["clip_id"] for index in order]
     counts = emulator.counts()
-    assert counts["most_in_flight"] == 5 and counts["requests"] == 2 * len(order)
+    # The server may still be about to end a request whose answer is here.
+    assert counts["most_in_flight"] in (5, 6) and counts["requests"] == 2 * len(order)
     (path,) = (emulator.folder / "bucket").glob("data%2F*train.array_record*")
     largest = max(len(records.shards.read(index)) for index in range(20))
     assert counts["bytes"] < 2 * len(order) * (largest + 200) < path.stat().st_size * 2

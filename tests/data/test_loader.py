@@ -124,7 +124,7 @@ def test_ids_and_labels_are_known_without_the_records(dataset_dir, records, monk
         for value, record in zip(records.column(name), whole, strict=True):
             np.testing.assert_array_equal(value, record[name])
     fresh = loader.Records(dataset_dir, records.split)
-    monkeypatch.setattr(fresh, "_source", None)
+    monkeypatch.setattr(fresh, "shards", None)
     monkeypatch.setattr(fresh, "column", None)
     assert fresh.ids([3, 0]) == [ids[3], ids[0]] and fresh.labels()[1].tolist() == labels[1]
 
