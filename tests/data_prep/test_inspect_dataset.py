@@ -123,7 +123,7 @@ def test_a_sample_adds_up(output):
     assert sample.size == dataset.splits["train"].num_bytes
     assert sample.frames + sample.fbank < sample.size < sample.frames + sample.fbank + 4 * 200
     assert inspect_dataset.measure(dataset, "train", 3).clips == 3
-    size = sum(path.stat().st_size for path in folder_of(output).glob("*train*"))
+    size = sum(path.stat().st_size for path in folder_of(output).glob("*train.array*"))
     row = inspection_text.format_splits(dataset, {"train": sample}).splitlines()[1].split("  ")
     cells = [cell.strip() for cell in row if cell.strip()]
     assert cells[3:5] == [inspection_text.size_text(size), inspection_text.size_text(size / 4)]

@@ -70,6 +70,8 @@ def address(driver, folder, workdir):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what runs in its background deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     said = process.stdout.readline()
     assert said.startswith("open http://127.0.0.1:"), process.communicate()[1]
