@@ -1,8 +1,8 @@
 """How CAV-MAE's scripts extract what they train on, written anew from their description.
 
-For each clip and step they start a process: `ffmpeg` writes the sound at 16 kHz as a WAV file,
-a second one keeps its first channel, and OpenCV seeks each frame, which is scaled, cropped and
-written as a JPEG. The log-mel is not part of this: their training computes it in every epoch.
+For each clip and step they start a process. `ffmpeg` writes the sound at 16 kHz as a WAV file, and
+a second one keeps its first channel. OpenCV seeks each frame, which is scaled, cropped and written
+as a JPEG. The log-mel is not part of this: their training computes it in every epoch.
 """
 
 import resource

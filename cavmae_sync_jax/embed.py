@@ -65,8 +65,9 @@ def run(
         raise UserError(f"--workers must be at least 0, not {workers}")
     if every is not None and not every > 0:
         raise UserError(f"--every must be above 0 seconds, not {every:g}")
-    files = find_files(sources)
-    embedded = refused = pairs = 0
+    found = find_files(sources)
+    files = [file for file in found if _has_a_text_name(file)]
+    embedded, refused, pairs = 0, len(found) - len(files), 0
     with indexes.writing(output, model, every) as (index, writer):
         known = index.known()
         stats = {file: _stat(file) for file in files}
@@ -82,9 +83,20 @@ def run(
                     refused += 1
                     console.log(f"refused: {error}")
                 bar.update()
-    if refused and not embedded and refused == len(files):
+    if refused and not embedded and refused == len(found):
         raise UserError(f"none of the {refused} files could be embedded; the reasons are above")
     return Counts(embedded, len(files) - len(new), refused, pairs)
+
+
+def _has_a_text_name(file: str) -> bool:
+    """Whether an index can hold a file's name, which must be UTF-8; says so where it can't."""
+    try:
+        file.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(file).decode("utf-8", "backslashreplace")
+        console.log(f"refused: the name of {shown} is not UTF-8: rename the file")
+        return False
+    return True
 
 
 def find_files(sources: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The paper's tables of ablations as rows and columns; `evals.report.published` has its figures.
 
-Each row of a training is one of the config file's own rows, so that a table can be made at any size
-whose config file has them: `configs/pretrain.py` and `configs/demo.py` do.
+Each row of a training is one of the config file's own rows. So a table can be made at any size
+whose config file has these rows: `configs/pretrain.py` and `configs/demo.py` do.
 """
 
 from cavmae_sync_jax.ablations.tables import Row, Table, column

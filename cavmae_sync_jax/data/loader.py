@@ -90,9 +90,9 @@ def train_batches(
       weights: draws every clip by its weight, with replacement; None takes each once an epoch.
 
     Returns:
-      An iterator of `audio` `[share, rows, bins]`, `visual` `[share, height, width, 3]`,
-      `clip` `[share]` (indices of the records) and, for `Records` with the field `labels`,
-      `truth` `[share, classes]`.
+      An iterator of `audio` `[share, rows, bins]`, `visual` `[share, height, width, 3]` and `clip`
+      `[share]`, which are indices of the records. `Records` with the field `labels` add `truth`
+      `[share, classes]`.
 
     Raises:
       UserError: at once, if the dataset's longest clip has too many rows, or the workers' batches

@@ -100,10 +100,10 @@ def extract(
       model: the parameters may lie anywhere on the mesh.
       records: the split.
       mesh: the devices.
-      cache: a folder where the result is kept and looked up, by the function's name and bound
-        arguments, the parameters' contents, the dataset's identity, the pair_spec, the arrays of
-        the next two, the code and the type that it computes in. Arrays in it are not in memory,
-        but read as they are used, unless the folder lies in a bucket.
+      cache: a folder where the result is kept and looked up. The key is made of the function's
+        name and bound arguments, the parameters' contents, the dataset's identity, the pair_spec,
+        the arrays of the next two, the code, and the type that it computes in. Arrays in it are not
+        in memory, but read as they are used, unless the folder lies in a bucket.
       beside: further arrays by name for the function's batch, with one row per clip of the split.
       shared: further arrays by name, which every batch holds whole.
       only: names of the arrays that are wanted; None means all that the function returns.

@@ -80,6 +80,21 @@ def test_it_grows_and_replaces_what_changed(model, media, tmp_path):
     assert np.abs(side.vectors - first).max() > 1e-3
 
 
+def test_a_name_that_is_no_text_is_refused(model, media, tmp_path, capsys):
+    names = [
+        os.fsdecode(b"\xff.png"),
+        os.fsdecode("\u00e4".encode("latin-1") + b".png"),
+        "\u00e4.png",
+    ]
+    for name in names:
+        shutil.copy(media / "still.png", tmp_path / name)
+    counts = embed.run(model, [str(tmp_path)], tmp_path / "index", workers=0)
+    assert counts == (1, 0, 2, 1)
+    assert Index(tmp_path / "index").side("visual").files == [str(tmp_path / names[2])]
+    said = capsys.readouterr().err
+    assert f"the name of {tmp_path}/\\xff.png is not UTF-8: rename the file" in said
+
+
 def test_a_large_file_gets_shards_as_it_comes(model, media, tmp_path, monkeypatch):
     monkeypatch.setattr(indexes, "MOST_VECTORS", 16)
     files = [str(media / name) for name in ("1.mp4", "0.mp4", "text.mp4")]

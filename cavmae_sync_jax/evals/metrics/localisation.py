@@ -1,8 +1,9 @@
 """The scores of localisation benchmarks, as functions on arrays.
 
-With boxes they are cIoU and AUC (Senocak et al., CVPR 2018), of a map's upper half of pixels as in
-the public evaluations of VGG-SS and of EZ-VSL. With masks they are AVSBench's two (Zhou et al.,
-ECCV 2022): J, the mean IoU of the frames, and F, the F-score. Every map is scaled by itself here.
+With boxes they are cIoU and AUC (Senocak et al., CVPR 2018). Of each map the upper half of its
+pixels counts, as in the public evaluations of VGG-SS and of EZ-VSL. With masks they are AVSBench's
+two (Zhou et al., ECCV 2022): J, the mean IoU of the frames, and F, the F-score. Every map is scaled
+by itself here.
 """
 
 from collections.abc import Mapping
@@ -78,8 +79,8 @@ def consensus_ious(
 def areas(ious: Float[np.ndarray, " items"]) -> Float[np.ndarray, " items"]:
     """What each image adds to AUC; the mean of all is AUC.
 
-    AUC is the area under the share of the images whose cIoU is at least a threshold, by the
-    trapezoidal rule over thresholds of 0, 0.05, … 1 (Senocak et al., CVPR 2018).
+    At each threshold, a share of the images has a cIoU of at least the threshold. AUC is the area
+    under this share, by the trapezoidal rule over 0, 0.05, … 1 (Senocak et al., CVPR 2018).
     """
     reached = ious[:, None] >= STEPS
     return np.trapezoid(reached.astype(float), STEPS, axis=1)
