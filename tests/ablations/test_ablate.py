@@ -18,6 +18,8 @@ from cavmae_sync_jax.ablations.datasets import Datasets
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.release
+
 ROOT = pathlib.Path(__file__).parents[2]
 TABLE = """
 TITLE = "Three tiny rows"

@@ -10,6 +10,8 @@ from benchmarks.faults import Run
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.release
+
 
 def test_streaming_times_the_bucket_beside_the_disk(dataset_dir, capsys, monkeypatch):
     sizes = ["--examples=16", "--repeats=1", "--latency_ms", "1", "--requests", "1", "4"]

@@ -13,6 +13,8 @@ from benchmarks.device_session import Part
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.release
+
 
 def parser_of(name):
     """What a benchmark would parse with."""

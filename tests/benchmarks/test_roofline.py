@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks import hlo_text, launch
 
+pytestmark = pytest.mark.release
+
 TEXT = """HloModule step
 
 %fused_slice (stack: f32[11,4,4], index: s32[]) -> f32[4,4] {

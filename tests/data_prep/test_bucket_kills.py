@@ -12,6 +12,8 @@ from benchmarks import bucket_emulator
 from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.release
+
 # What a process does that is to be killed, and what this one does afterwards.
 LITTLE = """
 from faulty_clips import faulty

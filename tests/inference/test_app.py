@@ -20,6 +20,8 @@ from PIL import Image
 from cavmae_sync_jax import app, embed, search
 from cavmae_sync_jax.inference.index import Index
 
+pytestmark = pytest.mark.release
+
 CURRENT_TIMES = (
     "return [...document.querySelectorAll(arguments[0])].map(v => v.readyState > 0 && v.videoWidth"
     " ? [v.currentTime, parseFloat(v.src.split('#t=')[1])] : null)"
