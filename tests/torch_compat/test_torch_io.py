@@ -131,7 +131,10 @@ HOSTILE = {
     "sparse.pth": (lambda p: saved(p, {"w": WEIGHT.to_sparse()}), "no plain weight"),
     "nan.pth": (lambda p: saved(p, {"w": WEIGHT / 0}), "values that are not finite in w"),
     "twice.pth": (lambda p: saved(p, {"w": WEIGHT, "module.w": WEIGHT}), "holds w twice"),
-    "other.pth": (lambda p: saved(p, {"fc.weight": WEIGHT}), "is no CAV-MAE Sync, CAV-MAE, MAE"),
+    "other.pth": (
+        lambda p: saved(p, {"fc.weight": WEIGHT}),
+        "is no CAV-MAE Sync, CAV-MAE \(fine-tuned or not\), MAE",
+    ),
     "weights.npz": (lambda p: np.savez(p, w=WEIGHT), "must end in one of .pth, .pt, .bin"),
     "missing.pth": (lambda p: None, "no file"),
     "folder.pth": (lambda p: p.mkdir(), "no file"),
