@@ -133,7 +133,7 @@ HOSTILE = {
     "twice.pth": (lambda p: saved(p, {"w": WEIGHT, "module.w": WEIGHT}), "holds w twice"),
     "other.pth": (
         lambda p: saved(p, {"fc.weight": WEIGHT}),
-        "is no CAV-MAE Sync, CAV-MAE \(fine-tuned or not\), MAE",
+        "is no CAV-MAE Sync, CAV-MAE .* MAE",
     ),
     "weights.npz": (lambda p: np.savez(p, w=WEIGHT), "must end in one of .pth, .pt, .bin"),
     "missing.pth": (lambda p: None, "no file"),
