@@ -44,6 +44,7 @@ class _Process(multiprocessing.context.SpawnProcess):
     """A process that starts without the program's own module, which would load JAX again."""
 
     def start(self) -> None:
+        """Starts it while the program's own module is hidden."""
         main = sys.modules["__main__"]
         hidden = {name: getattr(main, name, None) for name in ("__spec__", "__file__")}
         for name in hidden:

@@ -162,9 +162,11 @@ class _Run:
         self._index, self._channels = index, channels
 
     def next_time(self) -> float:
+        """When the next frame should begin, in seconds."""
         return self._begin + self._taken / self._rate
 
     def continues_with(self, time: float, frame: av.AudioFrame) -> bool:
+        """Whether a frame follows without a gap, in the same format."""
         return abs(time - self.next_time()) <= _GAP and _kind(frame) == self._kind
 
     def add(self, frame: av.AudioFrame | None, sound: "_Sound") -> None:

@@ -94,6 +94,7 @@ class _Base(NamedTuple):
 
     @classmethod
     def of(cls, number: Rational) -> "_Base":
+        """The same number."""
         return cls(int(number.numerator), int(number.denominator))
 
 

@@ -98,9 +98,11 @@ class _Tar:
         self.names = {_normal(member.name): member for member in found}
 
     def size(self, name: str) -> int:
+        """The bytes of a file, unpacked."""
         return self.names[name].size
 
     def open(self, name: str) -> IO[bytes]:
+        """A stream of a file's bytes."""
         return self._archive.extractfile(self.names[name])
 
 
@@ -113,9 +115,11 @@ class _Zip:
         self.names = {_normal(info.filename): info for info in found}
 
     def size(self, name: str) -> int:
+        """The bytes of a file, unpacked."""
         return self.names[name].file_size
 
     def open(self, name: str) -> IO[bytes]:
+        """A stream of a file's bytes; ValueError if it is encrypted."""
         if self.names[name].flag_bits & _ENCRYPTED:
             raise ValueError("it is encrypted: unpack the archive with its password")
         return self._archive.open(self.names[name])

@@ -67,12 +67,15 @@ class _PrepareShard(beam.DoFn):
         self._time_limit = engine.time_limit
 
     def setup(self) -> None:
+        """Starts the child process."""
         self._workers = executors.Workers(1, self._time_limit)
 
     def teardown(self) -> None:
+        """Ends the child process."""
         self._workers.__exit__(None, None, None)
 
     def process(self, element: str) -> None:
+        """Prepares the shard whose description lies at the path `element`."""
         shard = shards.load(epath.Path(element), self._clip_class)
         if shards.finished(shard, epath.Path(self._folder)) is not None:
             return  # the runner tries again what succeeded
