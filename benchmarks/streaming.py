@@ -162,6 +162,7 @@ def measure(rows: Sequence[Row], emulator: bucket_emulator.Emulator, repeats: in
     with console.progress("time", len(rows) * (repeats + 1), "call") as bar:
         for turn in range(repeats + 1):
             for row in rows:
+                emulator.settle()  # what the row before asked ahead is not this one's
                 emulator.turn(latency_ms=row.latency_ms)
                 row.settle()
                 emulator.turn()  # its counters

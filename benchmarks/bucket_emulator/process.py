@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 
@@ -98,6 +99,23 @@ class Emulator:
     def counts(self) -> dict[str, int]:
         """Requests, faults and bytes since the last `turn`, and the requests in flight."""
         return self._control(urllib.request.Request(self.address + CONTROL))
+
+    def settle(self, quiet: float = 0.3) -> None:
+        """Waits until nothing is in flight and nobody has asked for `quiet` seconds.
+
+        Clients may still repeat requests that nobody waits for any more.
+
+        Raises:
+          TimeoutError: if they don't end.
+        """
+        end, since, asked = time.monotonic() + 60, time.monotonic(), -1
+        while time.monotonic() - since < quiet:
+            counts = self.counts()
+            if counts["in_flight"] or counts["requests"] != asked:
+                since, asked = time.monotonic(), counts["requests"]
+            if time.monotonic() > end:
+                raise TimeoutError("somebody goes on asking the emulated bucket")
+            time.sleep(0.02)
 
     @staticmethod
     def _control(request: urllib.request.Request) -> dict[str, int]:

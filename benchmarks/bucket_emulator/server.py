@@ -73,11 +73,20 @@ class Server:
         self.counts["in_flight"] += 1
         self.counts["most_in_flight"] = max(self.counts["most_in_flight"], self.counts["in_flight"])
         try:
-            return await self._answer(request, writer)
+            answer, cut = await self._answer(request, writer)
         finally:
+            # Before the answer is sent: its reader may ask for more before the sending is over.
             self.counts["in_flight"] -= 1
+        if answer is None:
+            return False
+        self.counts["bytes"] += len(answer.body)
+        await self._write(writer, answer, cut)
+        return not cut
 
-    async def _answer(self, request: Request, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(
+        self, request: Request, writer: asyncio.StreamWriter
+    ) -> tuple[Answer | None, bool]:
+        """The answer, and whether only a part of it is sent; None ends the connection."""
         if self.knobs.latency_ms:
             await asyncio.sleep(self.knobs.latency_ms / 1000)
         fault: int | str = 0
@@ -86,24 +95,23 @@ class Server:
             self.counts["faults"] += 1
         if fault == "reset":
             writer.transport.abort()
-            return False
+            return None, False
         last = self.knobs.kill and self.counts["requests"] >= self.knobs.kill_at
         if last and not self.knobs.kill_when_done:
-            return self._kill()
+            self._kill()
+            return None, False
         answer = self.bucket.answer(request) if not isinstance(fault, int) or not fault else None
         if last:
-            return self._kill()
+            self._kill()
+            return None, False
         if answer is None:
             answer = refusal(Refused(int(fault), "a fault of the emulator"))
-        self.counts["bytes"] += len(answer.body)
-        await self._write(writer, answer, cut=fault == "cut")
-        return fault != "cut"
+        return answer, fault == "cut"
 
-    def _kill(self) -> bool:
+    def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.knobs.kill, signal.SIGKILL)
         self.knobs.kill = 0
-        return False
 
     @staticmethod
     async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request:
