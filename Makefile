@@ -12,7 +12,7 @@ SPLIT ?= eval
 SCENES ?=
 # Of claims: the tables of benchmarks/claims_plan, where they are made, and trainings per row.
 TABLES ?= c_registers d_global_token e_mask_ratios a_windows b_frames f_ladder g_aggregations \
-	h_tokens i_directions j_negatives
+	h_tokens i_directions j_negatives k_what_maps_need
 CLAIMS ?= runs/claims
 SEEDS ?= 3
 # Further flags of ablate, such as --dry_run or --config.epochs=1.

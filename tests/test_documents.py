@@ -97,8 +97,6 @@ TESTED = {
     r"benchmarks\.many_clips": "benchmarks/test_growth_benchmarks.py::"
     "test_many_clips_are_planned_prepared_and_resumed",
     r"benchmarks\.demo_seeds": "benchmarks/test_benchmarks.py::test_demo_seeds_by_hand",
-    r"benchmarks\.segmentation_study": "benchmarks/test_benchmarks.py::"
-    "test_the_segmentation_study_scores_what_it_trains",
     r"benchmarks\.faults": "distributed/test_multihost.py::"
     "test_the_benchmark_of_faults_damages_and_tells",
     r"benchmarks\.streaming": "benchmarks/test_bucket_benchmarks.py::"

@@ -88,7 +88,7 @@ class Column(NamedTuple):
         places = [place.format(strategy=row.strategy) for place in PLACES[self.evaluation]]
         path = list(self.path)
         if self.evaluation == "segmentation":
-            path.insert(1, "scores")
+            path.insert(-1, "scores")  # of a map, or of its control
         if self.evaluation == "tokens":
             path.append("mAP")
         found: Any = result

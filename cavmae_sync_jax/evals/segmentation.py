@@ -41,6 +41,7 @@ from cavmae_sync_jax.utils.errors import UserError
 NAME = "segmentation"
 UNTRAINED = "untrained model"
 TITLES = {"cosine": "cosine (the paper's)"}
+SCORED = (OWN, OTHER)
 
 
 def run(
@@ -114,7 +115,10 @@ def run(
     found, matches = mapper.maps(model, maps), mapper.matches(model)
     weights = bootstrap.draw_weights(len(truth))
     names = truth.features["labels"].feature.names
-    scored = {row: _score(of_row[OWN], items, weights) for row, of_row in found.items()}
+    scored = {
+        row: {sound: _score(of_row[sound], items, weights) for sound in SCORED if sound in of_row}
+        for row, of_row in found.items()
+    }
     rows = {
         row: _score_row(scored[row], of_row, items, weights, names) for row, of_row in found.items()
     }
@@ -138,9 +142,10 @@ def run(
     if output is not None:
         common.write(output, NAME, result, format_table(result))
         resampled = {
-            f"{row}/{score}": values
+            "/".join((row, *(() if sound == OWN else (sound,)), score)): values
             for row, of_row in scored.items()
-            for score, values in of_row.resampled.items()
+            for sound, of_sound in of_row.items()
+            for score, values in of_sound.resampled.items()
         }
         common.write_resamples(output, NAME, resampled)
         if jax.process_index() == 0:
@@ -183,23 +188,23 @@ def _score(maps: Maps, items: Items, weights: bootstrap.Weights) -> _Scored:
 
 
 def _score_row(
-    own: _Scored,
+    scored: dict[str, _Scored],
     maps: dict[str, Maps],
     items: Items,
     weights: bootstrap.Weights,
     names: list[str],
 ) -> dict[str, Any]:
-    """All that is said of one kind of map; `own` are the scores of its own sounds."""
+    """All that is said of one kind of map; `scored` has its scores by sound."""
+    own = scored[OWN]
     row: dict[str, Any] = own.told
     row["classes"] = {names[class_id]: score for class_id, score in own.classes.items()}
-    if OTHER in maps:
-        other = _score(maps[OTHER], items, weights)
-        row[OTHER] = other.told
+    if OTHER in scored:
+        row[OTHER] = scored[OTHER].told
         row["own_minus_another"] = {
-            name: bootstrap.interval(values - other.resampled[name])
+            name: bootstrap.interval(values - scored[OTHER].resampled[name])
             for name, values in own.resampled.items()
         }
-    shares = {sound: _duels(maps[sound], items, weights) for sound in (OWN, OTHER) if sound in maps}
+    shares = {sound: _duels(maps[sound], items, weights) for sound in scored}
     if shares[OWN] is not None:
         row["beats_silent_object"] = shares
     highest = {sound: of_sound.max(axis=(1, 2)) for sound, of_sound in maps.items()}

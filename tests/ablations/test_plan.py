@@ -110,6 +110,11 @@ def test_columns_find_their_values():
     assert column.title == "vggsound audio → visual R@1" and column.is_share
     maps = tables.column("segmentation/evidence/mIoU")
     assert maps.value({"maps": {"evidence": {"scores": {"mIoU": 0.5}}}}, row) == 0.5
+    # A map's control has scores of its own.
+    control = tables.column("segmentation/evidence/another clip's sound/mIoU")
+    found = {"evidence": {"another clip's sound": {"scores": {"mIoU": 0.2}}}}
+    assert control.value({"maps": found}, row) == 0.2
+    assert control.resampled_key(row) == "evidence/another clip's sound/mIoU"
     tokens = tables.column("tokens/linear/global")
     assert tokens.value({"scores": {"linear": {"global": {"mAP": 0.1}}}}, row) == 0.1
     assert not tables.column("training/examples_per_second").is_share

@@ -5,8 +5,7 @@ import json
 import pytest
 import tiny
 
-from benchmarks import claims, convert, demo_seeds, nearest, retrieval, segmentation_study
-from benchmarks.segmentation_study import CENTRED, OTHER
+from benchmarks import claims, convert, demo_seeds, nearest, retrieval
 from cavmae_sync_jax.ablations import plan, tables
 from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
 from cavmae_sync_jax.evals.report import results_table
@@ -29,7 +28,7 @@ def test_retrieval_times_every_aggregation(monkeypatch, capsys):
 
 def test_claims_are_written_from_the_tables(tmp_path, capsys, monkeypatch):
     planned = {path.stem: tables.read(path) for path in claims.plan()}
-    assert len(planned) == 10 and all(table.claims for table in planned.values())
+    assert len(planned) == 11 and all(table.claims for table in planned.values())
     config_of = cli.Rows("configs/demo.py", [])
     for table in planned.values():
         assert plan.make(table, config_of, 3).trainings
@@ -53,7 +52,7 @@ def test_claims_are_written_from_the_tables(tmp_path, capsys, monkeypatch):
     (tmp_path / "table_c_registers.json").write_text(json.dumps(result))
     claims.main()
     page = (tmp_path / "c.md").read_text()
-    assert "| few | 20.0 [10.0, 30.0] |" in page and page.count("Not run yet.") == 9
+    assert "| few | 20.0 [10.0, 30.0] |" in page and page.count("Not run yet.") == 10
     assert "| More is better | V → A R@1, % | +10.0 [+5.0, +15.0] | seen |" in page
     assert "Not finished: b-seed1." in page
 
@@ -90,24 +89,6 @@ def test_demo_seeds_by_hand(tmp_path, capsys, monkeypatch):
     (tmp_path / "0/results.json").write_text(json.dumps({"retrieval": results["retrieval"]}))
     with pytest.raises(UserError, match="has no reconstruction: let `make demo` end"):
         demo_seeds.run([str(tmp_path / "0")])
-
-
-def test_the_segmentation_study_scores_what_it_trains(dataset_dir, tmp_path, monkeypatch, capsys):
-    folder = tiny.write_scenes(tmp_path / "data", train=8, val=3)
-    small = tiny.config(folder, epochs=1.0, data__eval_split="", model__depth=1)
-    monkeypatch.setattr(segmentation_study.demo, "get_config", lambda: small)
-    rows = {"no global token": {"model.global_token": False}}
-    monkeypatch.setattr(segmentation_study, "VARIANTS", rows)
-    segmentation_study.run(str(folder), str(tmp_path / "study"), "val", 0, list(rows))
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
-    ends = ("", f", {OTHER}", f", {CENTRED}", ", untrained")
-    titles = ["mAP / mIoU, %", *(f"no global token{end}" for end in ends), "blob in the middle"]
-    assert [row[0] for row in rows] == titles
-    # Without a global token the patches' mean is the query in both columns.
-    assert rows[1][1] == rows[1][3]
-    scores = [float(number) for cell in rows[1][1:] for number in cell.split(" / ")]
-    assert len(scores) == 8 and all(0 < score <= 100 for score in scores)
 
 
 def test_convert_measures_every_kind_both_ways(monkeypatch, capsys):

@@ -311,6 +311,9 @@ def test_a_model_that_knows_the_answer_scores_1(clips, knowing, tmp_path, capsys
     with np.load(tmp_path / "segmentation_resamples.npz") as resampled:
         for name, row in result["maps"].items():
             assert bootstrap.interval(resampled[f"{name}/mIoU"]) == row["intervals"]["mIoU"]
+            other = resampled[f"{name}/another clip's sound/mIoU"]
+            told = row["another clip's sound"]["intervals"]["mIoU"]
+            assert bootstrap.interval(other) == told and other.max() < 1
     assert (tmp_path / "segmentation.png").read_bytes().startswith(b"\x89PNG")
     assert result["items"] == 7 and result["query"] == "frame" and result["tokens"] == "joint"
     assert result["framing"]["num_frames"] == 4 and knowing.config.data.num_frames == 16
