@@ -4,7 +4,7 @@ The segmentation study (results/segmentation_study.md) asked this of the paper's
 """
 
 TITLE = "What maps need"
-OTHER = "another clip's sound"
+_OTHER = "another clip's sound"
 ROWS = {
     "demo": {"title": "as the demo"},
     "one_decoder_head": {"changes": {"model.decoder_heads": 1}, "title": "one decoder head"},
@@ -19,10 +19,10 @@ ROWS = {
 }
 COLUMNS = [
     "segmentation/cosine/mAP",
-    f"segmentation/cosine/{OTHER}/mAP",
+    f"segmentation/cosine/{_OTHER}/mAP",
     "segmentation/cosine/pointing",
     "segmentation/evidence/mAP",
-    f"segmentation/evidence/{OTHER}/mAP",
+    f"segmentation/evidence/{_OTHER}/mAP",
     "segmentation/evidence/pointing",
 ]
 BASELINE = "demo"
