@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Shaped, UInt8
 from librosa import hz_to_mel
+from scipy import fft
 
 from cavmae_sync_jax.media.resampler import SAMPLE_RATE, resample
 
@@ -75,7 +76,7 @@ def log_mel(
     # Kaldi takes the sample before the first one to be equal to it.
     previous = np.concatenate([windows[:, :1], windows[:, :-1]], axis=1)
     windows = (windows - np.float32(_PRE_EMPHASIS) * previous) * _hann()
-    spectrum = np.fft.rfft(windows, _FFT, axis=1)[:, : _FFT // 2]
+    spectrum = fft.rfft(windows, _FFT, axis=1)[:, : _FFT // 2]  # NumPy takes eight times as long
     power = np.square(spectrum.real) + np.square(spectrum.imag)
     return np.log(np.maximum(power @ _mel_filters(), FLOOR))
 

@@ -22,7 +22,8 @@ from cavmae_sync_jax.media.images import (
     resize_and_crop,
     with_square_pixels,
 )
-from cavmae_sync_jax.media.resampler import CHANNELS, SAMPLE_RATE, Channels, chosen
+from cavmae_sync_jax.media.resampler import CHANNELS
+from cavmae_sync_jax.media.span_sound import RAGGED_END, RESTART, read_waveform
 
 REASONS = {
     "unreadable": "the file can't be opened or decoded",
@@ -36,20 +37,13 @@ REASONS = {
 # What is worth counting of spans that can be used.
 NOTES = {
     "damaged": "some packets were damaged or lost; what FFmpeg made of them is kept",
+    "restarts": "the time stamps begin again within the span; the part that repeats is left out",
     "hdr": "the picture has a high dynamic range, which is not tone-mapped: it looks washed out",
 }
 
 Seconds = float | int  # for checked annotations, an int is no float
 
-# All in seconds. A stream that ends this much before the span's end counts as covering it.
-_RAGGED_END = 0.5
-# Up to this part of a span's audio may be damaged.
-_MOST_LOST = 0.01
-# Audio is decoded this much past the span, so that its end isn't the resampler's end.
-_RUN_OUT = 0.1
-# Timestamps this much off what the samples before them add up to are a gap, not rounding.
-_GAP = 0.05
-# Timestamps are whole milliseconds in some containers.
+# All in seconds. Timestamps are whole milliseconds in some containers.
 _ROUNDING = 1e-3
 # Containers delay video by up to this for the decoder's sake; more is meant.
 _LATE = 0.1
@@ -143,105 +137,14 @@ def read_clip(
     if end <= start:
         raise MediaError("too_short", f"{path} ends at {duration:.2f} s, not after {start:.2f} s.")
     with errors_of(path):
-        waveform, audio_end, audio_notes = _read_waveform(path, start, end, audio_channel)
+        waveform, audio_end, audio_notes = read_waveform(path, start, end, audio_channel)
         times, begins, video_end, spread = _choose_times(path, start, end, num_frames)
-        if max(audio_end, video_end) < end - _RAGGED_END:
+        if max(audio_end, video_end) < end - RAGGED_END:
             raise MediaError("unreadable", f"{path} ends before the {duration:.2f} s it promises.")
         frames, notes = _read_frames(path, start, times, begins, image_size)
     if len({frame.shape for frame in frames}) > 1:
         raise MediaError("unreadable", f"{path} changes its picture size within the span.")
     return Media(np.stack(frames), waveform, end - start, spread, audio_notes | notes)
-
-
-class _Run:
-    """Decoded audio without a gap or change of format, on its way into the waveform of a span."""
-
-    def __init__(self, begin: float, frame: av.AudioFrame, index: int, channels: Channels):
-        """Takes the time of the first frame, and the index in the waveform that belongs to it."""
-        self._begin, self._rate, self._kind, self._taken = begin, frame.rate, _kind(frame), 0
-        self._index, self._channels = index, channels
-
-    def next_time(self) -> float:
-        """When the next frame should begin, in seconds."""
-        return self._begin + self._taken / self._rate
-
-    def continues_with(self, time: float, frame: av.AudioFrame) -> bool:
-        """Whether a frame follows without a gap, in the same format."""
-        return abs(time - self.next_time()) <= _GAP and _kind(frame) == self._kind
-
-    def add(self, frame: av.AudioFrame | None, sound: "_Sound") -> None:
-        """Puts what a frame (None: the end) brings to its place."""
-        self._taken += 0 if frame is None else frame.samples
-        samples = self._channels.resample(frame)
-        if samples.shape[1]:
-            sound.put(self._index, samples)
-            self._index += samples.shape[1]
-            sound.sounding |= self._channels.sounding
-
-
-def _kind(frame: av.AudioFrame) -> tuple[str, str, int]:
-    return frame.format.name, frame.layout.name, frame.rate
-
-
-class _Sound:
-    """The audio of a span while it is being read."""
-
-    def __init__(self, samples: int):
-        self.channels = np.zeros((1, samples), np.int16)
-        self.filled = 0  # samples up to the last one that was put
-        self.sounding: set[int] = set()
-
-    def put(self, index: int, samples: Int16[np.ndarray, "channels samples"]) -> None:
-        """Puts samples to where they begin; those outside of the span are dropped."""
-        if len(samples) > len(self.channels):
-            more = np.zeros((len(samples) - len(self.channels), self.channels.shape[1]), np.int16)
-            self.channels = np.concatenate([self.channels, more])
-        low, high = max(index, 0), min(index + samples.shape[1], self.channels.shape[1])
-        if low < high:
-            self.channels[: len(samples), low:high] = samples[:, low - index : high - index]
-            self.filled = max(self.filled, high)
-
-
-def _read_waveform(
-    path: str | Path, start: float, end: float, channel: str
-) -> tuple[np.ndarray, float, frozenset[str]]:
-    """Returns the audio of the span (int16), when it ends, and notes."""
-    sound, run, lost = _Sound(round((end - start) * SAMPLE_RATE)), None, 0.0
-    usual = end - start  # of a packet that doesn't know how long it lasts: beyond what is bearable
-    broken = False
-    for one in decoded(path, "audio", start):
-        time, frame = one.time, one.frame
-        if time is None:
-            time = 0.0 if run is None else run.next_time()
-        if time > end + _RUN_OUT:
-            break
-        if one.damaged and time >= start:
-            lost += one.seconds or usual
-        if frame is None:
-            broken = True
-            continue
-        usual = frame.samples / frame.rate
-        # After a loss the time stamps tell the place, although it is nearly where the run ended.
-        broken = broken and one.time is not None
-        if run is not None and (broken or not run.continues_with(time, frame)):
-            run.add(None, sound)
-            run = None
-        broken = False
-        if run is None:
-            index = round((time - start) * SAMPLE_RATE)
-            run = _Run(time, frame, index, Channels(path, frame, channel))
-        run.add(frame, sound)
-    if run is not None:
-        run.add(None, sound)
-    if lost > _MOST_LOST * (end - start):
-        share = f"{min(1.0, lost / (end - start)):.1%}"
-        raise MediaError("unreadable", f"{path}: {share} of its sound is damaged.")
-    if sound.filled == 0:
-        raise MediaError("no_audio", f"{path} has no audio from {start:.2f} to {end:.2f} s.")
-    audio_end = start + sound.filled / SAMPLE_RATE
-    waveform = chosen(path, sound.channels, sound.sounding)
-    waveform = waveform[: sound.filled] if audio_end >= end - _RAGGED_END else waveform
-    return waveform, audio_end, frozenset({"damaged"} if lost else ())
 
 
 def _choose_times(
@@ -253,13 +156,17 @@ def _choose_times(
     empty where nobody knows. Looks at the packets' timestamps only, so it costs no decoding.
     """
     times: set[float] = set()
-    nominal, before, goes_on = None, False, False
+    nominal, before, goes_on, latest = None, False, False, -math.inf
     for source, packet in packets(path, "video", start):
         nominal = source.video.average_rate or source.video.guessed_rate
         decode_time = source.packet_time(packet.dts, packet)
         if decode_time is not None and decode_time > end:
             goes_on = True
             break
+        if decode_time is not None:
+            if decode_time < latest - RESTART:
+                continue
+            latest = max(latest, decode_time)
         time = source.packet_time(packet.pts, packet)
         if time is not None and not packet.is_discard:
             before, goes_on = before or time < start, goes_on or time >= end
@@ -276,7 +183,7 @@ def _choose_times(
         return wanted, _beginnings(within, wanted), end if goes_on else within[-1], whole
     first = within[0] if within[0] <= start + _LATE else start
     last = within[-1] + 1 / rate
-    seconds = whole if last < end - _RAGGED_END else min(whole, last - first)
+    seconds = whole if last < end - RAGGED_END else min(whole, last - first)
     steps = int(rate * seconds + _ROUNDING)
     wanted = [first + (i * steps // num_frames + 0.5) / rate for i in range(num_frames)]
     begins = _beginnings(within, wanted)

@@ -35,12 +35,19 @@ def resize_and_crop(
     """Scales the shorter side to `size` and cuts the central square, as torchvision does.
 
     Sides are measured as they are shown, where a pixel is `pixel_aspect` times as wide as high.
+    Only the square is computed. Pillow rounds its edges to single precision, so that one value in a
+    thousand may be one level off torchvision's.
     """
     shape = image.shape[0], image.shape[1] * pixel_aspect
     height, width = (int(size * side / min(shape) + 1e-9) for side in shape)
-    resized = Image.fromarray(image).resize((width, height), resample)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
+    if resample == Image.Resampling.NEAREST:  # of which that rounding would make another pixel
+        whole = Image.fromarray(image).resize((width, height), resample)
+        return np.asarray(whole.crop((left, top, left + size, top + size)))
+    across, down = image.shape[1] / width, image.shape[0] / height  # stored pixels per scaled one
+    right, bottom = min(left + size, width) * across, min(top + size, height) * down
+    box = (left * across, top * down, right, bottom)
+    return np.asarray(Image.fromarray(image).resize((size, size), resample, box))
 
 
 def stretch(

@@ -7,13 +7,14 @@ is copied to a file of this machine while it is read. Its name never becomes a p
 import contextlib
 import functools
 import os
+import posixpath
 import re
 import shutil
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ _COMPRESSED = (".gz", ".tgz")
 _SPACING = 2**26
 _BLOCK = 2**20  # bytes copied at once
 _ENCRYPTED = 1  # among the flags of a zip's member
+_LINKS = 40  # that lead from one to the next, as in Linux
 _OPEN = 64  # archives that a process keeps open
 # What damaged archives raise.
 _ERRORS = (
@@ -48,14 +50,16 @@ def split(path: str) -> tuple[str, str] | None:
     return match[1], match[2]
 
 
-def members(archive: str) -> list[str]:
-    """Returns the names of an archive's regular files, each once.
+def members(archive: str) -> dict[str, str]:
+    """Returns the names of an archive's files and links, each with that of the file it leads to.
+
+    A file leads to itself, and so does a link to nothing in the archive.
 
     Raises:
       UserError: it is damaged, or its format needs an extra.
     """
     try:
-        return list(_opened(archive, *_state(archive)).names)
+        return _opened(archive, *_state(archive)).places
     except UserError:
         raise
     except _ERRORS as error:
@@ -89,21 +93,45 @@ def extracted(archive: str, member: str) -> Iterator[str]:
         yield str(copy)
 
 
+def size(path: str) -> int:
+    """Returns the bytes of a file, which may lie in an archive.
+
+    Raises:
+      OSError: it is not there, or can't be read.
+    """
+    member = split(path)
+    if member is None:
+        return os.stat(path).st_size
+    try:
+        return _opened(member[0], *_state(member[0])).size(member[1])
+    except KeyError as error:
+        raise FileNotFoundError(path) from error
+
+
 class _Tar:
-    """An open tar; `names` has its regular files."""
+    """An open tar; `names` has its regular files, and the links to them."""
 
     def __init__(self, file: Any):  # indexed_gzip's files are of no type that typing knows
         self._archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-        found = (member for member in self._archive if member.isreg())
-        self.names = {_normal(member.name): member for member in found}
+        everything = {_normal(member.name): member for member in self._archive}
+        # A link outside stays a name without a file, as in a folder.
+        self.names = {
+            name: _linked(member, everything)
+            for name, member in everything.items()
+            if member.isreg() or member.islnk() or member.issym()
+        }
+        self.places = {
+            name: name if file is None or everything[name].islnk() else _normal(file.name)
+            for name, file in self.names.items()
+        }
 
     def size(self, name: str) -> int:
-        """The bytes of a file, unpacked."""
-        return self.names[name].size
+        """The bytes of a file, unpacked; KeyError if it is a link to none."""
+        return _there(self.names[name]).size
 
     def open(self, name: str) -> IO[bytes]:
         """A stream of a file's bytes."""
-        return self._archive.extractfile(self.names[name])
+        return self._archive.extractfile(_there(self.names[name]))
 
 
 class _Zip:
@@ -113,6 +141,7 @@ class _Zip:
         self._archive = zipfile.ZipFile(file)
         found = (info for info in self._archive.infolist() if not info.is_dir())
         self.names = {_normal(info.filename): info for info in found}
+        self.places = {name: name for name in self.names}
 
     def size(self, name: str) -> int:
         """The bytes of a file, unpacked."""
@@ -123,6 +152,30 @@ class _Zip:
         if self.names[name].flag_bits & _ENCRYPTED:
             raise ValueError("it is encrypted: unpack the archive with its password")
         return self._archive.open(self.names[name])
+
+
+def _linked(
+    member: tarfile.TarInfo, everything: Mapping[str, tarfile.TarInfo]
+) -> tarfile.TarInfo | None:
+    """Returns the regular file of an archive that a member is or leads to, None for another."""
+    for _ in range(_LINKS):
+        if member.isreg():
+            return member
+        if not (member.islnk() or member.issym()):
+            return None
+        # Hard links have names from the top, symbolic ones from their own folder.
+        folder = "" if member.islnk() else posixpath.dirname(member.name)
+        target = posixpath.normpath(posixpath.join(folder, member.linkname))
+        if (found := everything.get(target)) is None:
+            return None
+        member = found
+    return None
+
+
+def _there(member: tarfile.TarInfo | None) -> tarfile.TarInfo:
+    if member is None:
+        raise KeyError("a link to no file of the archive")
+    return member
 
 
 def _normal(name: str) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from etils import epath
-from tqdm import tqdm
 
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import executors, shards
@@ -79,6 +78,5 @@ class _PrepareShard(beam.DoFn):
         shard = shards.load(epath.Path(element), self._clip_class)
         if shards.finished(shard, epath.Path(self._folder)) is not None:
             return  # the runner tries again what succeeded
-        with tqdm(disable=True) as bar:
-            results = executors.prepared(shard.clips, self._job, self._workers, bar)
-            shards.write_shard(shard, results, epath.Path(self._folder))
+        results = executors.prepared(shard.clips, self._job, self._workers, lambda _: None)
+        shards.write_shard(shard, results, epath.Path(self._folder))

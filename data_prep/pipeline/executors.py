@@ -1,4 +1,4 @@
-"""Shards prepared by processes of this machine, and the workers that `pipeline.beam` uses, too.
+"""Clips prepared by processes of this machine, for `pipeline.writers` and `pipeline.beam`.
 
 Each clip is prepared in a process that a crashing or hanging decoder can take down without harm to
 any other clip.
@@ -11,19 +11,17 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, TypeVar
 
 import pebble
 import threadpoolctl
-from etils import epath
-from tqdm import tqdm
 
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import shards
 from data_prep.pipeline.clips import Clip, Reject
-from data_prep.pipeline.shards import Job, Record, Shard
+from data_prep.pipeline.shards import Job, Record
 
 Item = TypeVar("Item")
 _AHEAD = 8  # items in flight for each worker, so that a slow one does not hold up the others
@@ -70,11 +68,9 @@ class Workers:
 
     def __init__(self, count: int | None, time_limit: float | int):
         """Starts `count` processes (None: one a core), in which a call may take `time_limit` s."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["data_prep.pipeline.shards"])
         count = count or os.cpu_count() or 1
         self._pool = pebble.ProcessPool(
-            count, initializer=_start_worker, initargs=(os.getpid(),), context=context
+            count, initializer=start_worker, initargs=(os.getpid(),), context=context()
         )
         self._ahead, self._time_limit = _AHEAD * count, time_limit
 
@@ -124,7 +120,15 @@ class Workers:
             return Failure("failed", f"{type(error).__name__}: {error}")
 
 
-def _start_worker(owner: int) -> None:
+def context() -> multiprocessing.context.ForkServerContext:
+    """Returns what starts processes, which find the modules loaded that prepare clips."""
+    chosen = multiprocessing.get_context("forkserver")
+    chosen.set_forkserver_preload(["data_prep.pipeline.shards"])
+    return chosen
+
+
+def start_worker(owner: int) -> None:
+    """Makes this process one that works for the process `owner` and ends with it."""
     _end_with(owner)
     # Ctrl-C is the parent's to handle, and the other cores are the other workers'.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -150,24 +154,18 @@ def _end_with(owner: int) -> None:
 
 
 def prepared(
-    clips: Iterable[Clip], job: Job, workers: Workers, bar: tqdm
+    clips: Iterable[Clip], job: Job, workers: Workers, done: Callable[[int], Any]
 ) -> Iterator[tuple[Clip, Record | Reject]]:
-    """Yields each clip, in order, with its record or why there is none."""
+    """Yields each clip, in order, with its record or why there is none.
+
+    Args:
+      clips: of any number of shards.
+      job: what to prepare.
+      workers: that do it.
+      done: told how many more clips are done.
+    """
     for clip, result in workers.results(shards.prepare_record, clips, job):
-        bar.update()
+        done(1)
         if isinstance(result, Failure):
             result = Reject(clip.clip_id, clip.path, result.reason, f"{clip.path}: {result.detail}")
         yield clip, result
-
-
-def prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: Engine) -> None:
-    """Writes all the given shards to `folder` with processes of this machine."""
-    total = sum(len(shard.clips) for shard in todo)
-    with (
-        Workers(engine.workers, engine.time_limit) as workers,
-        tqdm(total=total, unit="clip", desc="preparing clips") as bar,
-    ):
-        clips = (clip for shard in todo for clip in shard.clips)
-        results = prepared(clips, job, workers, bar)
-        for shard in todo:
-            shards.write_shard(shard, itertools.islice(results, len(shard.clips)), folder)

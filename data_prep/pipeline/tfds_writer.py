@@ -19,7 +19,7 @@ from etils import epath
 from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.pipeline import executors, shards, stats
+from data_prep.pipeline import shards, stats, writers
 from data_prep.pipeline.clips import Clip, Preparation, Reject
 from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.output import check_output, publish, workplace
@@ -159,7 +159,7 @@ def _prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: Engine
     if not todo:
         return
     if not engine.runner:
-        executors.prepare(todo, job, folder, engine)
+        writers.prepare(todo, job, folder, engine)
         return
     try:
         from data_prep.pipeline import beam  # an extra

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import difflib
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,8 +25,19 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
 }
 _COLUMNS = ("video", "label", "split")
-# Spreadsheets write these, too.
-_DELIMITERS = ("\t", ";")
+# What other lists call the columns.
+_SPELLINGS = {
+    "video": ("file", "filename", "filepath", "path", "videoname", "videopath", "videofile"),
+    "label": ("labels", "class", "classname", "category"),
+    "split": ("set", "subset"),
+    "start": ("starttime", "startseconds", "startsec", "begin"),
+    "end": ("endtime", "endseconds", "endsec"),
+}
+_MEANT = {other: name for name, others in _SPELLINGS.items() for other in (name, *others)}
+# Spreadsheets write the last two, too.
+_DELIMITERS = (",", "\t", ";")
+_LOOKED_AT = 50  # lines that tell the delimiter
+_QUOTED = re.compile(r'"[^"\n]*"')
 _ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _CLASS_COLUMNS = ("index", "mid", "display_name")
 
@@ -45,30 +57,63 @@ def lines_of(path: epath.PathLike) -> Iterator["Lines"]:
       UserError: it can't be read, here or while its lines are.
     """
     try:
-        data = epath.Path(path).read_bytes()
-        text = data.decode(_ENCODINGS.get(data[:2], "utf-8-sig"))
+        text = text_of(path)
         stream = io.StringIO(text, newline="")
         reader = csv.reader(stream, strict=True, skipinitialspace=True, delimiter=_delimiter(text))
         lines = Lines(str(path), reader)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read as a CSV file in UTF-8: {error}") from error
+        raise UserError(
+            f"{path} can't be read as a CSV file: {error}; save it as CSV in UTF-8"
+        ) from error
     try:
         yield lines
     except csv.Error as error:
         raise UserError(f"{lines.where}, can't be read as CSV: {error}") from error
 
 
+def text_of(path: epath.PathLike) -> str:
+    """Returns the text of a file in UTF-8, or in UTF-16 with its mark.
+
+    Raises:
+      OSError, UnicodeDecodeError: it can't be read.
+    """
+    data = epath.Path(path).read_bytes()
+    return data.decode(_ENCODINGS.get(data[:2], "utf-8-sig"))
+
+
 def _delimiter(text: str) -> str:
-    """Returns what parts the cells: a comma, unless the first line has none and has another."""
+    """Returns what parts the cells: that of which each line has most, outside of quotes."""
     lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    first = next(lines, "")
-    found = [one for one in _DELIMITERS if one in first]
-    return found[0] if found and "," not in first else ","
+    some = [_QUOTED.sub("", line) for line in itertools.islice(lines, _LOOKED_AT)]
+    # A label has commas now and then, but not in each line.
+    return max(_DELIMITERS, key=lambda one: min((line.count(one) for line in some), default=0))
 
 
 def header_of(cells: Sequence[str]) -> list[str]:
     """Returns a header's names, whose case and spaces don't matter."""
     return [cell.strip().lower() for cell in cells]
+
+
+def columns_of(header: Sequence[str]) -> list[str]:
+    """Returns the columns of one's own lists under our names: `File Name` is video.
+
+    A column without a name, as data frames write their index, stays without.
+    """
+    plain = (re.sub(r"[\s_\-]", "", name) for name in header)
+    return [_MEANT.get(short, name) for short, name in zip(plain, header, strict=True)]
+
+
+def under(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    """Returns a row's cells by the names of their columns, without those that have none."""
+    row = {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
+    row.pop("", None)
+    return row
+
+
+def are_columns(header: Sequence[str], known: Sequence[str]) -> bool:
+    """Returns whether all columns that have a name are known, and none comes twice."""
+    names = [name for name in header if name]
+    return set(names) <= set(known) and len(set(names)) == len(names)
 
 
 def read_split(text: str) -> str | None:
@@ -121,12 +166,12 @@ def read_labels(path: str | Path, named: Callable[[str], Sequence[Any]]) -> Labe
     """
     labels = Labels({}, [], {})
     with lines_of(path) as lines:
-        header = header_of(next(iter(lines), []))
-        if "video" not in header or len(header) < 2 or not set(header) <= set(_COLUMNS):
+        header = columns_of(header_of(next(iter(lines), [])))
+        if "video" not in header or len(header) < 2 or not are_columns(header, _COLUMNS):
             raise UserError(f"{path} must begin with the header video,label or video,label,split")
         for cells in lines:
-            row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
-            if len(cells) != len(header) or not row["video"]:
+            row = under(header, cells)
+            if len(cells) != len(header) or not row.get("video"):
                 raise UserError(f"{lines.where}: need {len(header)} cells, the video's not empty")
             name, split = row["video"], read_split(row["split"]) if "split" in row else None
             if "split" in row and split is None:

@@ -65,8 +65,9 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
         rows = iter(lines)
         first = next((cells for cells in rows if not cells[0].startswith("#")), None)
         header = csv_files.header_of(first or [])
-        if "video" in header:
-            segments = _own(lines, rows, header)
+        columns = csv_files.columns_of(header)
+        if {"video", "start"} <= set(columns) or "video" in header:
+            segments = _own(lines, rows, columns)
         elif set(_VGGSOUNDER) <= set(header):
             segments = _vggsounder(lines, rows, header)
         elif set(_KINETICS) <= set(header):
@@ -157,15 +158,13 @@ def _youtube(text: str) -> str:
 
 
 def _own(lines: Lines, rows: Iterator[list[str]], header: list[str]) -> list[Segment]:
-    known = {"video", "start"} <= set(header) <= set(_COLUMNS)
-    if not known or len(set(header)) < len(header):
+    if not {"video", "start"} <= set(header) or not csv_files.are_columns(header, _COLUMNS):
         raise UserError(f"{lines.where}: the header may have {','.join(_COLUMNS)}")
     segments: dict[tuple[str, float, float | None], Segment] = {}
     for cells in rows:
         if len(cells) != len(header):
             raise UserError(f"{lines.where}: need {len(header)} cells, not {len(cells)}")
-        row, where = dict(zip(header, cells, strict=True)), lines.where
-        row = {name: cell.strip() for name, cell in row.items()}
+        row, where = csv_files.under(header, cells), lines.where
         if not Path(row["video"]).name:
             raise UserError(f"{where}: {row['video']!r} is no name of a file")
         start = _seconds(row["start"], where)

@@ -10,9 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from etils import epath
+
 from cavmae_sync_jax.media import decoding
 from cavmae_sync_jax.utils import clip_names
+from cavmae_sync_jax.utils.buckets import in_bucket
 from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline import archives
 from data_prep.pipeline.clips import VideoClip, clip_name
 from data_prep.sources import video_files
 from data_prep.sources.csv_files import EVAL, TRAIN, Classes
@@ -227,8 +231,12 @@ def _are_copies(found: Sequence[Found]) -> bool:
     if len({clip_names.without_copy(name.stem) + name.suffix for name in names}) > 1:
         return False
     with contextlib.suppress(OSError):
-        return len({one.video.path.stat().length for one in found}) == 1
+        return len({_size(one.video.path) for one in found}) == 1
     return False
+
+
+def _size(path: epath.Path) -> int:
+    return path.stat().length if in_bucket(path) else archives.size(str(path))
 
 
 def hashed_split(name: Path, eval_share: float) -> str:

@@ -18,8 +18,12 @@ from cavmae_sync_jax.utils.buckets import bucket_files, in_bucket
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import archives
 from data_prep.pipeline.clips import clip_name
+from data_prep.sources import csv_files
 
 EXTENSIONS = clip_names.VIDEOS
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".xlsx")
+_PACKED = (".7z", ".bz2", ".gz", ".rar", ".tbz2", ".txz", ".xz", ".zst")
+_NAMED = 5  # extensions that a sentence names
 
 
 class Video(NamedTuple):
@@ -64,7 +68,11 @@ def find_videos(
                 "relative to the list"
             )
         if not videos:
-            raise UserError(f"{source} has no media files ({' '.join(EXTENSIONS)})")
+            other = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common(_NAMED))
+            raise UserError(
+                f"{source} has no media files ({' '.join(EXTENSIONS)})"
+                + (other and f", but {other}: a .txt list of paths takes files of any name")
+            )
         for place, video in zip(places, videos, strict=True):
             found.setdefault(place, video)
     return list(found.values())
@@ -103,6 +111,11 @@ def _videos(
         return sorted(_in_archive(source, Path(), skipped))
     if source.suffix.lower() == ".txt" and source.is_file():
         return list(_listed(source, skipped, absent))
+    if source.suffix.lower() in _TABLES and source.is_file():
+        raise UserError(f"{source} is no video: a table goes to --labels or --segments")
+    if source.suffix.lower() in _PACKED and source.is_file():
+        known = ", ".join(archives.EXTENSIONS)
+        raise UserError(f"{source} can't be read as it is ({known} can be): unpack it")
     if source.is_file():
         return [Video(source, Path(source.name))]
     raise UserError(f"there is no file or folder {source}")
@@ -111,12 +124,20 @@ def _videos(
 def _in_archive(
     archive: epath.Path, name: Path, skipped: collections.Counter[str]
 ) -> Iterator[Video]:
-    """Yields an archive's videos; those that are hidden, or would lie outside, are left out."""
-    for member in archives.members(str(archive)):
+    """Yields an archive's videos, each file once, under its own name where it has one.
+
+    Those that are hidden, or would lie outside, are left out.
+    """
+    seen = set()
+    places = archives.members(str(archive))
+    for member in sorted(places, key=lambda name: (name != places[name], name)):
         parts = [part for part in Path(member).parts if part != "."]
         if any(part.startswith((".", "/")) for part in parts):
             continue
         if Path(member).suffix.lower() in EXTENSIONS:
+            if places[member] in seen:
+                continue
+            seen.add(places[member])
             yield Video(epath.Path(f"{archive}/{member}"), name.joinpath(*parts))
         else:
             skipped[Path(member).suffix.lower() or "none"] += 1
@@ -154,16 +175,14 @@ def _listed(
 ) -> Iterator[Video]:
     """Yields the files of a list; a line that begins with # and is no file's is a comment."""
     try:
-        lines = source.read_bytes().decode("utf-8-sig").replace("\r", "\n").split("\n")
+        lines = csv_files.text_of(source).replace("\r", "\n").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{source} isn't a list of paths in UTF-8") from error
+        raise UserError(f"{source} isn't a list of paths in UTF-8: {error}") from error
     folder = source.parent.resolve()
     for line in filter(None, map(str.strip, lines)):
         # Shells and spreadsheets put names with spaces into quotes.
-        path = next(
-            (path for text in (line, line.strip("\"'")) if _is_file(path := source.parent / text)),
-            None,
-        )
+        texts = (line, bare := line.strip("\"'"), bare.replace("\\", "/"))
+        path = next((path for text in texts if _is_file(path := source.parent / text)), None)
         if path is None:
             absent += [] if line.startswith("#") else [line]
             continue

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from media_files import make_video
 
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.pipeline import executors, output, shards, tfds_writer
+from data_prep.pipeline import output, shards, tfds_writer, writers
 from data_prep.pipeline.clips import Preparation
 from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.tfds_writer import write_dataset
@@ -38,6 +39,12 @@ def content(output, split="train"):
     }
 
 
+@pytest.fixture(params=["one writer", "two writers"])
+def each_writing(request, monkeypatch):
+    """Lets two workers have one process that writes, and then one each."""
+    monkeypatch.setattr(writers, "WORKERS", 1 if request.param == "two writers" else 2)
+
+
 def test_a_clip_takes_nothing_down_but_itself(tmp_path):
     good = [f"good{number}" for number in range(12)]
     bad = {"crash": "crashed", "killed": "crashed", "hang": "too_slow", "bug": "failed"}
@@ -53,6 +60,7 @@ def test_a_clip_takes_nothing_down_but_itself(tmp_path):
     assert "ZeroDivisionError: by design" in details["bug"]
 
 
+@pytest.mark.usefixtures("each_writing")
 def test_a_users_mistake_ends_the_run_and_mended_it_goes_on(tmp_path):
     clips = faulty(*(f"a{number}" for number in range(200)), "mistake")
     with pytest.raises(UserError, match="mend the truth file"):
@@ -64,6 +72,38 @@ def test_a_users_mistake_ends_the_run_and_mended_it_goes_on(tmp_path):
     assert len(content(tmp_path)) == 200
     assert not (tmp_path / ".incomplete").exists()
     assert isinstance(kept, list)
+
+
+def test_writers_of_their_own_write_the_same(tmp_path, monkeypatch):
+    clips = faulty(*(f"a{number}" for number in range(200)), "crash", "bug")
+    monkeypatch.setattr(shards, "FEWEST_CLIPS", 20)
+    one = write(tmp_path / "one", {"train": clips}, engine=Engine(workers=3))
+    monkeypatch.setattr(writers, "WORKERS", 2)
+    two = write(tmp_path / "two", {"train": clips}, engine=Engine(workers=3))
+    assert [split[:3] for split in two.splits.values()] == [(202, 202, 200)]
+    assert two.splits == one.splits
+    first, second = (
+        [path.read_bytes() for path in sorted((tmp_path / name).glob("noise/*/*.array_record*"))]
+        for name in ("one", "two")
+    )
+    assert first == second and len(first) == 10
+
+
+def test_a_writer_that_is_killed_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(writers, "WORKERS", 1)
+    clips = faulty(*(f"a{number}" for number in range(200)))
+    process = writers._writer
+
+    monkeypatch.setattr(writers, "_writer", _killed)
+    with pytest.raises(UserError, match="a process that writes shards ended with status -9"):
+        write(tmp_path, {"train": clips})
+    monkeypatch.setattr(writers, "_writer", process)
+    write(tmp_path, {"train": clips})
+    assert len(content(tmp_path)) == 200
+
+
+def _killed(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_finished_shards_are_not_prepared_again(tmp_path, monkeypatch, capsys):
@@ -95,17 +135,17 @@ def test_finished_shards_are_not_prepared_again(tmp_path, monkeypatch, capsys):
 
 def test_shards_of_another_version_are_told_and_named(tmp_path, monkeypatch, capsys):
     clips = faulty(*(f"a{number}" for number in range(130)))
-    prepare, version = executors.prepare, cli.version
+    prepare, version = writers.prepare, cli.version
 
     def interrupted(todo, *arguments):
         prepare(todo[:1], *arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(executors, "prepare", interrupted)
+    monkeypatch.setattr(writers, "prepare", interrupted)
     monkeypatch.setattr(cli, "version", lambda: "0.0.9")
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, {"train": clips})
-    monkeypatch.setattr(executors, "prepare", prepare)
+    monkeypatch.setattr(writers, "prepare", prepare)
     monkeypatch.setattr(cli, "version", version)
     summary = write(tmp_path, {"train": clips})
     said = capsys.readouterr().out
@@ -183,8 +223,10 @@ def test_more_clips_than_fit_the_shards_make_larger_ones(monkeypatch):
     assert {len(shard.clips) for shard in planned} == {200, 201}
 
 
-def videos_program(*arguments, **settings):
-    command = [sys.executable, "-m", "data_prep.videos", *map(str, arguments)]
+def videos_program(*arguments, workers_of_a_writer=16, **settings):
+    code = "from data_prep import videos; from data_prep.pipeline import writers; "
+    code += f"writers.WORKERS = {workers_of_a_writer}; videos.main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **settings)
 
 
@@ -243,9 +285,13 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         time.sleep(0.01)
 
 
-def test_a_killed_preparation_goes_on(tmp_path, folder):
+@pytest.mark.parametrize("workers_of_a_writer", [16, pytest.param(1, marks=pytest.mark.release)])
+def test_a_killed_preparation_goes_on(tmp_path, folder, workers_of_a_writer):
     output = tmp_path / "killed"
-    process = videos_program(folder, f"--output={output}", *FLAGS, stderr=subprocess.DEVNULL)
+    process = videos_program(
+        folder, f"--output={output}", *FLAGS, stderr=subprocess.DEVNULL,
+        workers_of_a_writer=workers_of_a_writer,
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(output.glob(".incomplete/shards/*.json")):
         assert process.poll() is None
@@ -258,8 +304,9 @@ def test_a_killed_preparation_goes_on(tmp_path, folder):
         time.sleep(0.01)
     assert not (output / "videos").exists()
     again = videos_program(
-        folder, f"--output={output}", *FLAGS, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        folder, f"--output={output}", *FLAGS, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        workers_of_a_writer=workers_of_a_writer,
+    )  # fmt: skip
     out, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
     assert "shards are finished already" in out

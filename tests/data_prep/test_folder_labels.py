@@ -28,6 +28,11 @@ def test_classes_are_the_outermost_folders_below_the_splits():
         "test/dog/b.mp4": ("dog", "eval"),
         "validate/cat/more/c.mp4": ("cat", "val"),
     }
+    assert labels_of("Train/dog/a.mp4", "TEST/cat/b.mp4") == {
+        "Train/dog/a.mp4": ("dog", "train"),
+        "TEST/cat/b.mp4": ("cat", "eval"),
+    }
+    assert labels_of("dog/x/a.mp4") == {"dog/x/a.mp4": ("dog", None)}
     # A class may be called so, beside others.
     assert labels_of("train/a.mp4", "bus/b.mp4")["train/a.mp4"] == ("train", None)
 
@@ -39,6 +44,11 @@ def test_classes_are_the_outermost_folders_below_the_splits():
         (("dog/a.mp4", "b.mp4"), "/v/b.mp4 lies in no folder"),
         (("train/dog/a.mp4", "test/b.mp4"), "files must be split/class/file"),
         (("train/dog/a.mp4", "extra/dog/b.mp4"), "in a split, but 'extra' is none of train"),
+        (
+            ("UCF/dog/a.mp4", "UCF/cat/b.mp4"),
+            "would be of the class 'UCF'.*'cat', 'dog'",
+        ),
+        (("UCF/train/dog/a.mp4", "UCF/test/cat/b.mp4"), "would be of the class 'UCF'"),
     ],
 )
 def test_other_layouts_are_told_in_a_sentence(names, message):

@@ -129,7 +129,7 @@ def archive(path, members):
                 packed.write(source, name)
     else:
         with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as packed:
-            link = tarfile.TarInfo("link.mp4")
+            link = tarfile.TarInfo("../link.mp4")
             link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
             packed.addfile(link)
             for name, source in members.items():
@@ -163,6 +163,33 @@ def test_archives_are_read_as_they_are(tmp_path, ten, twenty_four, name):
     assert row["reason"] == "unreadable"
     assert row["path"] == str(tmp_path / "in" / name / "-0abcdefghi.mp4")
     assert row["path"] in row["detail"]
+
+
+def test_links_in_an_archive_lead_to_its_files_only(tmp_path, ten):
+    path = tmp_path / "in/links.tar"
+    path.parent.mkdir()
+    links = {
+        "dog/--0PQM4-hqg_30_40.mp4": (tarfile.LNKTYPE, "./all/--0PQM4-hqg_30_40.mp4"),
+        "test/link.mp4": (tarfile.SYMTYPE, "../all/--0PQM4-hqg_30_40.mp4"),
+        "cat/---g-f_I2yQ_1_11.mp4": (tarfile.SYMTYPE, "../blobs/4711"),
+        "out/--PJHxphWEs_30_40.mp4": (tarfile.SYMTYPE, "../../../../etc/passwd"),
+        "out/-0abcdefghi_1_11.mp4": (tarfile.SYMTYPE, "-0abcdefghi_1_11.mp4"),
+    }
+    with tarfile.open(path, "w") as packed:
+        packed.add(ten, "./all/--0PQM4-hqg_30_40.mp4")
+        packed.add(ten, "blobs/4711")
+        for name, (kind, target) in links.items():
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            packed.addfile(link)
+    lines = "--0PQM4-hqg,30,dog,train\n---g-f_I2yQ,1,cat,train\n--PJHxphWEs,30,dog,train\n"
+    summary = prepare(tmp_path, {}, segments=lines + "-0abcdefghi,1,dog,train\n")
+    # The hard link is a copy; the symbolic one is the same file.
+    assert summary["files"] == 5
+    examples = splits_of(tmp_path / "out")["train"]
+    assert set(examples) == {"--0PQM4-hqg_000030", "---g-f_I2yQ_000001"}
+    assert {row["reason"] for row in rejects(tmp_path).values()} == {"missing"}
+    assert len(rejects(tmp_path)) == 2
 
 
 def test_damaged_archives_and_members_are_told(tmp_path, ten):

@@ -252,12 +252,25 @@ def test_a_piece_is_as_long_as_its_name_says_and_a_whole_video_longer_than_its_s
         "--PJHxphWEs_000030.mp4,dog\n",
         "--PJHxphWEs,30,dog\n",
         "Label,Start,Video\ndog,00:00:30,--PJHxphWEs\n",
+        ",File Name,start_time,class,subset\n0,--PJHxphWEs.mp4,30,dog,train\n",
+        '"--PJHxphWEs";"30";"dog";"train"\r\n',
     ],
 )
 def test_lists_that_other_programs_have_touched(tmp_path, text):
     (made,) = clips(tmp_path, text, ["--PJHxphWEs.mkv"]).splits["train"]
     assert (made.clip_id, made.start, made.end) == ("--PJHxphWEs_000030", 30.0, 40.0)
     assert made.labels == ("dog",) and made.refusal is None
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_the_delimiter_is_what_each_line_has(tmp_path, delimiter):
+    rows = [("--PJHxphWEs", "30", "race car, auto; racing", "train")]
+    rows += [("--ZhevVpy1s", "5", "dog", "train")]
+    lines = [[f'"{cell}"' if delimiter in cell else cell for cell in row] for row in rows]
+    text = "".join(delimiter.join(cells) + "\n" for cells in lines)
+    first, second = read(tmp_path, text)
+    assert (first.start, first.labels) == (30, ("race car, auto; racing",))
+    assert (second.start, second.labels) == (5, ("dog",))
 
 
 def test_audiosets_labels_without_quotes_and_segments_without_label_or_length(tmp_path):

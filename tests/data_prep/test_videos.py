@@ -79,6 +79,15 @@ def test_lists_and_files_and_a_file_named_twice(tmp_path):
     assert [video.name.as_posix() for video in found] == ["b.mp4", "out.mp4", "a.mp4"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_as_windows_writes_them(tmp_path, encoding):
+    touch(tmp_path, "in/a ü.mp4", "b")
+    listed = tmp_path / "list.txt"
+    listed.write_bytes('"in\\a ü.mp4"\r\nb\r\n'.encode(encoding))
+    found = video_files.find_videos([str(listed)])
+    assert [video.name.as_posix() for video in found] == ["in/a ü.mp4", "b"]
+
+
 def test_sources_without_videos_are_told(tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text("\ngone.mp4\n")
@@ -89,6 +98,16 @@ def test_sources_without_videos_are_told(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             video_files.find_videos([str(source)])
+    touch(
+        tmp_path, "in/a.unknown_video", "in/b.unknown_video", "in/c", "a.csv", "b.tar.xz", "c.rar"
+    )
+    with pytest.raises(UserError, match=r"but 2 \.unknown_video, 1 none: a \.txt list"):
+        video_files.find_videos([str(tmp_path / "in")])
+    with pytest.raises(UserError, match=r"a\.csv is no video: .*--segments"):
+        video_files.find_videos([str(tmp_path / "a.csv")])
+    for name in ("b.tar.xz", "c.rar"):
+        with pytest.raises(UserError, match=r"can't be read as it is \(\.tar, .*unpack it"):
+            video_files.find_videos([str(tmp_path / name)])
     listed.write_bytes(b"\xff\xfe\n")
     with pytest.raises(UserError, match="UTF-8"):
         video_files.find_videos([str(listed)])
@@ -188,6 +207,11 @@ def test_a_name_means_its_file_however_lists_write_it(tmp_path, name):
     [
         *("video,label,split\na.mp4,dog,Train\n", "split,label,video\r\nTRAIN,dog,a.mp4\r\n"),
         *("\ufeffvideo;label;split\na.mp4;dog;train\n", "video\tlabel\tsplit\na.mp4\tdog\ttrain\n"),
+        "File Name,Category,Set\na.mp4,dog,test\na.mp4,dog,test\n".replace("test", "train"),
+        ",video_path,labels,subset\n0,a.mp4,dog,train\n",
+        '"video";"label";"split"\r\n"a.mp4";"dog";"train"\r\n',
+        ("video;label;split\na.mp4;dog, barking;train\n", ("dog, barking",)),
+        ("video\tlabel\tsplit\na.mp4\tdog, barking; cat\ttrain\n", ("dog, barking; cat",)),
         ("video,split\na.mp4,train\n", ()),
         ("video,label,split\na.mp4,,train\n", ()),
         "video,label,split\na.mp4,dog,training\n".encode("utf-16"),
@@ -218,7 +242,8 @@ def test_splits_have_the_names_that_lists_give_them(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na.mp4,dog\n", "must begin with the header"),
+        ("movie,label\na.mp4,dog\n", "must begin with the header"),
+        ("video,label,class\na.mp4,dog,cat\n", "must begin with the header"),
         ("", "must begin with the header"),
         ("video,label\na.mp4\n", "line 2: need 2 cells"),
         ("video,label\na.mp4,dog,cat\n", "line 2: need 2 cells"),

@@ -4,6 +4,7 @@ import av
 import numpy as np
 import pytest
 from media_files import CLOCKWISE, make_video, number, tone
+from PIL import Image
 from scipy import signal
 
 from cavmae_sync_jax.media import decoding, images
@@ -330,6 +331,22 @@ def test_resize_and_crop_keeps_the_centre(shape, size):
     # The short side is whole, so its gradient spans nearly all values.
     short = int(shape[1] < shape[0])
     assert np.ptp(out[:, :, short].astype(int)) >= (min(shape) - 1) * 3 - 6
+
+
+@pytest.mark.parametrize("aspect", [1, 16 / 11])
+@pytest.mark.parametrize("shape", [(240, 320), (360, 640), (854, 480), (333, 500), (40, 900)])
+def test_the_square_is_that_of_the_whole_scaled_picture(shape, aspect):
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (*shape, 3), np.uint8)
+    sides = shape[0], shape[1] * aspect
+    height, width = (int(224 * side / min(sides) + 1e-9) for side in sides)
+    left, top = round((width - 224) / 2), round((height - 224) / 2)
+    for resample, off in ((Image.Resampling.BICUBIC, 1), (Image.Resampling.NEAREST, 0)):
+        whole = Image.fromarray(picture).resize((width, height), resample)
+        expected = np.asarray(whole.crop((left, top, left + 224, top + 224)), int)
+        found = images.resize_and_crop(picture, 224, resample, pixel_aspect=aspect)
+        assert np.abs(found - expected).max() <= off
+        assert (found != expected).mean() < 0.001
 
 
 def test_encode_jpeg_is_close():

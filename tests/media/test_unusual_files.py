@@ -234,3 +234,25 @@ def test_one_frame_is_no_still():
     assert is_still(frames)
     frames[1] = 9
     assert not is_still(frames)
+
+
+@pytest.mark.parametrize("order", [(0.3, 0.1), (0.1, 0.3)])
+def test_sound_of_a_second_timeline_does_not_replace_the_first(tmp_path, order):
+    # As where two recordings are put into one file byte by byte.
+    joined = b""
+    for number_, amplitude in enumerate(order):
+        waves = tone(440, 5, 48_000, amplitude)[None]
+        path = make_video(
+            tmp_path / f"{number_}.ts", seconds=5, fps=25, codecs=("mpeg2video", "mp2"),
+            rate=48_000, waves=waves, interleave=True,
+        )  # fmt: skip
+        joined += path.read_bytes()
+    path = tmp_path / "joined.ts"
+    path.write_bytes(joined)
+    content = decoding.read_clip(path, num_frames=5)
+    assert content.seconds == pytest.approx(5, abs=0.1)
+    loud = np.abs(content.waveform[8_000:72_000].reshape(-1, 1600) / 32768).max(axis=1)
+    assert loud == pytest.approx(np.full(40, order[0]), abs=0.02)
+    assert [number(frame) for frame in content.frames] == [0, 25, 50, 20, 45]
+    assert "restarts" in content.notes
+    assert "restarts" not in decoding.read_clip(tmp_path / "0.ts", num_frames=5).notes
