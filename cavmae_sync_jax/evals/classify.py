@@ -176,6 +176,7 @@ def report(
             )
         },
         "classifier": {k: model.config.classifier[k] for k in ("tokens", "loss", "stream")},
+        "init_from": model.config.get("init_from", ""),
         **common.describe(model, records),
     }
     if "label_modalities" in records.features:
