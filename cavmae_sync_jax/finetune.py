@@ -13,7 +13,6 @@ The workdir is as that of `train`, which also says how a training stops and goes
 `load(WORKDIR).classify(FILE)` then tells what a video, a sound or a picture shows.
 """
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -26,12 +25,12 @@ from ml_collections import ConfigDict
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import labels, loader
 from cavmae_sync_jax.data.records import FIELDS
-from cavmae_sync_jax.distributed import hardware, multihost
+from cavmae_sync_jax.distributed import hardware
 from cavmae_sync_jax.evals import classify
 from cavmae_sync_jax.models import classifier
 from cavmae_sync_jax.models.classifier import Classifier
 from cavmae_sync_jax.training import clip_task, finetune_step, loop, train_step
-from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils import console
 
 
 class FineTuning(clip_task.ClipTask):
@@ -133,13 +132,7 @@ def train_and_evaluate(
 
 def main() -> None:
     """Runs the command line."""
-    arguments = cli.parser(__doc__)
-    cli.add_workdir(arguments)
-
-    def start(args: argparse.Namespace, config: ConfigDict) -> None:
-        train_and_evaluate(config, args.workdir, args.resume_step)
-
-    cli.main(arguments, start, config=True, within=multihost.connected)
+    clip_task.main(__doc__, train_and_evaluate)
 
 
 if __name__ == "__main__":

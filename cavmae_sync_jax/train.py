@@ -9,7 +9,6 @@ every process runs this command. SIGTERM makes it save and stop with status 143,
 status 130; a second Ctrl-C ends it at once. `--help_config` lists the keys of a config.
 """
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +18,11 @@ from ml_collections import ConfigDict
 
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import loader
-from cavmae_sync_jax.distributed import hardware, multihost
+from cavmae_sync_jax.distributed import hardware
 from cavmae_sync_jax.evals import in_training
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.training import clip_task, config_checks, loop, train_step
-from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils import console
 from cavmae_sync_jax.utils.modalities import MODALITIES
 
 
@@ -93,13 +92,7 @@ def train_and_evaluate(
 
 def main() -> None:
     """Runs the command line."""
-    arguments = cli.parser(__doc__)
-    cli.add_workdir(arguments)
-
-    def start(args: argparse.Namespace, config: ConfigDict) -> None:
-        train_and_evaluate(config, args.workdir, args.resume_step)
-
-    cli.main(arguments, start, config=True, within=multihost.connected)
+    clip_task.main(__doc__, train_and_evaluate)
 
 
 if __name__ == "__main__":

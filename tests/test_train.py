@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.evals import retrieval
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.training import augmentation, metric_writer, train_step
-from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.errors import Terminated, UserError
 
 
 def lines(workdir, split="train"):
@@ -123,6 +124,22 @@ def test_finished_run_only_evaluates(finished, tmp_path):
     (copy / "metrics.jsonl").write_text("".join(before.splitlines(keepends=True)[:-1]))
     train.train_and_evaluate(config, copy)
     assert (copy / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_evaluation_ends_at_the_first_signal(finished, tmp_path, monkeypatch, number, status):
+    config, workdir, scores = finished
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+
+    def told_to_stop(*_):
+        signal.raise_signal(number)
+        pytest.fail("the evaluation went on")
+
+    with monkeypatch.context() as patch, pytest.raises(Terminated) as stop:
+        patch.setattr(train.Pretraining, "scores", told_to_stop)
+        train.train_and_evaluate(config, copy)
+    assert stop.value.status == status and "step 15 is saved (not evaluated)" in str(stop.value)
+    assert train.train_and_evaluate(config, copy) == scores
 
 
 def test_periodic_evaluation_and_several_mask_ratios(dataset_dir, tmp_path):

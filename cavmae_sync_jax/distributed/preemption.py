@@ -28,6 +28,7 @@ class PreemptionGuard:
     def __init__(self) -> None:
         self.signalled = threading.Event()
         self.status = 143
+        self._at_once = False
         self._polled: int | None = None  # the step of the last poll
         self._next, self._stride, self._since = 0, 1, time.monotonic()
 
@@ -54,6 +55,20 @@ class PreemptionGuard:
         self._next = step + self._stride
         return bool(answers[:, 0].any())
 
+    @contextlib.contextmanager
+    def nothing_to_save(self) -> Iterator[None]:
+        """Within it, a signal raises `KeyboardInterrupt` at once, also one that came before.
+
+        Several processes stay together and hear it at the next step.
+        """
+        self._at_once = jax.process_count() == 1
+        try:
+            if self._at_once and self.signalled.is_set():
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._at_once = False
+
     def signal(self, number: int, frame: Any = None) -> None:
         """Takes a signal; a second Ctrl-C ends at once."""
         del frame
@@ -61,8 +76,11 @@ class PreemptionGuard:
             if self.signalled.is_set():
                 raise KeyboardInterrupt
             self.status = 130
-            console.log("Ctrl-C: saving after this step; press it again to end at once")
+            if not self._at_once:
+                console.log("Ctrl-C: saving after this step; press it again to end at once")
         self.signalled.set()
+        if self._at_once:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -176,10 +176,10 @@ def report(
             )
         },
         "classifier": {k: model.config.classifier[k] for k in ("tokens", "loss", "stream")},
+        "init_from": model.config.get("init_from", ""),
         **common.describe(model, records),
     }
-    if "label_modalities" in records.features:
-        result["by_modality"] = probe.by_modality(records, truth, best)
+    result |= probe.by_modality(records, truth, found.by_mode)
     if beside is not None:
         scratch, other = beside
         result["from_scratch"] = {"directory": scratch.directory, "step": scratch.step}

@@ -13,6 +13,7 @@ probe_visual for one stream). The head's checkpoints are in OUTPUT/probe/, where
 """
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -95,8 +96,7 @@ def run(
             name: classification.scores_of(truth, alone) for name, alone in missing.items()
         }
     result["baselines"] = {"class frequencies": _frequencies(truth, train)}
-    if "label_modalities" in records.features:
-        result["by_modality"] = by_modality(records, truth, logits)
+    result |= by_modality(records, truth, {config.stream: logits, **missing})
     if with_baselines:
         score |= {"head": None}
         plain, _ = _logits(common.untrained(model), records, len(classes), workdir=None, **score)
@@ -115,30 +115,50 @@ def run(
 
 
 def by_modality(
-    records: loader.Records, truth: Truth, logits: Float[np.ndarray, "clips classes"]
-) -> dict[str, dict[str, float]]:
-    """The scores of the labels that are heard, seen, or both, as VGGSounder has them.
+    records: loader.Records,
+    truth: Truth,
+    by_mode: Mapping[str, Float[np.ndarray, "clips classes"]],
+) -> dict[str, Any]:
+    """VGGSounder's scores, if the dataset tells how each label is perceived (Zverev et al. 2025).
 
-    Each of `classification.PERCEIVED` counts only its labels, in the clips that have one of them:
-    `mAP`, `hit_rate` (the share of clips whose best class is one of them) and how many `clips`
-    (Zverev et al., ICCV 2025).
+    Args:
+      records: the clips.
+      truth: their labels.
+      by_mode: what the model says in each of its modes, that of its training first.
+
+    Returns:
+      Nothing without such labels. Else `by_modality` has a row for each of
+      `classification.PERCEIVED`. A row counts only its labels, in the clips that have one of them:
+      `mAP`, `classification.top_k`, the number of `clips`, and the mode as `input`. Labels that
+      are heard are scored with the sound alone, labels that are seen with the picture alone, and
+      labels that are both with both. A model that can't do that is scored in its one mode.
+      `modality_confusion` is there for models of both modalities.
     """
+    if "label_modalities" not in records.features:
+        return {}
     tags = np.full(truth.shape, "", object)
     for index in records.ahead(range(len(records))):
         record = records[index]
         tags[index, record["labels"]] = [tag.decode() for tag in record["label_modalities"]]
-    found = {}
+    found, main = {}, next(iter(by_mode))
     for name, wanted in classification.PERCEIVED.items():
+        alone = {"A": "audio_alone", "V": "visual_alone"}.get(wanted[0], main)
+        mode = alone if alone in by_mode else main
         counted = np.isin(tags, wanted)
         clips = counted.any(axis=1)
         if clips.any():
-            chosen = counted[clips], logits[clips]
+            chosen = counted[clips], by_mode[mode][clips]
             found[name] = {
                 "mAP": float(np.nanmean(classification.class_precisions(*chosen))),
-                "hit_rate": classification.accuracy(*chosen),
+                **classification.top_k(*chosen),
                 "clips": int(clips.sum()),
+                "input": mode,
             }
-    return found
+    result = {"by_modality": found}
+    if all(mode in by_mode for mode in ALONE):
+        three = (by_mode[mode] for mode in (main, *ALONE))
+        result["modality_confusion"] = classification.modality_confusion(truth, *three)
+    return result
 
 
 def _logits(
@@ -222,10 +242,16 @@ def modality_lines(result: dict[str, Any]) -> list[str]:
     """The rows of a table for `by_modality`, if a result has it."""
     if not (tagged := result.get("by_modality")):
         return []
-    lines = [f"{'model, by how labels are perceived':42}{'mAP':>10}{'hit@1':>10}{'clips':>10}"]
+    shown = ("mAP", "F1@1", "hit_rate@1")
+    heads = "".join(f"{name:>12}" for name in shown)
+    lines = [f"{'model, by how labels are perceived':42}{heads}{'clips':>8}  input"]
     for name, row in tagged.items():
-        cells = f"{100 * row['mAP']:10.1f}{100 * row['hit_rate']:10.1f}{row['clips']:10}"
-        lines.append(f"{'  ' + name:42}{cells}")
+        cells = "".join(f"{100 * row[score]:12.1f}" for score in shown)
+        given = results_table.MISSING.get(row["input"], row["input"])
+        lines.append(f"{'  ' + name:42}{cells}{row['clips']:8}  {given}")
+    for name, share in result.get("modality_confusion", {}).items():
+        alone = {"audio": "the sound alone", "visual": "the picture alone", "both": "each alone"}
+        lines.append(f"  {100 * share:.1f} % of the clips: right with {alone[name]}, not with both")
     return lines
 
 

@@ -1,8 +1,9 @@
 """Trainings on the clips of a prepared dataset, as the programs' configs describe them."""
 
 import abc
+import argparse
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from ml_collections import ConfigDict
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained, initial_params
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.data.records import FIELDS
-from cavmae_sync_jax.distributed import sharding
+from cavmae_sync_jax.distributed import multihost, sharding
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
 from cavmae_sync_jax.training import config_checks, loop
+from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
 
@@ -131,3 +133,19 @@ class ClipTask(loop.Task):
             f"evaluate it: python -m cavmae_sync_jax.evals.{evaluation} --checkpoint={workdir} "
             f"--data={data} --split={split} --output={epath.Path(workdir) / 'evals'}"
         )
+
+
+def main(description: str, train_and_evaluate: Callable[..., Any]) -> None:
+    """Runs the command line of a training program.
+
+    Args:
+      description: the help.
+      train_and_evaluate: takes the config, the workdir and the step to resume from.
+    """
+    arguments = cli.parser(description)
+    cli.add_workdir(arguments)
+
+    def start(args: argparse.Namespace, config: ConfigDict) -> None:
+        train_and_evaluate(config, args.workdir, args.resume_step)
+
+    cli.main(arguments, start, config=True, within=multihost.connected)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from cavmae_sync_jax.data.records import TRUTH
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.models.classifier import Classifier
-from cavmae_sync_jax.training import augmentation, config_checks, optim, train_step
+from cavmae_sync_jax.training import augmentation, config_checks, train_step
 from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, BOTH, MODALITIES
 
@@ -74,17 +74,9 @@ def make_optimizer(
     module: Classifier, config: ConfigDict, steps: int, steps_per_epoch: float
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The recipe's optimiser and the learning rate of each step of the pre-trained weights."""
-    rate = optim.schedule(
-        config.schedule,
-        config.learning_rate,
-        steps,
-        steps_per_epoch,
-        config.warmup_share,
-        config.learning_rate_floor,
-        (config.halving_from, config.halving_every),
-    )
+    halvings = config.halving_from, config.halving_every
     factors = module.rate_factors(config.classifier.stream, config.head_rate_factor)
-    return optim.adam(rate, config.adam_b1, config.adam_b2, config.l2, factors), rate
+    return train_step.make_optimizer(config, steps, steps_per_epoch, halvings, factors)
 
 
 def init_state(

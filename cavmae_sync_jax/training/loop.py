@@ -130,7 +130,7 @@ def train(
         _profiler(run.workdir, task.profile_step) as profile,
     ):
         if run.lacks_evaluation():
-            run.evaluate(run.first)
+            _evaluate(run, run.first, should_stop)
         for step in range(run.first + 1, task.steps + 1):
             profile(step)
             began = time.perf_counter()
@@ -155,10 +155,11 @@ def train(
             if saving:
                 run.save(step)
             if stopping:
-                raise Terminated(_stopped(run, step, means["loss"]), should_stop.status)
+                state = f"loss {means['loss']:.3f}"
+                raise Terminated(_stopped(run, step, state), should_stop.status)
             if scoring:
-                scores = run.evaluate(step)
-        scores = scores or run.evaluate(task.steps)
+                scores = _evaluate(run, step, should_stop)
+        scores = scores or _evaluate(run, task.steps, should_stop)
     return run.state, scores
 
 
@@ -288,10 +289,19 @@ class _Run:
                 stack.callback(self._writer.close)
 
 
-def _stopped(run: _Run, step: int, loss: float) -> str:
+def _evaluate(run: _Run, step: int, should_stop: preemption.PreemptionGuard) -> dict[str, float]:
+    """The scores of a step that is saved, so that a signal need not wait for them."""
+    try:
+        with should_stop.nothing_to_save():
+            return run.evaluate(step)
+    except KeyboardInterrupt:
+        raise Terminated(_stopped(run, step, "not evaluated"), should_stop.status) from None
+
+
+def _stopped(run: _Run, step: int, state: str) -> str:
     if run.workdir is None:
         return f"after step {step}; nothing is kept"
-    return f"step {step} is saved (loss {loss:.3f}); start again on {run.workdir} to go on"
+    return f"step {step} is saved ({state}); start again on {run.workdir} to go on"
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Bool, Int
 
 SCHEDULES = ("cosine", "halving")
+HALVINGS = (10, 5)  # of CAV-MAE's pre-training, see `schedule`
 
 
 def schedule(
@@ -17,7 +18,7 @@ def schedule(
     steps_per_epoch: float,
     warmup_share: float,
     floor: float,
-    halvings: tuple[int, int] = (10, 5),
+    halvings: tuple[int, int] = HALVINGS,
 ) -> optax.Schedule:
     """The learning rate of each step.
 
@@ -30,7 +31,7 @@ def schedule(
       warmup_share: share of the steps in which it rises linearly from zero.
       floor: for "cosine" only.
       halvings: the epoch after which the rate is halved first, and the epochs from one halving to
-        the next; for "halving" only. The default is that of CAV-MAE's pre-training.
+        the next; for "halving" only.
 
     Raises:
       ValueError: if `kind` is unknown.

@@ -53,9 +53,13 @@ class AveragedState(TrainState):
 
 
 def make_optimizer(
-    config: ConfigDict, steps: int, steps_per_epoch: float
+    config: ConfigDict,
+    steps: int,
+    steps_per_epoch: float,
+    halvings: tuple[int, int] = optim.HALVINGS,
+    factors: Any | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The recipe's optimiser and its learning rate of each step."""
+    """The recipe's optimiser and its learning rate of each step; see `optim` for the rest."""
     rate = optim.schedule(
         config.schedule,
         config.learning_rate,
@@ -63,8 +67,9 @@ def make_optimizer(
         steps_per_epoch,
         config.warmup_share,
         config.learning_rate_floor,
+        halvings,
     )
-    return optim.adam(rate, config.adam_b1, config.adam_b2, config.l2), rate
+    return optim.adam(rate, config.adam_b1, config.adam_b2, config.l2, factors), rate
 
 
 def init_state(

@@ -84,3 +84,22 @@ def test_each_signal_has_its_exit_status(number, status, capsys):
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_signal_ends_at_once_what_has_nothing_to_save(early, capsys):
+    with preemption.preemption_guard() as should_stop:
+        if early:
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), should_stop.nothing_to_save():
+            assert not early
+            signal.raise_signal(signal.SIGINT)
+        assert should_stop(1) and should_stop.status == (143 if early else 130)
+        assert "saving after this step" not in capsys.readouterr().err
+
+
+def test_several_processes_stay_together_where_there_is_nothing_to_save(clock):
+    guard = PreemptionGuard()
+    with guard.nothing_to_save():
+        guard.signal(signal.SIGTERM)
+    assert guard(1)

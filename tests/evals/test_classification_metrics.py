@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from cavmae_sync_jax.evals.metrics import bootstrap, classification
 
@@ -34,6 +34,26 @@ def test_d_prime_by_hand():
     assert classification.d_prime(0.971) == pytest.approx(
         2.681, abs=2e-3
     )  # as AST's paper pairs them
+
+
+@pytest.mark.parametrize("seed", [0, 2])  # without ties
+def test_f1_of_the_best_classes_is_scikit_learns(seed):
+    truth, scores = drawn(seed)
+    found = classification.top_k(truth, scores)
+    assert found.keys() == {"F1@1", "hit_rate@1", "F1@3", "hit_rate@3"}  # of four classes
+    for k in (1, 3):
+        predicted = scores >= np.sort(scores, axis=1)[:, -k, None]
+        assert found[f"F1@{k}"] == pytest.approx(f1_score(truth, predicted, average="micro"))
+        assert found[f"hit_rate@{k}"] == (truth & predicted).any(axis=1).mean()
+
+
+def test_modality_confusion_by_hand():
+    truth = np.array([[1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 0]], bool)
+    best = {"both": [1, 1, 0, 2], "audio": [0, 0, 2, 1], "visual": [1, 2, 2, 0]}
+    # Both are wrong in the clips 0, 2 and 3. The sound is right in all three, the picture in two.
+    scores = {name: np.eye(3)[places] for name, places in best.items()}
+    found = classification.modality_confusion(truth, **scores)
+    assert found == {"audio": 0.75, "visual": 0.5, "both": 0.5}
 
 
 def test_perfect_scores_have_no_d_prime():

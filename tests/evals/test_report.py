@@ -187,6 +187,35 @@ def test_the_page_needs_nothing_else_and_has_everything(folder, capsys):
     assert "worse than" in printed and str(page) in printed
 
 
+@pytest.mark.parametrize(
+    ("about", "mixed"),
+    [
+        ({"init_from": "runs/x"}, False),
+        ({"init_from": "runs/y"}, True),
+        ({"init_from": ""}, True),
+        ({"init_from": "runs/x", "version": "0.2.0"}, True),
+    ],
+    ids=str,
+)
+def test_a_model_may_be_fine_tuned_from_the_others(folder, about, mixed):
+    tuned = {"checkpoint": {"directory": "runs/tuned", "step": 9}}
+    path = folder / "evals" / "classify.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | tuned | about))
+    page = folder / "report.html"
+    summary.run(folder / "evals", folder / "results.json", page=page)
+    text = page.read_text()
+    assert ("not all of the same checkpoint" in text) == mixed
+    assert "runs/tuned" in text and ("fine-tuned from" in text) == bool(about["init_from"])
+
+
+def test_another_step_of_the_checkpoint_is_another_model(folder):
+    path = folder / "evals" / "probe.json"
+    other = {"checkpoint": {"directory": "runs/x", "step": 8}}
+    path.write_text(json.dumps(RESULTS["probe"] | ABOUT | other))
+    summary.run(folder / "evals", folder / "results.json", page=folder / "report.html")
+    assert "not all of the same checkpoint" in (folder / "report.html").read_text()
+
+
 def test_verdicts_by_hand():
     read = {
         name: results_table.read(name, RESULTS[name])

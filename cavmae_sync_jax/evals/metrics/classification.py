@@ -23,6 +23,7 @@ PERCEIVED = {
     "heard only (A)": ("A",),
     "seen only (V)": ("V",),
 }
+TOP = (1, 3, 5, 10)  # how many of a clip's best classes count as its predictions
 
 
 def class_precisions(truth: Truth, scores: Scores) -> Float[np.ndarray, " classes"]:
@@ -63,6 +64,42 @@ def accuracy(truth: Truth, scores: Scores) -> float:
 
 def _hits(truth: Truth, scores: Scores) -> Bool[np.ndarray, " clips"]:
     return truth[np.arange(len(truth)), scores.argmax(axis=1)]
+
+
+def top_k(truth: Truth, scores: Scores) -> dict[str, float]:
+    """`F1@k` and `hit_rate@k`, where the k best classes of each clip are its predictions.
+
+    F1 counts the labels of all clips together (micro-average). A clip is a hit if one of its
+    predictions is right. Each k of `TOP` is there that is not above the number of classes.
+    """
+    right = np.take_along_axis(truth, np.argsort(-scores, axis=1, kind="stable"), axis=1)
+    found = {}
+    for k in TOP:
+        if k <= truth.shape[1]:
+            counts = right[:, :k].sum(axis=1)
+            found[f"F1@{k}"] = float(2 * counts.sum() / (k * len(truth) + truth.sum()))
+            found[f"hit_rate@{k}"] = float((counts > 0).mean())
+    return found
+
+
+def modality_confusion(
+    truth: Truth, both: Scores, audio: Scores, visual: Scores
+) -> dict[str, float]:
+    """VGGSounder's modality confusion: clips that one modality gets right and both together wrong.
+
+    Args:
+      truth: all labels.
+      both: what the model says with both modalities.
+      audio: what it says with the sound alone.
+      visual: what it says with the picture alone.
+
+    Returns:
+      The share of clips whose best class is wrong with both, but right with the sound alone
+      (`audio`), with the picture alone (`visual`), or with each of them alone (`both`).
+    """
+    missed, heard, seen = ~_hits(truth, both), _hits(truth, audio), _hits(truth, visual)
+    shares = {"audio": heard & missed, "visual": seen & missed, "both": heard & seen & missed}
+    return {name: float(clips.mean()) for name, clips in shares.items()}
 
 
 def scores_of(truth: Truth, scores: Scores) -> dict[str, float]:

@@ -15,6 +15,7 @@ from cavmae_sync_jax.evals.report.texts import MEANINGS
 from cavmae_sync_jax.utils.errors import UserError
 
 NUMBERS = 100  # of an unknown result that are shown
+FINE_TUNED_FROM = "fine-tuned from"
 
 
 def page(
@@ -57,22 +58,40 @@ def _at(result: Any, *keys: str) -> Any:
     return result
 
 
+def _about(result: Any) -> dict[str, str]:
+    """Whose scores a result holds, as far as it tells."""
+    told = {
+        "checkpoint": _at(result, "checkpoint", "directory"),
+        "step": _at(result, "checkpoint", "step"),
+        FINE_TUNED_FROM: _at(result, "init_from") or None,
+        "embeddings": _at(result, "embeddings", "file"),
+        "dataset": _at(result, "data", "identity"),
+        "dataset's folder": _at(result, "data", "directory"),
+        "code version": _at(result, "version"),
+    }
+    return {key: str(value) for key, value in told.items() if value is not None}
+
+
+def _mixed(abouts: Sequence[dict[str, str]]) -> bool:
+    """Whether results differ in more than that one's model was fine-tuned from the others'."""
+    origins, steps = set(), set()
+    for about in abouts:
+        step, start = about.pop("step", None), about.pop(FINE_TUNED_FROM, None)
+        if start is None:
+            steps.add(step)
+        else:
+            about["checkpoint"] = start
+        origins.add(tuple(sorted(about.items())))
+    return len(origins) > 1 or len(steps) > 1
+
+
 def _run(folder: epath.Path, results: dict[str, Any]) -> list[Node]:
     """Whose scores these are; more than one list if the files differ in that."""
     groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for name, result in results.items():
-        told = {
-            "checkpoint": _at(result, "checkpoint", "directory"),
-            "step": _at(result, "checkpoint", "step"),
-            "embeddings": _at(result, "embeddings", "file"),
-            "dataset": _at(result, "data", "identity"),
-            "dataset's folder": _at(result, "data", "directory"),
-            "code version": _at(result, "version"),
-        }
-        known = tuple((key, str(value)) for key, value in told.items() if value is not None)
-        groups.setdefault(known, []).append(name)
+        groups.setdefault(tuple(_about(result).items()), []).append(name)
     nodes = []
-    if len(groups) > 1:
+    if _mixed([_about(result) for result in results.values()]):
         warning = "These files are not all of the same checkpoint, data and code version."
         nodes.append(markup.node("p", warning, class_="mixed"))
     for known, names in groups.items():
