@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import tiny
 
 from benchmarks import claims, convert, demo_seeds, nearest, retrieval
 from cavmae_sync_jax.ablations import plan, tables
