@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from benchmarks import timing
-from cavmae_sync_jax.inference import approximate, index, nearest
-from cavmae_sync_jax.inference.index import Index, Stat
+from cavmae_sync_jax.inference.index import approximate, nearest, store
+from cavmae_sync_jax.inference.index.store import Index, Stat
 from cavmae_sync_jax.inference.model import Embedded
 from cavmae_sync_jax.inference.similarity import unit
 from cavmae_sync_jax.utils import cli
@@ -42,7 +42,7 @@ def embedded(rng: np.random.Generator, centres: np.ndarray, clips: int) -> Itera
         sides = []
         for _ in range(2):
             place = centres[number] + APART * rng.standard_normal(dim) / np.sqrt(dim)
-            around = AROUND * rng.standard_normal((MOMENTS, dim)) / np.sqrt(dim)
+            around = rng.standard_normal((MOMENTS, dim), np.float32) * (AROUND / np.sqrt(dim))
             sides.append(unit(place + around).astype(np.float32))
         yield Embedded(times, sides[0], sides[1], np.zeros(MOMENTS, np.float32))
 
@@ -50,10 +50,10 @@ def embedded(rng: np.random.Generator, centres: np.ndarray, clips: int) -> Itera
 def made(folder: pathlib.Path, clips: int, dim: int, centres: np.ndarray) -> Index:
     """An index of made-up clips."""
     (folder / "shards").mkdir(parents=True)
-    about = {"format": index.FORMAT, "model": {"dim": dim}, "settings": {}}
-    (folder / index.MANIFEST).write_text(json.dumps(about))
+    about = {"format": store.FORMAT, "model": {"dim": dim}, "settings": {}}
+    (folder / store.MANIFEST).write_text(json.dumps(about))
     found = Index(folder)
-    writer = index.Writer(found)
+    writer = store.Writer(found)
     for number, parts in enumerate(embedded(np.random.default_rng(0), centres, clips)):
         writer.add(f"{number:07}.mp4", Stat(0, 0), "video", [parts])
     writer.flush()

@@ -32,7 +32,7 @@ from cavmae_sync_jax.checkpoints import hub
 from cavmae_sync_jax.evals.report import overview
 from cavmae_sync_jax.inference import model as models
 from cavmae_sync_jax.inference import reading, workers
-from cavmae_sync_jax.inference.index import Index
+from cavmae_sync_jax.inference.index.store import Index
 from cavmae_sync_jax.inference.model import Model
 from cavmae_sync_jax.utils import cli, loopback
 from cavmae_sync_jax.utils.errors import UserError

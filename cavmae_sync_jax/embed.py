@@ -20,9 +20,9 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from cavmae_sync_jax.inference import index as indexes
 from cavmae_sync_jax.inference import model as models
-from cavmae_sync_jax.inference.index import Stat
+from cavmae_sync_jax.inference.index import store as indexes
+from cavmae_sync_jax.inference.index.store import Stat
 from cavmae_sync_jax.inference.model import Model
 from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import UserError

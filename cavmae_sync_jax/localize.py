@@ -110,8 +110,11 @@ def run(
 
 
 def _query(model: Model, info: FileInfo, sound: str) -> Query:
+    heard = reading.file_info(sound)
+    if heard.kind == "picture":
+        raise UserError(f"--sound={sound} is a picture: name a sound, or a video that has one")
     vectors = model.embed_sound(sound).audio
-    if abs(reading.file_info(sound).seconds - info.seconds) > ALONG:
+    if abs(heard.seconds - info.seconds) > ALONG:
         vectors = vectors.mean(axis=0, keepdims=True)
     return Query(sound, similarity.unit(vectors).astype(np.float32))
 

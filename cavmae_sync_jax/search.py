@@ -24,12 +24,13 @@ import string
 from typing import Any
 from urllib.parse import quote
 
-from cavmae_sync_jax.inference import approximate as graphs
 from cavmae_sync_jax.inference import model as models
-from cavmae_sync_jax.inference import nearest
-from cavmae_sync_jax.inference.index import Index
+from cavmae_sync_jax.inference import reading
+from cavmae_sync_jax.inference.index import approximate as graphs
+from cavmae_sync_jax.inference.index import nearest
+from cavmae_sync_jax.inference.index.nearest import Found, Hit
+from cavmae_sync_jax.inference.index.store import Index
 from cavmae_sync_jax.inference.model import Model
-from cavmae_sync_jax.inference.nearest import Found, Hit
 from cavmae_sync_jax.media.audio import ROWS_PER_SECOND
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
@@ -85,7 +86,7 @@ def run(
       file: the query.
       output: a folder.
       top: how many files and moments.
-      approximate: whether only files that `inference.approximate` proposes are compared.
+      approximate: whether only files that `inference.index.approximate` proposes are compared.
 
     Returns:
       What `search.json` holds.
@@ -96,6 +97,7 @@ def run(
     if top < 1:
         raise UserError(f"--top must be at least 1, not {top}")
     index.check(model)
+    _check_kind(kind, file)
     found = find(model, index, kind, file, top, approximate=approximate)
     result = {
         "query": {"kind": kind, "file": os.path.abspath(file)},
@@ -109,6 +111,15 @@ def run(
     (folder / "search.json").write_text(json.dumps(result, indent=2) + "\n")
     (folder / "search.html").write_text(_page(kind, file, found, window_of(model), folder))
     return result
+
+
+def _check_kind(kind: str, file: str) -> None:
+    """Says by which flag a file is named, if it is not of the kind that its flag says."""
+    there = reading.file_info(file).kind
+    fits = {QUERIES[kind]} | ({"video"} if kind == "sound" else set())  # of a video, its sound
+    if there not in fits:
+        (flag,) = (name for name, named in QUERIES.items() if named == there)
+        raise UserError(f"{file} is a {there}: name it by --{flag}, not --{kind}")
 
 
 def find(

@@ -7,8 +7,8 @@ import sys
 
 import cavmae_sync_jax
 from cavmae_sync_jax import embed
-from cavmae_sync_jax.inference import nearest
-from cavmae_sync_jax.inference.index import Index
+from cavmae_sync_jax.inference.index import nearest
+from cavmae_sync_jax.inference.index.store import Index
 
 checkpoint, folder, sound, place = sys.argv[1:]
 model = cavmae_sync_jax.load(checkpoint)

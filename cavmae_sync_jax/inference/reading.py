@@ -4,6 +4,7 @@ Within `workers.within`, other processes decode. They import this module, so it 
 times are seconds.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,8 +16,7 @@ from jaxtyping import Int16, Num, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cavmae_sync_jax.inference import workers
-from cavmae_sync_jax.media import decoding, demuxer, images, resampler
-from cavmae_sync_jax.media.audio import SAMPLE_RATE
+from cavmae_sync_jax.media import decoding, demuxer, images, resampler, sound_files
 from cavmae_sync_jax.media.errors import MediaError
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -28,9 +28,6 @@ PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Samples are 1 at full scale. Far above, somebody forgot to divide whole numbers.
 LOUDEST = 4.0
 MOST_CHANNELS = 64
-# Decoding starts this much before a span, so that decoder and resampler have settled in it.
-_RUN_UP = 1.0
-_RUN_OUT = 0.1
 
 
 class FileInfo(NamedTuple):
@@ -93,7 +90,7 @@ def _file_info(name: str) -> FileInfo:
                 raise MediaError("unreadable", f"{name} has neither sound nor picture.")
             real = [s for s in streams.video if not s.disposition & _COVER]
             if streams.audio and not real:
-                return FileInfo(name, "sound", _sound_seconds(name))
+                return FileInfo(name, "sound", sound_files.seconds_of(name))
         found = decoding.probe(name)
         return FileInfo(name, "video", found.duration, found.fps)
 
@@ -158,13 +155,14 @@ def read_span(span: Span) -> Content:
     if span.kind == "sound":
         waveform = _read_sound(span.path, span.start, span.end)
         return Content([], waveform, span.end - span.start)
-    clip = decoding.read_clip(
-        span.path,
-        start=span.start,
-        end=span.end,
-        num_frames=span.pictures,
-        image_size=span.size,
-    )
+    with _heard(span.path):
+        clip = decoding.read_clip(
+            span.path,
+            start=span.start,
+            end=span.end,
+            num_frames=span.pictures,
+            image_size=span.size,
+        )
     jpegs = [images.encode_jpeg(frame, JPEG_QUALITY) for frame in clip.frames]
     return Content(jpegs, clip.waveform, clip.picture_seconds)
 
@@ -188,57 +186,23 @@ def read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " s
 
 
 def _read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " samples"]:
-    waveform = np.zeros(round((end - start) * SAMPLE_RATE), np.int16)
-    channels, index, filled = None, 0, 0
-    with demuxer.errors_of(path), demuxer.open_file(path) as container:
-        stream = container.streams.best("audio")
-        if stream is None or stream.codec_context is None:
-            raise MediaError("no_audio", f"{path} has no audio stream that can be decoded.")
-        origin = float((stream.start_time or 0) * stream.time_base)
-        if start > _RUN_UP:
-            container.seek(round((origin + start - _RUN_UP) * av.time_base))
-        for frame in container.decode(stream):
-            if channels is None:
-                time = 0.0 if frame.pts is None else float(frame.pts * frame.time_base) - origin
-                index = round((time - start) * SAMPLE_RATE)
-                channels = resampler.Channels(path, frame, resampler.CHANNELS[0])
-            index, filled = _place(channels.resample(frame)[0], index, waveform, filled)
-            if index > len(waveform) + _RUN_OUT * SAMPLE_RATE:
-                break
-        if channels is not None:
-            index, filled = _place(channels.resample(None)[0], index, waveform, filled)
-    if not filled:
-        raise MediaError("no_audio", f"{path} has no audio from {start:.2f} to {end:.2f} s.")
-    return waveform[:filled]
+    with _heard(path):
+        return sound_files.read_span(path, start, end)
 
 
-def _place(
-    samples: Int16[np.ndarray, " new"], index: int, waveform: Int16[np.ndarray, " all"], filled: int
-) -> tuple[int, int]:
-    """Puts samples from `index` on into the waveform; returns the next index, and its end."""
-    low, high = max(index, 0), min(index + len(samples), len(waveform))
-    if low < high:
-        waveform[low:high] = samples[low - index : high - index]
-        filled = max(filled, high)
-    return index + len(samples), filled
-
-
-def _sound_seconds(path: str) -> float:
-    """The length of a sound, from its headers or else from its packets."""
-    with demuxer.errors_of(path), demuxer.open_file(path) as container:
-        stream = container.streams.best("audio")
-        if stream is None:
-            raise MediaError("no_audio", f"{path} has no audio stream that can be decoded.")
-        if stream.duration:
-            return float(stream.duration * stream.time_base)
-        if container.duration:
-            return container.duration / av.time_base
-        ends = [
-            float((packet.pts + (packet.duration or 0)) * packet.time_base)
-            for packet in container.demux(stream)
-            if packet.pts is not None
-        ]
-        return max(ends, default=0.0)
+@contextlib.contextmanager
+def _heard(path: str) -> Iterator[None]:
+    """Says of a silent first channel what the model's user can do, who chooses no channel."""
+    try:
+        yield
+    except MediaError as error:
+        if error.reason != "silent":
+            raise
+        raise MediaError(
+            "silent",
+            f"{path} is silent in its first channel, which is the one that counts: make a copy "
+            "with the channel that sounds.",
+        ) from error
 
 
 def as_waveform(

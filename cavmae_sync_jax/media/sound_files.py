@@ -3,27 +3,28 @@
 import itertools
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
 from jaxtyping import Int16
 
 from cavmae_sync_jax.media import audio, resampler
-from cavmae_sync_jax.media.demuxer import open_file
+from cavmae_sync_jax.media.decoding import Seconds
+from cavmae_sync_jax.media.demuxer import errors_of, open_file
 from cavmae_sync_jax.media.errors import MediaError, check_file
 
 _ENDS_EARLY = 0.5  # seconds; a sound that ends this much before its promised end is damaged
+_LATE = 0.1  # seconds; sound that begins later than this after the file's start has silence before
+_RUN_UP = 1.0  # seconds before a span, so that decoder and resampler have settled in it
 _CHUNKS = 100  # of a WAV, among which its samples are
 _STREAMED = 0x7FFFF000  # sizes of a WAV from here on say that its writer didn't know
 
 
 def read_sound(
-    path: str | Path, *, seconds: float | int | None = None, channel: str = resampler.CHANNELS[0]
+    path: str | Path, *, seconds: Seconds | None = None, channel: str = resampler.CHANNELS[0]
 ) -> Int16[np.ndarray, " samples"]:
     """Returns one channel of a sound, or of its first `seconds`, at 16 kHz.
-
-    The samples are those of `decoding.read_clip`: resampled as 16-bit integers in the file's own
-    layout.
 
     Args:
       path: a file of any format that FFmpeg reads.
@@ -31,40 +32,126 @@ def read_sound(
       channel: of `resampler.CHANNELS`.
 
     Raises:
-      MediaError: missing; no_audio; too_short for one row of log-mel; unreadable, also where the
-        file ends before it promises; silent, where only channels sound that aren't chosen.
+      MediaError: as `read_span`; too_short for one row of log-mel.
     """
-    check_file(path)
-    wanted = None if seconds is None else round(seconds * resampler.SAMPLE_RATE)
-    blocks, count = [], 0
-    try:
-        with _open(path) as container:
-            stream = container.streams.best("audio")
-            promised = _duration(container, stream) / _complete_share(path)
-            channels = None
-            for frame in itertools.chain(container.decode(stream), [None]):
-                if channels is None and frame is not None:
-                    channels = resampler.Channels(path, frame, channel)
-                if channels is None or (wanted is not None and count >= wanted):
-                    break
-                blocks.append(channels.resample(frame))
-                count += blocks[-1].shape[1]
-    except MediaError:
-        raise
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise MediaError("unreadable", f"{path} can't be read: {error}.") from error
-    if not count:
-        raise MediaError("no_audio", f"{path} holds no sample.")
-    # Codecs pad the end; the container knows where it is.
-    ends = min(wanted or count, round(promised * resampler.SAMPLE_RATE) or wanted or count)
-    if count < ends - _ENDS_EARLY * resampler.SAMPLE_RATE:
-        raise MediaError("unreadable", f"{path} ends before the {promised:.2f} s it promises.")
-    waveform = resampler.chosen(path, np.concatenate(blocks, axis=1)[:, :ends], channels.sounding)
+    waveform = read_span(path, 0.0, seconds, channel)
     if len(waveform) < audio.FEWEST_SAMPLES:
         least = audio.FEWEST_SAMPLES / resampler.SAMPLE_RATE
         what = f"{len(waveform) / resampler.SAMPLE_RATE:.3f} s of sound"
         raise MediaError("too_short", f"{path} has {what}, but the log-mel needs {least} s.")
     return waveform
+
+
+def read_span(
+    path: str | Path,
+    start: Seconds,
+    end: Seconds | None,
+    channel: str = resampler.CHANNELS[0],
+) -> Int16[np.ndarray, " samples"]:
+    """Returns one channel of [start, end) at 16 kHz; it is short where the file ends before.
+
+    Times are those of the file, whose earliest stream starts at 0. The samples are those of
+    `decoding.read_clip`: resampled as 16-bit integers in the file's own layout. Little before the
+    span is decoded, so memory and time do not grow with the file.
+
+    Args:
+      path: a file of any format that FFmpeg reads.
+      start: in seconds.
+      end: in seconds; None is the file's end.
+      channel: of `resampler.CHANNELS`.
+
+    Raises:
+      MediaError: missing; no_audio, also in the span; unreadable, also where the file ends before
+        it promises; silent, where only channels sound that aren't chosen.
+    """
+    check_file(path)
+    try:
+        with errors_of(path):
+            found = _read(path, start, end, channel, max(0.0, start - _RUN_UP))
+            if found is None and start > _RUN_UP:  # what can't be sought is read from its beginning
+                found = _read(path, start, end, channel, 0.0)
+    except MediaError:
+        raise
+    except ValueError as error:  # of PyAV, for headers that make no sense
+        raise MediaError("unreadable", f"{path} can't be read: {error}.") from error
+    if found is None or not found.samples.shape[1]:
+        where = (
+            "holds no sample" if end is None else f"has no audio from {start:.2f} to {end:.2f} s"
+        )
+        raise MediaError("no_audio", f"{path} {where}.")
+    return resampler.chosen(path, found.samples, found.sounding)
+
+
+class _Found(NamedTuple):
+    """All channels that a choice needs, and the numbers of those that sound."""
+
+    samples: Int16[np.ndarray, "channels samples"]
+    sounding: set[int]
+
+
+def _read(
+    path: str | Path, start: Seconds, end: Seconds | None, channel: str, position: float
+) -> _Found | None:
+    """Does the work of `read_span` from `position` on; None if sound comes after `start` only."""
+    rate = resampler.SAMPLE_RATE
+    blocks, channels = [], None
+    count = left = lead = (
+        0  # samples on the way: all, those before the span, silent ones before all
+    )
+    with _open(path) as container:
+        stream = container.streams.best("audio")
+        promised = _promised_end(container, stream) / _complete_share(path)
+        origin = (container.start_time or 0) / av.time_base
+        if position:
+            container.seek(round((origin + position) * av.time_base))
+        for frame in itertools.chain(container.decode(stream), [None]):
+            if channels is None and frame is not None:
+                if position and frame.pts is None:
+                    return None
+                time = 0.0 if frame.pts is None else float(frame.pts * frame.time_base) - origin
+                if not position:
+                    count = lead = round(time * rate) if time > _LATE else 0
+                left = round((start - time if position else start) * rate)
+                if left < 0:
+                    return None
+                channels = resampler.Channels(path, frame, channel)
+            if channels is None or (end is not None and count >= left + (end - start) * rate):
+                break
+            block = channels.resample(frame)
+            # What lies before the span is counted, and not kept.
+            blocks.append(block[:, max(0, left - count) :])
+            count += block.shape[1]
+    if channels is None:
+        return None
+    there = count - left if end is None else round((end - start) * rate)
+    if promised:  # codecs pad the end, and the container knows where it is
+        there = min(there, round((promised - start) * rate))
+    if count - left < there - _ENDS_EARLY * rate:
+        raise MediaError("unreadable", f"{path} ends before the {promised:.2f} s it promises.")
+    samples = np.concatenate(blocks, axis=1)
+    silent = np.zeros((len(samples), max(0, lead - left)), np.int16)
+    samples = np.concatenate([silent, samples], axis=1)[:, : max(0, there)]
+    return _Found(samples, channels.sounding)
+
+
+def seconds_of(path: str | Path) -> float:
+    """When the sound of a file without pictures ends, by its headers or else by its packets.
+
+    Raises:
+      MediaError: missing, no_audio or unreadable.
+    """
+    check_file(path)
+    with errors_of(path), _open(path) as container:
+        stream = container.streams.best("audio")
+        if promised := _promised_end(container, stream):
+            return promised
+        origin = (container.start_time or 0) / av.time_base
+        ends = [
+            float((packet.pts + (packet.duration or 0)) * packet.time_base) - origin
+            for packet in container.demux(stream)
+            if packet.pts is not None
+        ]
+        return max(ends, default=0.0)
 
 
 def _open(path: str | Path) -> av.container.InputContainer:
@@ -78,11 +165,17 @@ def _open(path: str | Path) -> av.container.InputContainer:
     raise MediaError("no_audio", f"{path} has no audio that can be read.")
 
 
-def _duration(container: av.container.InputContainer, stream: av.AudioStream) -> float:
-    """Returns how many seconds of sound the headers promise, 0 where they don't tell."""
+def _promised_end(container: av.container.InputContainer, stream: av.AudioStream) -> float:
+    """Returns when the headers promise the sound to end, 0 where they don't tell."""
+    whole = (container.duration or 0) / av.time_base
     if not container.streams.video:
-        return (container.duration or 0) / av.time_base
-    return float((stream.duration or 0) * stream.time_base)  # pictures may last longer
+        return whole
+    if not stream.duration:
+        return 0.0  # pictures may last longer
+    own = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    own -= (container.start_time or 0) / av.time_base
+    # Some containers count a stream's duration from the file's start.
+    return min(own, whole) if whole else own
 
 
 def _complete_share(path: str | Path) -> float:

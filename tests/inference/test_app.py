@@ -18,7 +18,7 @@ from media_files import noise, noisy_video
 from PIL import Image
 
 from cavmae_sync_jax import app, embed, search
-from cavmae_sync_jax.inference.index import Index
+from cavmae_sync_jax.inference.index.store import Index
 
 pytestmark = pytest.mark.release
 

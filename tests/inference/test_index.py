@@ -18,9 +18,10 @@ from PIL import Image
 
 import cavmae_sync_jax
 from cavmae_sync_jax import embed, search
-from cavmae_sync_jax.inference import approximate, nearest, similarity
-from cavmae_sync_jax.inference import index as indexes
-from cavmae_sync_jax.inference.index import Index
+from cavmae_sync_jax.inference import similarity
+from cavmae_sync_jax.inference.index import approximate, nearest
+from cavmae_sync_jax.inference.index import store as indexes
+from cavmae_sync_jax.inference.index.store import Index
 from cavmae_sync_jax.utils.errors import UserError
 
 
@@ -112,7 +113,7 @@ def test_kill_loses_nothing_that_was_written(workdir, model, media, tmp_path):
         soundfile.write(file, noise(2, seed=n), 16_000)
     code = (
         "import cavmae_sync_jax as c; from cavmae_sync_jax import embed;"
-        "from cavmae_sync_jax.inference import index; index.SECONDS = 0;"
+        "from cavmae_sync_jax.inference.index import store; store.SECONDS = 0;"
         f"embed.run(c.load({str(workdir)!r}), [{str(tmp_path)!r}], "
         f"{str(tmp_path / 'index')!r}, workers=0)"
     )
@@ -284,7 +285,7 @@ def test_mistakes_are_one_sentence(built, model, media, tmp_path):
     sound = str(media / "deeper" / "sound.wav")
     for kind, file, sentence in (
         ("sound", str(media / "text.mp4"), "text.mp4 can't be read"),
-        ("image", sound, "is a sound: use embed_sound"),
+        ("image", sound, "is a sound: name it by --sound, not --image"),
         ("video", str(tmp_path), "is a folder"),
     ):
         with pytest.raises(UserError, match=sentence):

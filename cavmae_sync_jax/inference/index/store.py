@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Float32, Int64
 
+from cavmae_sync_jax.inference.index import sides
+from cavmae_sync_jax.inference.index.sides import Side
 from cavmae_sync_jax.inference.model import Embedded, Model
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
@@ -34,21 +35,9 @@ EXPORTS = (".npz", ".parquet")
 MANIFEST = "index.json"
 # A shard is written when it holds so many vectors, or so many seconds after the one before.
 MOST_VECTORS, SECONDS = 16_384, 30.0
-_FACTS = ("file", "size", "modified", "kind")
-
-
-class Side(NamedTuple):
-    """One modality of an index: rows of file `i` are `offsets[i]` to `offsets[i + 1]`."""
-
-    files: list[str]
-    kinds: list[str]
-    offsets: Int64[np.ndarray, " files_and_1"]
-    times: Float[np.ndarray, " rows"]
-    vectors: Float32[np.ndarray, "rows dim"]
-
-    def rows(self, place: int) -> slice:
-        """The rows of a file."""
-        return slice(int(self.offsets[place]), int(self.offsets[place + 1]))
+GROUP = 512  # vectors that are read at once
+_REPEATED = ["file", "kind", "modality"]  # columns
+_FACTS = "file", "size", "modified"
 
 
 class Stat(NamedTuple):
@@ -71,12 +60,15 @@ class Index:
         try:
             self.manifest = json.loads((self.directory / MANIFEST).read_text())
             self.model = self.manifest["model"]
+            self._reader = sides.Reader(self.model["dim"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{directory} is no index: make one by python -m cavmae_sync_jax.embed"
             ) from error
         if self.manifest.get("format") != FORMAT:
             raise UserError(f"{directory} was written by another version of this program")
+        self._state: list[tuple[pathlib.Path, int]] = []  # the shards of what is held
+        self._held: dict[tuple[str, tuple[str, ...] | None], Side] = {}
 
     @property
     def shards(self) -> list[pathlib.Path]:
@@ -104,60 +96,42 @@ class Index:
             )
 
     def known(self) -> dict[str, Stat]:
-        """The files that are embedded, and what they were then."""
+        """The files that are embedded, and what they were then.
+
+        Raises:
+          UserError: if a shard is damaged.
+        """
         found = {}
         for shard in self.shards:
-            table = self._read(shard, list(_FACTS[:3]))
-            rows = table.group_by(list(_FACTS[:3])).aggregate([]).to_pylist()
+            with sides.damage_of(shard):
+                table = pq.read_table(shard, columns=list(_FACTS), partitioning=None)
+            rows = table.group_by(list(_FACTS)).aggregate([]).to_pylist()
             found |= {row["file"]: Stat(row["size"], row["modified"]) for row in rows}
         return found
 
-    def side(self, modality: str, files: Sequence[str] | None = None) -> Side:
+    def side(self, modality: str, files: Iterable[str] | None = None) -> Side:
         """All vectors of a modality, or those of some files.
 
         Raises:
           UserError: if a shard is damaged.
         """
-        filters: list[Any] = [("modality", "==", modality)]
-        if files is not None:
-            filters.append(("file", "in", list(files)))
-        newest: dict[str, pathlib.Path] = {}
-        for shard in self.shards:
-            names = self._read(shard, ["file"])["file"].unique().to_pylist()
-            newest |= dict.fromkeys(names, shard)
-        columns = ["file", "kind", "time", "vector"]
-        names, kinds, counts, times, vectors = [], [], [], [], []
-        for shard in self.shards:
-            table = self._read(shard, columns, filters)
-            if not len(table):
-                continue
-            of_row = table["file"].to_numpy(zero_copy_only=False)
-            begins = np.flatnonzero(np.r_[True, of_row[1:] != of_row[:-1]])
-            kind = table["kind"].to_pylist()
-            rows = table["vector"].combine_chunks().flatten().to_numpy()
-            rows = rows.reshape(len(table), -1)
-            when = table["time"].to_numpy()
-            for begin, end in zip(begins, [*begins[1:], len(table)], strict=True):
-                if newest[of_row[begin]] == shard:
-                    names.append(str(of_row[begin]))
-                    kinds.append(kind[begin])
-                    counts.append(end - begin)
-                    times.append(when[begin:end])
-                    vectors.append(rows[begin:end])
-        offsets = np.cumsum([0, *counts], dtype=np.int64)
-        if not names:
-            dim = self.model["dim"]
-            return Side([], [], offsets, np.zeros(0), np.zeros((0, dim), np.float32))
-        return Side(names, kinds, offsets, np.concatenate(times), np.concatenate(vectors))
+        return self._reader.read(self.shards, modality, files)
 
-    def _read(self, shard: pathlib.Path, columns: list[str], filters: Any = None) -> pa.Table:
-        try:
-            return pq.read_table(shard, columns=columns, filters=filters, partitioning=None)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{shard} is damaged ({str(error).splitlines()[0]}): delete it and embed its "
-                "files again"
-            ) from error
+    def held(self, modality: str, files: Sequence[str] | None = None) -> Side:
+        """As `side`, but the vectors stay in memory for the next call, until the index changes.
+
+        Raises:
+          UserError: if a shard is damaged.
+        """
+        shards = self.shards
+        state = [(shard, shard.stat().st_mtime_ns) for shard in shards]
+        if state != self._state:
+            self._held.clear()
+            self._state = state
+        key = modality, None if files is None else tuple(files)
+        if key not in self._held:
+            self._held[key] = self._reader.read(shards, modality, files)
+        return self._held[key]
 
 
 class Writer:
@@ -234,14 +208,15 @@ class Writer:
         place = folder / f"{number:06d}.parquet"
         partial = folder / f".{number:06d}.partial"
         try:
-            with pq.ParquetWriter(partial, self._schema, compression="none") as writer:
+            options: dict[str, Any] = {"compression": "none", "use_dictionary": _REPEATED}
+            with pq.ParquetWriter(partial, self._schema, **options) as writer:
 
                 def write(tables: list[pa.Table]) -> None:
-                    # A row group of each modality, so that a search reads one of them only.
+                    # Groups of one modality, and small, so that a search reads what it needs.
                     for modality in MODALITIES:
                         same = [t for t in tables if t["modality"][0].as_py() == modality]
                         if same:
-                            writer.write_table(pa.concat_tables(same))
+                            writer.write_table(pa.concat_tables(same), GROUP)
 
                 yield write
             _replace(partial, place)
@@ -305,9 +280,9 @@ def export(index: Index, path: pathlib.Path) -> None:
     """
     if path.suffix not in EXPORTS:
         raise UserError(f"{path} must end in {' or '.join(EXPORTS)}")
-    sides = {modality: index.side(modality) for modality in (AUDIO, VISUAL)}
+    both = {modality: index.side(modality) for modality in (AUDIO, VISUAL)}
     arrays: dict[str, np.ndarray] = {}
-    for modality, side in sides.items():
+    for modality, side in both.items():
         names = np.repeat(np.array(side.files, dtype=str), np.diff(side.offsets))
         arrays |= {modality: side.vectors, f"{modality}_file": names}
         arrays[f"{modality}_time"] = side.times
@@ -328,7 +303,7 @@ def export(index: Index, path: pathlib.Path) -> None:
                     ),
                 }
             )
-            for modality, side in sides.items()
+            for modality, side in both.items()
             if side.files
         ]
         pq.write_table(pa.concat_tables(tables), partial)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cavmae_sync_jax.inference.index import Index
+from cavmae_sync_jax.inference.index.store import Index
 from cavmae_sync_jax.inference.model import Embedded
 from cavmae_sync_jax.inference.similarity import unit
 from cavmae_sync_jax.utils import cli, console
