@@ -92,21 +92,25 @@ def _videos(
     source: epath.Path, skipped: collections.Counter[str], absent: list[str]
 ) -> list[Video]:
     if source.is_dir():
-        files = _in_bucket(source) if "://" in str(source) else _in_folder(source)
+        root, remote = str(source), in_bucket(source)
         found, damaged = [], []
-        for path in files:
-            if archives.is_archive(path.name) and not in_bucket(path):
+        # Of hundreds of thousands of files, making paths takes most of the time.
+        for inside in _in_bucket(source) if remote else _in_folder(root):
+            extension = os.path.splitext(inside)[1].lower().rstrip(".")
+            if archives.is_archive(inside) and not remote:
                 try:
-                    found += _in_archive(path, Path(path.relative_to(source)), skipped)
+                    found += _in_archive(
+                        epath.Path(os.path.join(root, inside)), Path(inside), skipped
+                    )
                 except UserError as error:  # all of them are told at once
                     damaged.append(str(error))
-            elif path.suffix.lower() in EXTENSIONS:
-                found.append(Video(path, Path(path.relative_to(source))))
+            elif extension in EXTENSIONS:
+                found.append(Video(epath.Path(os.path.join(root, inside)), Path(inside)))
             else:
-                skipped[path.suffix.lower() or "none"] += 1
+                skipped[extension or "none"] += 1
         if damaged:
             raise UserError("; ".join(damaged))
-        return sorted(found, key=lambda video: video.path)
+        return sorted(found, key=lambda video: video.name.parts)
     if archives.is_archive(source.name) and source.is_file() and not in_bucket(source):
         return sorted(_in_archive(source, Path(), skipped))
     if source.suffix.lower() == ".txt" and source.is_file():
@@ -143,18 +147,20 @@ def _in_archive(
             skipped[Path(member).suffix.lower() or "none"] += 1
 
 
-def _in_bucket(folder: epath.Path) -> Iterator[epath.Path]:
+def _in_bucket(folder: epath.Path) -> Iterator[str]:
     """Lists everything at once: a question for each of a million objects would take days."""
-    scheme, _, place = str(folder).partition("://")
     files, root = bucket_files(folder)
     for name in files.find(root):
         inside = name[len(root) :].strip("/")
         if not any(part.startswith(".") for part in inside.split("/")):
-            yield epath.Path(f"{scheme}://{place.rstrip('/')}/{inside}")
+            yield inside
 
 
-def _in_folder(folder: epath.Path) -> Iterator[epath.Path]:
-    """Follows links to folders, too, but goes into no folder twice."""
+def _in_folder(folder: str) -> Iterator[str]:
+    """Yields the files' places in the folder.
+
+    Follows links to folders, too, but goes into no folder twice.
+    """
     walked = set()
     for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         place = os.path.realpath(parent)
@@ -163,7 +169,8 @@ def _in_folder(folder: epath.Path) -> Iterator[epath.Path]:
             continue
         walked.add(place)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (epath.Path(parent) / name for name in names if not name.startswith("."))
+        inside = "" if parent == folder else f"{os.path.relpath(parent, folder)}/"
+        yield from (inside + name for name in names if not name.startswith("."))
 
 
 def _refuse(error: OSError) -> None:
