@@ -10,7 +10,7 @@ SEED ?= 0
 SPLIT ?= eval
 # Further flags of data_prep.scenes, such as --assets=DIR.
 SCENES ?=
-# Of claims: the tables of benchmarks/claims_plan, where they are made, and trainings per row.
+# Of claims: the tables of benchmarks/scores/claims_plan, where they are made, and trainings per row.
 TABLES ?= c_registers d_global_token e_mask_ratios a_windows b_frames f_ladder g_aggregations \
 	h_tokens i_directions j_negatives k_what_maps_need
 CLAIMS ?= runs/claims
@@ -63,10 +63,10 @@ claims: $(VENV)/installed
 	test -e $(CLAIMS)/data/summary.json || \
 		$(RUN) data_prep.scenes --output=$(CLAIMS)/data --seed=$(SEED) --overwrite $(SCENES)
 	for table in $(TABLES); do \
-		$(RUN) cavmae_sync_jax.ablate --table=benchmarks/claims_plan/$$table.py --seeds=$(SEEDS) \
+		$(RUN) cavmae_sync_jax.ablate --table=benchmarks/scores/claims_plan/$$table.py --seeds=$(SEEDS) \
 			--config=configs/demo.py --config.data.dir=$(CLAIMS)/data --workdir=$(CLAIMS) \
 			--split=$(SPLIT) --probe=configs/probe.py:demo $(ABLATE) || test $$? = 3 || exit; \
-		$(RUN) benchmarks.claims --workdir=$(CLAIMS) --output=$(CLAIMS_PAGE) || exit; \
+		$(RUN) benchmarks.scores.claims --workdir=$(CLAIMS) --output=$(CLAIMS_PAGE) || exit; \
 	done
 
 test: lint

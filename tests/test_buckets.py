@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from media_files import make_video
 from test_ade20k_sound import Published, ids_of
 
-from benchmarks import bucket_emulator
+from benchmarks.data import bucket_emulator
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.evals import retrieval, summary

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 
-from benchmarks import convert as sizes
+from benchmarks.inference import convert as sizes
 from cavmae_sync_jax import convert, train
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.checkpoints.pretrained import load

@@ -63,7 +63,8 @@ TESTED = {
     r"data_prep\.inspect_dataset": "data_prep/test_inspect_dataset.py::test_a_page_is_drawn",
     r"\.train .*--config\.init_from": "test_convert.py::test_training_begins_with_mae_and_learns",
     r"cavmae_sync_jax\.ablate": "ablations/test_ablate.py::test_killed_shared_and_finished",
-    r"benchmarks\.claims": "benchmarks/test_benchmarks.py::test_claims_are_written_from_the_tables",
+    r"benchmarks\.scores\.claims": "benchmarks/test_benchmarks.py::"
+    "test_claims_are_written_from_the_tables",
     r"cavmae_sync_jax\.finetune": "test_finetune.py::test_a_run_leaves_a_classifier_and_its_scores",
     r"evals\.classify": "test_finetune.py::"
     "test_only_a_fine_tuned_model_of_the_same_classes_is_scored",
@@ -81,35 +82,39 @@ TESTED = {
     r"cavmae_sync_jax\.(embed|search|localize)": "test_use.py::test_embed_search_and_localize",
     r"cavmae_sync_jax\.app": "inference/test_app.py::"
     "test_a_video_gets_its_match_and_a_map_that_plays",
-    r"benchmarks\.train_step": "benchmarks/test_train_step_benchmark.py::test_the_program",
-    r"benchmarks\.input_pipeline": "benchmarks/test_speed_benchmarks.py::"
+    r"benchmarks\.training\.train_step": "benchmarks/test_train_step_benchmark.py::"
+    "test_the_program",
+    r"benchmarks\.data\.input_pipeline": "benchmarks/test_speed_benchmarks.py::"
     "test_the_pipeline_is_timed_in_parts",
-    r"benchmarks\.startup": "benchmarks/test_speed_benchmarks.py::test_starts_make_a_table",
-    r"benchmarks\.features": "benchmarks/test_speed_benchmarks.py::"
+    r"benchmarks\.training\.startup": "benchmarks/test_speed_benchmarks.py::"
+    "test_starts_make_a_table",
+    r"benchmarks\.inference\.features": "benchmarks/test_speed_benchmarks.py::"
     "test_features_stage_and_loop_embed_the_same",
-    r"benchmarks\.retrieval": "benchmarks/test_benchmarks.py::"
+    r"benchmarks\.inference\.retrieval": "benchmarks/test_benchmarks.py::"
     "test_retrieval_times_every_aggregation",
-    r"benchmarks\.nearest": "benchmarks/test_benchmarks.py::test_nearest_measures_recall",
-    r"benchmarks\.growth": "benchmarks/test_growth_benchmarks.py::"
+    r"benchmarks\.inference\.nearest": "benchmarks/test_benchmarks.py::"
+    "test_nearest_measures_recall",
+    r"benchmarks\.training\.growth": "benchmarks/test_growth_benchmarks.py::"
     "test_growth_counts_what_it_should",
-    r"benchmarks\.preparation": "benchmarks/test_growth_benchmarks.py::"
+    r"benchmarks\.data\.preparation": "benchmarks/test_growth_benchmarks.py::"
     "test_preparation_times_its_own_videos",
-    r"benchmarks\.many_clips": "benchmarks/test_growth_benchmarks.py::"
+    r"benchmarks\.data\.many_clips": "benchmarks/test_growth_benchmarks.py::"
     "test_many_clips_are_planned_prepared_and_resumed",
-    r"benchmarks\.demo_seeds": "benchmarks/test_benchmarks.py::test_demo_seeds_by_hand",
-    r"benchmarks\.faults": "distributed/test_multihost.py::"
+    r"benchmarks\.scores\.demo_seeds": "benchmarks/test_benchmarks.py::test_demo_seeds_by_hand",
+    r"benchmarks\.training\.faults": "distributed/test_multihost.py::"
     "test_the_benchmark_of_faults_damages_and_tells",
-    r"benchmarks\.streaming": "benchmarks/test_bucket_benchmarks.py::"
+    r"benchmarks\.data\.streaming": "benchmarks/test_bucket_benchmarks.py::"
     "test_streaming_times_the_bucket_beside_the_disk",
-    r"benchmarks\.layouts": "benchmarks/test_bucket_benchmarks.py::"
+    r"benchmarks\.data\.layouts": "benchmarks/test_bucket_benchmarks.py::"
     "test_layouts_read_the_parts_that_an_example_needs",
-    r"benchmarks\.bucket_faults": "benchmarks/test_bucket_benchmarks.py::"
+    r"benchmarks\.data\.bucket_faults": "benchmarks/test_bucket_benchmarks.py::"
     "test_faults_in_a_bucket_are_noticed",
-    r"benchmarks\.tpu_aot": "benchmarks/test_tpu_aot.py::test_a_small_model_compiles_for_a_pod",
-    r"benchmarks\.roofline": "benchmarks/test_roofline.py::test_this_cpu",
-    r"benchmarks\.device_session": "benchmarks/test_device_session.py::"
+    r"benchmarks\.training\.tpu_aot": "benchmarks/test_tpu_aot.py::"
+    "test_a_small_model_compiles_for_a_pod",
+    r"benchmarks\.training\.roofline": "benchmarks/test_roofline.py::test_this_cpu",
+    r"benchmarks\.training\.device_session": "benchmarks/test_device_session.py::"
     "test_a_failure_does_not_stop_the_others_and_done_parts_stay",
-    r"benchmarks\.convert": "benchmarks/test_benchmarks.py::"
+    r"benchmarks\.inference\.convert": "benchmarks/test_benchmarks.py::"
     "test_convert_measures_every_kind_both_ways",
 }
 # Flags of others' programs that the text mentions.
@@ -259,7 +264,7 @@ def test_mistakes_would_be_found():
         "cavmae_sync_jax.train --config=configs/pretrain.py --config.bach_size=1 --workdir=x",
         "cavmae_sync_jax.train --config=configs/pretrain.py:register_4 --workdir=x",
         "cavmae_sync_jax.convert a b --config.model.with=1",
-        "benchmarks.retrieval --strategies=best",
+        "benchmarks.inference.retrieval --strategies=best",
     ):
         program, *arguments = line.split()
         with pytest.raises((SystemExit, cli.UserError)), contextlib.redirect_stderr(None):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from benchmarks import bucket_emulator
+from benchmarks.data import bucket_emulator
 from cavmae_sync_jax import train
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.checkpoints.pretrained import load

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from benchmarks import claims, convert, demo_seeds, nearest, retrieval
+from benchmarks.inference import convert, nearest, retrieval
+from benchmarks.scores import claims, demo_seeds
 from cavmae_sync_jax.ablations import plan, tables
 from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
 from cavmae_sync_jax.evals.report import results_table

@@ -5,8 +5,8 @@ import json
 import pytest
 from test_speed_benchmarks import FLAGS, table
 
-from benchmarks import bucket_emulator, bucket_faults, layouts, streaming
-from benchmarks.faults import Run
+from benchmarks.data import bucket_emulator, bucket_faults, layouts, streaming
+from benchmarks.training.faults import Run
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.utils.errors import UserError
 

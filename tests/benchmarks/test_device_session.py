@@ -8,8 +8,8 @@ from unittest import mock
 
 import pytest
 
-from benchmarks import device_session
-from benchmarks.device_session import Part
+from benchmarks.training import device_session
+from benchmarks.training.device_session import Part
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 

@@ -5,7 +5,8 @@ import pytest
 from media_files import make_video
 from test_speed_benchmarks import FLAGS
 
-from benchmarks import extraction_baseline, growth, many_clips, preparation
+from benchmarks.data import extraction_baseline, many_clips, preparation
+from benchmarks.training import growth
 
 pytestmark = pytest.mark.release
 

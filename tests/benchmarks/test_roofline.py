@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import hlo_text, launch
+from benchmarks.training import hlo_text, launch
 
 pytestmark = pytest.mark.release
 
@@ -79,7 +79,13 @@ def test_traffic_by_hand():
 def roofline(*flags):
     keep = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     small = ["model.depth=1", "model.width=16", "model.image_size=32", "batch_size=8"]
-    command = [sys.executable, "-m", "benchmarks.roofline", "--config=configs/demo.py", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.training.roofline",
+        "--config=configs/demo.py",
+        *flags,
+    ]
     command += [f"--config.{flag}" for flag in (*small, "model.remat=none")]
     return subprocess.run(command, capture_output=True, text=True, cwd=launch.ROOT, env=keep)
 
@@ -91,7 +97,7 @@ def test_this_cpu(tmp_path):
     assert 0 < found["at_best"] <= found["one_by_one"] and found["batch"] == 8
     assert found["bytes"] == pytest.approx(sum(k["bytes"] for k in found["kinds"].values()))
     # Three times a forward pass, and attention's logits once more.
-    from benchmarks import flops, train_step
+    from benchmarks.training import flops, train_step
     from configs import demo
 
     overrides = {"model.width": 16, "model.depth": 1, "model.image_size": 32}

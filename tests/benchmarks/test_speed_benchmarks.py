@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tiny
 
-import benchmarks
-from benchmarks import features, input_pipeline, startup
+from benchmarks.data import input_pipeline
+from benchmarks.inference import features
+from benchmarks.training import startup
 from cavmae_sync_jax.data.loader import PairSpec
 from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.media import images as media_images
@@ -59,7 +60,7 @@ def numbers(cells):
 
 
 def test_both_sides_give_the_same_pairs(config, generated, tmp_path):
-    baseline = pytest.importorskip("benchmarks.dataloader_baseline")
+    baseline = pytest.importorskip("benchmarks.data.dataloader_baseline")
     records, pair_spec = input_pipeline.Records(generated, "train"), PairSpec.of(config)
     assert records.clips == CLIPS and len(records) == input_pipeline.CLIPS_AT_LEAST
     files, model = baseline.Files(tmp_path), config.model
@@ -90,7 +91,7 @@ def test_generated_pictures_are_as_large_as_photos():
 
 
 def test_the_pipeline_is_timed_in_parts(generated, monkeypatch, capsys):
-    pytest.importorskip("benchmarks.dataloader_baseline")
+    pytest.importorskip("benchmarks.data.dataloader_baseline")
     monkeypatch.setattr(input_pipeline, "generate", lambda *_, **__: generated)
     wanted = ["--examples=16", "--repeats=1", "--workers", "1"]
     monkeypatch.setattr("sys.argv", ["input_pipeline", *FLAGS, *wanted])
@@ -111,8 +112,8 @@ def test_the_pipeline_is_timed_in_parts(generated, monkeypatch, capsys):
 
 
 def test_own_data_need_no_dataloader(generated, monkeypatch, capsys):
-    monkeypatch.delattr(benchmarks, "dataloader_baseline", raising=False)
-    monkeypatch.delitem(sys.modules, "benchmarks.dataloader_baseline", raising=False)
+    monkeypatch.delattr("benchmarks.data.dataloader_baseline", raising=False)
+    monkeypatch.delitem(sys.modules, "benchmarks.data.dataloader_baseline", raising=False)
     monkeypatch.setitem(sys.modules, "soundfile", None)
     flags = ["input_pipeline", *FLAGS, "--examples=8", "--repeats=1", "--workers"]
     monkeypatch.setattr("sys.argv", [*flags, f"--data={generated}"])

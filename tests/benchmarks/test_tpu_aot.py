@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import launch
+from benchmarks.training import launch
 
 pytestmark = pytest.mark.release
 
@@ -42,7 +42,7 @@ ENTRY %main (x: bf16[8,4]) -> bf16[8,4] {
 def test_collectives_by_hand():
     # The benchmark sets JAX's platform for its own process only.
     code = (
-        "import sys; from benchmarks import tpu_aot as t; "
+        "import sys; from benchmarks.training import tpu_aot as t; "
         "chip = t.Chip(1.0, 1.0, 100.0, 16); "
         "print(t.collectives(sys.stdin.read(), chip, (4, 4)))"
     )
@@ -59,7 +59,7 @@ def test_collectives_by_hand():
 
 
 def test_an_unknown_topology():
-    command = [sys.executable, "-m", "benchmarks.tpu_aot", "--config=configs/demo.py"]
+    command = [sys.executable, "-m", "benchmarks.training.tpu_aot", "--config=configs/demo.py"]
     command += ["--topology=v1:2x2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=launch.ROOT)
     assert done.returncode == 2 and "--topology=v1:2x2: must be such as v5e:4x4" in done.stderr
@@ -70,7 +70,7 @@ def test_an_unknown_topology():
 def test_a_small_model_compiles_for_a_pod(mesh):
     flags = ["data.num_frames=4", "model.width=128", "batch_size=64", "model.remat=full"]
     flags += [f"mesh.data={mesh[0]}", f"mesh.fsdp={mesh[1]}"]
-    command = [sys.executable, "-m", "benchmarks.tpu_aot", "--config=configs/demo.py"]
+    command = [sys.executable, "-m", "benchmarks.training.tpu_aot", "--config=configs/demo.py"]
     command += ["--topology=v5e:4x4", *(f"--config.{flag}" for flag in flags)]
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     done = subprocess.run(command, capture_output=True, text=True, cwd=launch.ROOT, env=environment)

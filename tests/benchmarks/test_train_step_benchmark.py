@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import flops, torch_baseline, train_step
-from benchmarks.torch_baseline import Trainer
+from benchmarks.training import flops, torch_baseline, train_step
+from benchmarks.training.torch_baseline import Trainer
 from cavmae_sync_jax.training import train_step as stepping
 from cavmae_sync_jax.utils.errors import UserError
 from configs import pretrain
@@ -134,8 +134,8 @@ def test_sides_that_differ_are_not_timed():
 
 
 def test_without_pytorch(monkeypatch):
-    monkeypatch.delitem(sys.modules, "benchmarks.torch_baseline")
-    monkeypatch.delattr("benchmarks.torch_baseline")
+    monkeypatch.delitem(sys.modules, "benchmarks.training.torch_baseline")
+    monkeypatch.delattr("benchmarks.training.torch_baseline")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"torch is missing: pip install '\.\[convert\]'"):
         train_step._torch_baseline(tiny.config())

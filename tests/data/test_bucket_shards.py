@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from benchmarks import bucket_emulator
+from benchmarks.data import bucket_emulator
 from cavmae_sync_jax.data import array_record_format, bucket_shards, disk_shards, loader
 from cavmae_sync_jax.data.pair_spec import PairSpec
 from cavmae_sync_jax.evals import clip_lists

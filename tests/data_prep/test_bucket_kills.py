@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import bucket_emulator
+from benchmarks.data import bucket_emulator
 from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.utils.errors import UserError
 

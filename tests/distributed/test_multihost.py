@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from benchmarks import faults, launch
+from benchmarks.training import faults, launch
 from cavmae_sync_jax.distributed import multihost
 from cavmae_sync_jax.utils.errors import UserError
 

@@ -23,7 +23,7 @@ from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import MODALITIES, OPPOSITE
 
 FOLDER, MANIFEST = "approximate", "made_of.json"
-# With more of both, a search finds more and takes longer. benchmarks.nearest measures it.
+# With more of both, a search finds more and takes longer. benchmarks.inference.nearest measures it.
 KIND, EFFORT = "HNSW24_SQfp16", 256
 WIDTH = 40  # vectors that are looked for, per file that is wanted
 BLOCK = 4096  # vectors that are added between two steps of the bar

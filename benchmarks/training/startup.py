@@ -1,7 +1,7 @@
 """Times a training from its command to the first step's line in metrics.jsonl.
 
-    python -m benchmarks.startup --config=configs/demo.py
-    python -m benchmarks.startup --config=configs/pretrain.py --config.batch_size=4 \\
+    python -m benchmarks.training.startup --config=configs/demo.py
+    python -m benchmarks.training.startup --config=configs/pretrain.py --config.batch_size=4 \\
         --config.data.workers=0 --repeats=2                                      # on a CPU
 
 `python -m cavmae_sync_jax.train` is really started, on a few generated clips: first with an empty
@@ -30,7 +30,7 @@ from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
 PROGRAM = ("-m", "cavmae_sync_jax.train")
-OBSERVED = ("-c", "from benchmarks import startup; startup.observe()")
+OBSERVED = ("-c", "from benchmarks.training import startup; startup.observe()")
 BEGAN, TOLD = "STARTUP_BEGAN", "STARTUP_TOLD"  # the environment of a process that is observed
 KINDS = ("cold", "cached")
 CLIPS_AT_LEAST = 8
@@ -149,7 +149,7 @@ def run(config: ConfigDict, flags: Sequence[str], repeats: int) -> None:
     Raises:
       UserError: if the training refuses its config.
     """
-    from benchmarks import input_pipeline
+    from benchmarks.data import input_pipeline
 
     if repeats < 1:
         raise UserError("--repeats must be at least 1")

@@ -1,8 +1,8 @@
 """Compiles the train step for TPU pods, on a machine that has no TPU: memory, collectives, time.
 
     pip install -e ".[tpu]"
-    python -m benchmarks.tpu_aot --topology=v5e:16x16 --config=configs/pretrain.py
-    python -m benchmarks.tpu_aot --table --config=configs/pretrain.py
+    python -m benchmarks.training.tpu_aot --topology=v5e:16x16 --config=configs/pretrain.py
+    python -m benchmarks.training.tpu_aot --table --config=configs/pretrain.py
 
 Memory is what the compiled program's own analysis says, for each chip. FLOPs are those of the whole
 step before compilation, layers unrolled, recomputed ones included. Collectives are read from the
@@ -33,7 +33,7 @@ import jax
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from benchmarks import hlo_text
+from benchmarks.training import hlo_text
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.training import config_checks, train_step

@@ -15,7 +15,7 @@ from etils import epath
 
 from cavmae_sync_jax.distributed import multihost, preemption
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SECONDS = 10  # of silence after which a process counts as dead, in these runs
 FLAGS = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
 
@@ -53,7 +53,7 @@ def start(
             arguments = json.dumps([[str(part) for part in command] for command in commands])
             started.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "benchmarks.launch", arguments],
+                    [sys.executable, "-m", "benchmarks.training.launch", arguments],
                     cwd=ROOT,
                     env=env,
                     stdout=log,

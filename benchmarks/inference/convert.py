@@ -1,6 +1,6 @@
 """How long a conversion of the released checkpoints' sizes takes, and how much memory.
 
-    python -m benchmarks.convert
+    python -m benchmarks.inference.convert
 
 Each file has its real size and random weights. Every conversion is a process of its own, Python's
 start and imports included; memory is its largest resident set.

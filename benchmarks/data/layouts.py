@@ -1,6 +1,6 @@
 """Times how else an example's bytes could lie: on the disk, and in an emulated bucket.
 
-    python -m benchmarks.layouts --data=DATASET --latency_ms=30
+    python -m benchmarks.data.layouts --data=DATASET --latency_ms=30
 
 A training example needs one JPEG of a clip and a window of its log-mel, and reads the clip's whole
 record. Beside it, the same clips are written once more with their parts apart: all JPEGs one after
@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore
 
-from benchmarks import bucket_emulator, timing
+from benchmarks import timing
+from benchmarks.data import bucket_emulator
 from cavmae_sync_jax.data.disk_shards import DiskShards
 from cavmae_sync_jax.data.records import Records
 from cavmae_sync_jax.media import audio

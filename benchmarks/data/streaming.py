@@ -1,6 +1,6 @@
 """Times training batches out of an emulated bucket, beside those from the disk in the same run.
 
-    python -m benchmarks.streaming --config=configs/pretrain.py --config.batch_size=64
+    python -m benchmarks.data.streaming --config=configs/pretrain.py --config.batch_size=64
 
 Each row is a stream of batches from a bucket whose server waits so many milliseconds before each
 answer, with so many requests in flight; rows take turns. "Of the disk" is a row's speed as a share
@@ -22,7 +22,8 @@ import tensorflow_datasets as tfds
 import threadpoolctl
 from ml_collections import ConfigDict
 
-from benchmarks import bucket_emulator, input_pipeline, timing
+from benchmarks import timing
+from benchmarks.data import bucket_emulator, input_pipeline
 from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import UserError
 

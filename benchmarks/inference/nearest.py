@@ -1,7 +1,7 @@
 """Compares approximate search with exact search: recall, seconds per search, seconds to build.
 
-    python -m benchmarks.nearest --clips=5000
-    python -m benchmarks.nearest --clips=100000 --queries=50
+    python -m benchmarks.inference.nearest --clips=5000
+    python -m benchmarks.inference.nearest --clips=100000 --queries=50
 
 The index is made up: each clip belongs to a class and has a place of its own in it, and its moments
 lie around that. Queries are other clips of these classes, with the same number of moments. Recall

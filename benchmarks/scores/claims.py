@@ -1,11 +1,11 @@
 """The paper's claims at the demo's size, each with a verdict: writes results/claims.md.
 
     make claims
-    python -m benchmarks.claims --workdir=runs/claims --output=results/claims.md
+    python -m benchmarks.scores.claims --workdir=runs/claims --output=results/claims.md
 
-`benchmarks/claims_plan/` has a table per claim: rows, columns and what is claimed. It was written
-before any of its trainings. `make claims` trains and scores them with `cavmae_sync_jax.ablate`;
-this program only reads WORKDIR/table_NAME.json, as far as they are there.
+`claims_plan/` has a table per claim: rows, columns and what is claimed. It was written before any
+of its trainings. `make claims` trains and scores them with `cavmae_sync_jax.ablate`; this program
+only reads WORKDIR/table_NAME.json, as far as they are there.
 """
 
 import argparse
@@ -91,8 +91,8 @@ def run(workdir: str, output: str) -> None:
         "",
         about,
         "",
-        "The plan was written before the runs (`benchmarks/claims_plan/`). The settings are the",
-        "demo's, which were chosen on the split `val`; the scores are of the split `eval`.",
+        "The plan was written before the runs (`benchmarks/scores/claims_plan/`). The settings are",
+        "the demo's, which were chosen on the split `val`; the scores are of the split `eval`.",
         "",
         MEANING.rstrip(),
         *sections(results),

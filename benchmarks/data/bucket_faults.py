@@ -1,6 +1,6 @@
 """Trains from, evaluates from and prepares into an emulated bucket, while everything goes wrong.
 
-    python -m benchmarks.bucket_faults --workdir=runs/bucket_faults
+    python -m benchmarks.data.bucket_faults --workdir=runs/bucket_faults
 
 The bucket's server is `bucket_emulator`, reached by real requests. A tiny model is trained from the
 disk, and then from the bucket: with errors in 5 % of the requests, with the server gone for 20 s,
@@ -22,9 +22,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks import bucket_emulator, faults, launch
-from benchmarks.bucket_emulator import Emulator
-from benchmarks.faults import Run, expect
+from benchmarks.data import bucket_emulator
+from benchmarks.data.bucket_emulator import Emulator
+from benchmarks.training import faults, launch
+from benchmarks.training.faults import Run, expect
 from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError

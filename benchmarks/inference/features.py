@@ -1,8 +1,9 @@
 """Times the evaluations' forward pass: all frames and windows of clips, nothing masked.
 
-    python -m benchmarks.features --config=configs/demo.py --clips=64
-    python -m benchmarks.features --config=configs/pretrain.py --clips=512       # on a GPU or TPU
-    python -m benchmarks.features --config=configs/pretrain.py --clips=8 --repeats=2      # on a CPU
+    python -m benchmarks.inference.features --config=configs/demo.py --clips=64
+    python -m benchmarks.inference.features --config=configs/pretrain.py --clips=8 --repeats=2
+
+The last command suits a CPU; a GPU or a TPU takes --clips=512.
 
 The features stage (`features.extract`) embeds clips that lie in memory, so that nothing is read or
 decoded; it fills whole batches, brings them to all devices and the embeddings back.

@@ -11,7 +11,7 @@ import urllib.parse
 import uuid
 from typing import Any, NamedTuple
 
-from benchmarks.bucket_emulator.store import Refused, Store
+from benchmarks.data.bucket_emulator.store import Refused, Store
 
 _OBJECT = re.compile(r"(?:/download|/upload)?/storage/v1/b/([^/]+)/o(?:/([^/]+))?")
 _COPY = re.compile(r"/storage/v1/b/([^/]+)/o/([^/]+)/(?:copyTo|rewriteTo)/b/([^/]+)/o/([^/]+)")

@@ -1,7 +1,7 @@
 """Mean and spread of the demo's scores over several seeds, as two Markdown tables.
 
 for s in 0 1 2; do make demo SEED=$s DEMO=runs/seed$s; done
-python -m benchmarks.demo_seeds runs/seed0 runs/seed1 runs/seed2
+python -m benchmarks.scores.demo_seeds runs/seed0 runs/seed1 runs/seed2
 
 The first table has every headline score. Beside it stand an untrained model and the best trivial
 baseline of each seed. A ⚠ marks a mean that is not better than both. The second table has all of

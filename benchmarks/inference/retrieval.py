@@ -1,7 +1,7 @@
 """Times retrieval's ranks, both directions, for each aggregation, beside a plain double loop.
 
-    python -m benchmarks.retrieval                                   # the paper's size
-    python -m benchmarks.retrieval --clips=20000 --strategies=diagonal_mean --repeats=1
+    python -m benchmarks.inference.retrieval                                   # the paper's size
+    python -m benchmarks.inference.retrieval --clips=20000 --strategies=diagonal_mean --repeats=1
 
 The embeddings are unrelated noise: own scores lie in the thick of the others, so that many
 comparisons are near and settled in float64; a trained model has fewer. The double loop computes

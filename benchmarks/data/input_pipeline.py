@@ -1,8 +1,9 @@
 """Times the way from shard file to host batch, stage by stage, beside a PyTorch DataLoader.
 
     pip install -e ".[convert,test]"                    # PyTorch and soundfile, for the DataLoader
-    python -m benchmarks.input_pipeline --config=configs/pretrain.py --config.batch_size=64
-    python -m benchmarks.input_pipeline --config=configs/pretrain.py --data=DATASET --workers 2 8
+    python -m benchmarks.data.input_pipeline --config=configs/pretrain.py --config.batch_size=64
+    python -m benchmarks.data.input_pipeline --config=configs/pretrain.py --data=DATASET \\
+        --workers 2 8
 
 Ours is `dataset.train_batches`: a frame and its window of each clip, as training gets them. The
 DataLoader does for the same clips what the authors' loader does, see `dataloader_baseline`; the
@@ -346,7 +347,7 @@ def _kilobytes(records: Records) -> float:
 
 def _loader() -> Any:
     try:
-        from benchmarks import dataloader_baseline
+        from benchmarks.data import dataloader_baseline
     except ImportError as error:
         raise UserError(
             f"{error.name} is missing: pip install '.[convert,test]', or give your own --data, "

@@ -1,6 +1,6 @@
 """Injects real faults into real trainings and prints what became of them, as a Markdown table.
 
-    python -m benchmarks.faults --workdir=runs/faults
+    python -m benchmarks.training.faults --workdir=runs/faults
 
 Renders a small dataset, trains a tiny model without a fault, and then again and again with one:
 processes are signalled, killed and frozen, files cut and flipped, a disk filled. A row fails if a
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from benchmarks import launch
+from benchmarks.training import launch
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 

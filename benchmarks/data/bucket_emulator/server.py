@@ -10,8 +10,8 @@ import signal
 import urllib.parse
 from typing import Any
 
-from benchmarks.bucket_emulator.api import Answer, Bucket, Request, as_json, refusal
-from benchmarks.bucket_emulator.store import Refused
+from benchmarks.data.bucket_emulator.api import Answer, Bucket, Request, as_json, refusal
+from benchmarks.data.bucket_emulator.store import Refused
 
 FAULTS = (429, 500, 502, 503, "reset", "cut")  # what `errors` draws from
 CONTROL = "/emulator"  # GET: the counters; POST: other knobs

@@ -1,7 +1,7 @@
 """How a training step and the scoring of clips grow with batch, audio, width, registers and clips.
 
-    python -m benchmarks.growth --config=configs/pretrain.py
-    python -m benchmarks.growth --config=configs/demo.py --time --batch 16 32 64 128 256
+    python -m benchmarks.training.growth --config=configs/pretrain.py
+    python -m benchmarks.training.growth --config=configs/demo.py --time --batch 16 32 64 128 256
 
 Operations are XLA's own count of the whole step, layers unrolled, before it optimises; memory is
 what the compiled step says it needs beside the weights and their moments. Neither runs anything.
@@ -19,8 +19,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import timing
-from benchmarks.tpu_aot import lowered, step_flops
-from benchmarks.train_step import GIB, Ours, chosen, random_batch
+from benchmarks.training.tpu_aot import lowered, step_flops
+from benchmarks.training.train_step import GIB, Ours, chosen, random_batch
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.evals.metrics import ranking
 from cavmae_sync_jax.utils import cli

@@ -1,7 +1,7 @@
 """What a preparation of very many clips costs beside the clips themselves: memory, time, files.
 
-    python -m benchmarks.many_clips
-    python -m benchmarks.many_clips --clips 100000 200000 --records 4000
+    python -m benchmarks.data.many_clips
+    python -m benchmarks.data.many_clips --clips 100000 200000 --records 4000
 
 Each count runs in a process of its own. Its files have names as VGGSound's have, but do not exist;
 a clip's example is a few bytes that cost nothing. So what is left is the work of the process that
@@ -130,7 +130,14 @@ def run(counts: Sequence[int], records: int) -> None:
     print(machine("array-record", "tensorflow-datasets"))
     rows = []
     for count in counts:
-        command = [sys.executable, "-m", "benchmarks.many_clips", "--clips", str(count), "--child"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.data.many_clips",
+            "--clips",
+            str(count),
+            "--child",
+        ]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         told = json.loads(done.stdout)
         rows.append([f"{count:,}", *(f"{told['seconds'][step]:.1f} s" for step in STEPS)])

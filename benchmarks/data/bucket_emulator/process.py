@@ -10,8 +10,8 @@ import time
 import urllib.request
 from collections.abc import Iterator
 
-from benchmarks.bucket_emulator.server import CONTROL
-from benchmarks.bucket_emulator.store import Store
+from benchmarks.data.bucket_emulator.server import CONTROL
+from benchmarks.data.bucket_emulator.store import Store
 
 # What tells the clients of gs:// to come here.
 VARIABLES = (
@@ -40,11 +40,11 @@ class Emulator:
     def start(self) -> None:
         """Starts it, at the port that it had."""
         flags = [f"--{name}={value}" for name, value in self.knobs.items()]
-        command = [sys.executable, "-m", "benchmarks.bucket_emulator", str(self.folder)]
+        command = [sys.executable, "-m", "benchmarks.data.bucket_emulator", str(self.folder)]
         self._process = subprocess.Popen(
             [*command, f"--port={self.port}", *flags],
             stdout=subprocess.PIPE,
-            cwd=pathlib.Path(__file__).parents[2],
+            cwd=pathlib.Path(__file__).parents[3],
         )
         self.port = json.loads(self._process.stdout.readline())["port"]
 

@@ -1,7 +1,7 @@
 """Times the preparation of clips on one core, and what their records weigh and take to read.
 
-    python -m benchmarks.preparation
-    python -m benchmarks.preparation --videos=FOLDER    # your own instead of synthetic ones
+    python -m benchmarks.data.preparation
+    python -m benchmarks.data.preparation --videos=FOLDER    # your own instead of synthetic ones
 
 Synthetic videos are 10 s of H.264 (25 frames per second) and AAC (stereo, 44.1 kHz), of a picture
 with detail at all scales that moves, at the two sizes in which AudioSet and VGGSound are mostly
@@ -27,7 +27,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from benchmarks import extraction_baseline
+from benchmarks.data import extraction_baseline
 from benchmarks.timing import Spread, machine, table
 from cavmae_sync_jax.media import audio, images
 from cavmae_sync_jax.media import decoding as media_decoding

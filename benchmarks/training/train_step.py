@@ -1,9 +1,9 @@
 """Times the train step in several settings, beside the same step in PyTorch, on one device.
 
     pip install -e ".[convert]"                  # PyTorch; on a GPU a build of it that has CUDA
-    python -m benchmarks.train_step --config=configs/demo.py --config.batch_size=32
-    python -m benchmarks.train_step --config=configs/pretrain.py --batch=8 --repeats=3
-    python -m benchmarks.train_step --config=configs/pretrain.py --batch 64 256 \\
+    python -m benchmarks.training.train_step --config=configs/demo.py --config.batch_size=32
+    python -m benchmarks.training.train_step --config=configs/pretrain.py --batch=8 --repeats=3
+    python -m benchmarks.training.train_step --config=configs/pretrain.py --batch 64 256 \\
         --settings scan unrolled remat_dots remat_full --steps=10                # a large GPU
 
 Before anything is timed, every setting and every peer computes the loss and the norm of its
@@ -36,7 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks import flops, timing
+from benchmarks import timing
+from benchmarks.training import flops
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.models import attention, cavmae_sync
 from cavmae_sync_jax.training import config_checks, train_step
@@ -258,7 +259,7 @@ def _torch_baseline(config: ConfigDict) -> Any:
     if config.data.augment_audio:
         raise UserError("the peers don't augment audio: --config.data.augment_audio=False")
     try:
-        from benchmarks import torch_baseline
+        from benchmarks.training import torch_baseline
     except ImportError as error:
         raise UserError(
             f"{error.name} is missing: pip install '.[convert]', or give --peers without names"

@@ -1,8 +1,8 @@
 """Measures all that waits for an accelerator, in one command, and leaves JSON.
 
     pip install -e ".[cuda,convert,test]"        # with a build of PyTorch that has CUDA
-    python -m benchmarks.device_session --output=runs/device --minutes=60
-    python -m benchmarks.device_session --output=runs/tiny --tiny            # a trial on a CPU
+    python -m benchmarks.training.device_session --output=runs/device --minutes=60
+    python -m benchmarks.training.device_session --output=runs/tiny --tiny  # a trial on a CPU
 
 Every part is a benchmark of this folder in a process of its own. It leaves `PART.log`, most leave
 `PART.json`, and the train step leaves traces of five steps for each setting. `session.json` names
@@ -24,7 +24,7 @@ from benchmarks import timing
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import Unsatisfied, UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # XLA's switches that may help a GPU, each against none in the part "train_step".
 SWITCHES = {
     "latency_hiding": "--xla_gpu_enable_latency_hiding_scheduler=true",
@@ -51,7 +51,7 @@ def parts(tiny: bool) -> dict[str, Part]:
     turns = ("--repeats=1", "--steps=1") if tiny else ("--repeats=5", "--steps=10")
 
     def step(*flags: str, **environment: str) -> Part:
-        return Part("benchmarks.train_step", (config, *turns, *flags), environment, True)
+        return Part("benchmarks.training.train_step", (config, *turns, *flags), environment, True)
 
     def settings(*names: str) -> tuple[str, ...]:
         return ("--settings", *(names[:2] if tiny else names))
@@ -62,20 +62,20 @@ def parts(tiny: bool) -> dict[str, Part]:
         # Both peers in the same run.
         "train_step": step("--batch", batch, *settings(*SETTINGS)),
         "on_paper": Part(
-            "benchmarks.roofline",
+            "benchmarks.training.roofline",
             (config, f"--config.batch_size={batch}", "--device", *device),
             {},
             True,
         ),
         "batch_sizes": step("--batch", *batches, *settings("scan", "remat_full"), "--peers"),
         "features": Part(
-            "benchmarks.features",
+            "benchmarks.inference.features",
             (config, f"--clips={clips}", f"--maps={pictures}", "--repeats=3"),
             {},
             False,
         ),
         "retrieval": Part(
-            "benchmarks.retrieval",
+            "benchmarks.inference.retrieval",
             (f"--clips={many}", "--strategies", "diagonal_mean", "--repeats=1"),
             {},
             False,
@@ -100,7 +100,7 @@ def run_part(name: str, part: Part, output: Path, seconds: float) -> dict[str, A
     unfinished = output / f"{name}.json.part"
     if part.writes_json:
         command.append(f"--output={unfinished.resolve()}")
-    if part.module == "benchmarks.train_step" and name == "train_step":
+    if part.module == "benchmarks.training.train_step" and name == "train_step":
         command.append(f"--profile={(output / 'profile').resolve()}")
     began = time.monotonic()
     with (output / f"{name}.log").open("w") as log:

@@ -1,6 +1,6 @@
 """Imitates Google Cloud Storage on this machine, with its latency and its faults.
 
-    python -m benchmarks.bucket_emulator FOLDER --port=9023 --latency_ms=30
+    python -m benchmarks.data.bucket_emulator FOLDER --port=9023 --latency_ms=30
     export CLOUD_STORAGE_EMULATOR_ENDPOINT=http://127.0.0.1:9023     # ArrayRecord
     export STORAGE_EMULATOR_HOST=http://127.0.0.1:9023               # gcsfs and Google's Python
     export TENSORSTORE_GCS_HTTP_URL=http://127.0.0.1:9023            # Orbax
@@ -17,9 +17,9 @@ import contextlib
 import dataclasses
 import pathlib
 
-from benchmarks.bucket_emulator.api import Bucket
-from benchmarks.bucket_emulator.server import Knobs, Server
-from benchmarks.bucket_emulator.store import Store
+from benchmarks.data.bucket_emulator.api import Bucket
+from benchmarks.data.bucket_emulator.server import Knobs, Server
+from benchmarks.data.bucket_emulator.store import Store
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Measures exact search in a large index: seconds per query once it is loaded, and memory.
 
-    python -m benchmarks.exact_search --clips=100000 --index=runs/large_index
+    python -m benchmarks.inference.exact_search --clips=100000 --index=runs/large_index
 
 The index is made up of random unit vectors, and written if it is not there. Its first search reads
 the vectors; the others find them in memory. Plain NumPy takes turns with them: one product of all
@@ -12,8 +12,8 @@ import resource
 
 import numpy as np
 
-from benchmarks import nearest as made_up
 from benchmarks import timing
+from benchmarks.inference import nearest as made_up
 from cavmae_sync_jax.inference.index import nearest
 from cavmae_sync_jax.inference.index.store import Index
 from cavmae_sync_jax.inference.similarity import unit

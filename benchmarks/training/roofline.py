@@ -1,14 +1,14 @@
 """What a train step takes on paper: its matrix FLOPs and its bytes, counted in the program itself.
 
     pip install -e ".[cuda]"                     # for h100 and h200; no GPU is needed
-    python -m benchmarks.roofline --config=configs/pretrain.py --device h100 h200
-    python -m benchmarks.roofline --config=configs/demo.py --device cpu --output=roofline.json
+    python -m benchmarks.training.roofline --config=configs/pretrain.py --device h100 h200
+    python -m benchmarks.training.roofline --config=configs/demo.py --device cpu --output=cpu.json
 
 The step is compiled for the named GPU, which need not be here. FLOPs are those of all matrix
 products that the step contains, recomputed ones included. Bytes are read from the compiled text
-(`benchmarks.hlo_text`): every kernel reads its operands and writes its result once, and no cache
-helps. The makers' figures say what they take, `UTILISATION` of the peak for matrices and of the
-bandwidth for memory.
+(`hlo_text`): every kernel reads its operands and writes its result once, and no cache helps. The
+makers' figures say what they take, `UTILISATION` of the peak for matrices and of the bandwidth for
+memory.
 
 "one by one" adds the kernels' times up. "at best" is the larger of all FLOPs at the full peak and
 all bytes at the full bandwidth. A measured step lies above the second, and near the first if XLA's
@@ -32,8 +32,9 @@ import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from benchmarks import flops, hlo_text, timing
-from benchmarks import train_step as benchmark
+from benchmarks import timing
+from benchmarks.training import flops, hlo_text
+from benchmarks.training import train_step as benchmark
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.training import config_checks, train_step
