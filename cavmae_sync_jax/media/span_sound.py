@@ -62,7 +62,14 @@ class _Sound:
     def __init__(self, samples: int):
         self.channels = np.zeros((1, samples), np.int16)
         self.filled = 0  # samples up to the last one that was put
+        self._there = np.zeros(samples, np.bool_)
         self.sounding: set[int] = set()
+
+    def has(self, begin: float, seconds: float) -> bool:
+        """Whether the first sample of the span that lies in these seconds of it is there."""
+        first, end = (round(time * SAMPLE_RATE) for time in (begin, begin + seconds))
+        first = max(first, 0)
+        return first < min(end, len(self._there)) and bool(self._there[first])
 
     def put(self, index: int, samples: Int16[np.ndarray, "channels samples"]) -> None:
         """Puts samples to where they begin; those outside of the span are dropped."""
@@ -72,6 +79,7 @@ class _Sound:
         low, high = max(index, 0), min(index + samples.shape[1], self.channels.shape[1])
         if low < high:
             self.channels[: len(samples), low:high] = samples[:, low - index : high - index]
+            self._there[low:high] = True
             self.filled = max(self.filled, high)
 
 
@@ -88,9 +96,14 @@ def read_waveform(
             time = 0.0 if run is None else run.next_time()
         if time > end + _RUN_OUT:
             break
-        if time < reached - RESTART:  # a picture of that time has been shown already
-            restarts = True
-            continue
+        if time < reached - RESTART:
+            if run is not None and abs(time - run.next_time()) > RESTART:
+                run.add(None, sound)
+                run = None
+            # What fills a hole is no second timeline: one time stamp may have been too large.
+            if frame is not None and sound.has(time - start, frame.samples / frame.rate):
+                restarts = True
+                continue
         if one.damaged and time >= start:
             lost += one.seconds or usual
         if frame is None:

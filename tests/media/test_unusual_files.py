@@ -256,3 +256,24 @@ def test_sound_of_a_second_timeline_does_not_replace_the_first(tmp_path, order):
     assert [number(frame) for frame in content.frames] == [0, 25, 50, 20, 45]
     assert "restarts" in content.notes
     assert "restarts" not in decoding.read_clip(tmp_path / "0.ts", num_frames=5).notes
+
+
+def test_one_time_stamp_that_is_too_large_costs_no_sound(tmp_path):
+    path = make_video(
+        tmp_path / "a.mkv", seconds=6, fps=10, codecs=("mpeg4", "ac3"), rate=48_000, interleave=True
+    )
+    late = tmp_path / "late.mkv"
+    with av.open(str(path)) as source, av.open(str(late), "w") as target:
+        streams = [target.add_stream_from_template(stream) for stream in source.streams]
+        count = 0
+        for packet in source.demux():
+            if packet.dts is None:
+                continue
+            if packet.stream.type == "audio":
+                count += 1
+                if count == 40:  # of 32 ms
+                    packet.pts += 2000
+            packet.stream = streams[packet.stream_index]
+            target.mux(packet)
+    loud = np.abs(decoding.read_clip(late, num_frames=4).waveform / 32768)
+    assert (loud[8_000:88_000].reshape(-1, 800).max(axis=1) > 0.2).mean() > 0.98
