@@ -92,6 +92,9 @@ TESTED = {
     "test_features_stage_and_loop_embed_the_same",
     r"benchmarks\.inference\.retrieval": "benchmarks/test_benchmarks.py::"
     "test_retrieval_times_every_aggregation",
+    r"benchmarks\.inference\.exact_search": (
+        "benchmarks/test_benchmarks.py::test_exact_search_is_timed_in_an_index_that_stays"
+    ),
     r"benchmarks\.inference\.nearest": "benchmarks/test_benchmarks.py::"
     "test_nearest_measures_recall",
     r"benchmarks\.training\.growth": "benchmarks/test_growth_benchmarks.py::"

@@ -22,7 +22,9 @@ from cavmae_sync_jax.media import audio, images
 from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
-BLOCK_SECONDS = 60.0
+# How much is read at once. A file is opened for each block, and a long one opens slowly: files of
+# hours have longer blocks.
+BLOCK_SECONDS, LONGEST_BLOCK, BLOCKS = 60.0, 240.0, 100
 STORED_FRAMES = 16  # as data_prep stores, if nobody asks for another number
 # The reference spreads a clip's 10 s over 1024 rows, although they have 998.
 _ROWS_A_SECOND = 102.4
@@ -180,7 +182,8 @@ def _sample(seconds: float) -> int:
 def _spans(info: FileInfo, spec: PairSpec, begin: float, until: float, step: float) -> list[Span]:
     """Blocks of whole steps; a rest of the file that is shorter than a step has no pair."""
     count = max(1, int((until - begin) / step + 1e-6))
-    a_block = max(1, round(BLOCK_SECONDS / step))
+    seconds = max(BLOCK_SECONDS, min((until - begin) / BLOCKS, LONGEST_BLOCK))
+    a_block = max(1, round(seconds / step))
     spans = []
     for first in range(0, count, a_block):
         pictures = min(a_block, count - first)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.inference import convert, nearest, retrieval
+from benchmarks.inference import convert, exact_search, nearest, retrieval
 from benchmarks.scores import claims, demo_seeds
 from cavmae_sync_jax.ablations import plan, tables
 from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
@@ -110,6 +110,16 @@ def test_convert_measures_every_kind_both_ways(monkeypatch, capsys):
     rows = capsys.readouterr().out.splitlines()[3:]
     assert len(rows) == 6 and all(row.endswith("| 1.0 | 2.00 |") for row in rows)
     assert measured[:4] == ["sync.pth", "sync.safetensors", "cav_mae.pth", "mae.pth"]
+
+
+def test_exact_search_is_timed_in_an_index_that_stays(monkeypatch, capsys, tmp_path):
+    arguments = ["--clips=40", "--dim=8", "--repeats=2", f"--index={tmp_path}/index"]
+    monkeypatch.setattr("sys.argv", ["exact_search", *arguments])
+    for _ in range(2):
+        exact_search.main()
+    said = capsys.readouterr().out
+    assert said.count("written in") == 1 and said.count("40 clips, 640 moments × 8") == 2
+    assert said.count("| search | ") == 2
 
 
 def test_nearest_measures_recall(monkeypatch, capsys):

@@ -135,12 +135,12 @@ for number, file in enumerate(sys.argv[2:]):
 
 
 @pytest.mark.release
-def test_eight_hours_need_no_more_memory_than_ten_minutes(tmp_path, workdir):
-    files = [
-        str(write_long_video(tmp_path / f"{seconds}.mp4", seconds)) for seconds in (608, 28_800)
-    ]
+def test_two_hours_need_no_more_memory_than_ten_minutes(tmp_path, workdir):
+    files = [str(write_long_video(tmp_path / f"{seconds}.mp4", seconds)) for seconds in (608, 7200)]
     command = [sys.executable, "-c", EMBEDDING, str(workdir), *files]
     done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=True)
     short, long = map(float, done.stdout.split())
-    assert long - short < 150, done.stdout  # MB; its log-mel alone would be 700 MB
-    assert len(Index(f"{files[1]}.index").side("visual").times) == 46_080
+    assert long - short < 100, (
+        done.stdout
+    )  # MB; its log-mel alone would be 180 MB, its windows 280 MB
+    assert len(Index(f"{files[1]}.index").side("visual").times) == 11_520

@@ -47,6 +47,40 @@ def test_the_sound_of_a_video_alone(tmp_path):
     assert pitch(sound_files.read_sound(path)) == pytest.approx(440, abs=1)
 
 
+def sweep(seconds, rate):
+    """A tone that rises by 20 Hz per second, so that every moment sounds otherwise."""
+    time = np.arange(round(seconds * rate)) / rate
+    return 0.3 * np.sin(2 * np.pi * (100 + 10 * time) * time)
+
+
+@pytest.mark.parametrize("codec", ["a.wav", "a.flac", "a.mp3", "a.mka", "a.aac"])
+def test_a_span_is_that_part_of_the_whole(tmp_path, codec):
+    rate, path = 44_100, tmp_path / codec
+    coders = {"wav": "pcm_s16le", "flac": "flac", "mp3": "mp3"}
+    coder = coders.get(path.suffix[1:], "aac")
+    make_video(path, seconds=20, waves=sweep(20, rate)[None], rate=rate, codecs=(None, coder))
+    whole = sound_files.read_span(path, 0, None)
+    assert sound_files.seconds_of(path) == pytest.approx(len(whole) / 16_000, abs=0.1)
+    for start, end in ((0, 2), (0.5, 1.5), (7.25, 9), (18, 19.5)):
+        part = sound_files.read_span(path, start, end)
+        assert len(part) == round((end - start) * 16_000)
+        # Containers round times to 1 ms, which are 16 samples.
+        inner, first = part[16:-16].astype(float), round(start * 16_000)
+        lags = [whole[first + lag :][: len(inner)] for lag in range(33)]
+        errors = [np.abs(inner - one).mean() for one in lags if len(one) == len(inner)]
+        assert min(errors) < 0.12 * np.abs(inner).mean()
+    assert reason(sound_files.read_span, path, 30, 31)[0] == "no_audio"
+
+
+def test_damage_outside_of_a_span_is_no_matter(tmp_path):
+    path = write_wav(tmp_path / "a.wav", [tone(440, 4, 16_000)], 16_000)
+    path.write_bytes(path.read_bytes()[: 44 + 2 * 32_000])
+    assert len(sound_files.read_span(path, 0, 2)) == 32_000
+    assert len(sound_files.read_span(path, 1.5, None)) == 8000
+    found, detail = reason(sound_files.read_span, path, 0, 4)
+    assert found == "unreadable" and "ends before the 4.00 s it promises" in detail
+
+
 @pytest.mark.parametrize("samples", [0, 300, 399])
 def test_sound_of_less_than_a_row_is_refused(tmp_path, samples):
     path = write_wav(tmp_path / "a.wav", [tone(440, 1, 16_000)[:samples]], 16_000)

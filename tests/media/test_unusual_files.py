@@ -76,7 +76,10 @@ def test_sound_that_begins_late_in_a_file_is_found(tmp_path, name):
     waveform = decoding.read_clip(path).waveform / 32768
     assert np.abs(waveform[: 78 * 1600]).max() < 0.01
     assert np.abs(waveform[82 * 1600 : 110 * 1600]).max() > 0.2
-    assert len(sound_files.read_sound(path)) > 3.5 * 16_000
+    alone = sound_files.read_sound(path) / 32768
+    assert len(alone) > 11.5 * 16_000  # on the file's timeline, too
+    assert np.abs(alone[: 78 * 1600]).max() < 0.01 < 0.2 < np.abs(alone[82 * 1600 :]).max()
+    assert np.abs(sound_files.read_span(path, 9, 10) / 32768).max() > 0.2
 
 
 def test_a_file_without_sound_stays_without(tmp_path):
