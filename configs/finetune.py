@@ -48,7 +48,7 @@ VARIANTS = {
         "model.registers": 0,
         "model.global_token": False,
     },
-    # The demo's small model, for a CPU. So few steps have no time to learn from mixtures and gaps.
+    # The demo's small model, for a CPU: a short training without augmentation.
     "demo": {
         "batch_size": 32,
         "epochs": 6.0,
