@@ -95,9 +95,8 @@ def _read(
     """Does the work of `read_span` from `position` on; None if sound comes after `start` only."""
     rate = resampler.SAMPLE_RATE
     blocks, channels = [], None
-    count = left = lead = (
-        0  # samples on the way: all, those before the span, silent ones before all
-    )
+    # Samples on the way: all, those before the span, silent ones before all.
+    count = left = lead = 0
     with _open(path) as container:
         stream = container.streams.best("audio")
         promised = _promised_end(container, stream) / _complete_share(path)

@@ -70,7 +70,7 @@ def write_video(path: pathlib.Path, level: int, hertz: float) -> None:
 
 
 def finetuning(data_dir="", variant="demo", **overrides) -> ConfigDict:
-    """The demo's recipe of fine-tuning at the sizes of `config`."""
+    """The demo's recipe of fine-tuning at the sizes of `config`, with the papers' augmentation."""
     tiny = finetune.get_config(variant)
     model = config().model
     tiny.update_from_flattened_dict(
@@ -83,6 +83,10 @@ def finetuning(data_dir="", variant="demo", **overrides) -> ConfigDict:
             "checkpoint_every": 3,
             "data.dir": str(data_dir),
             "data.num_frames": 4,
+            "mixup": 0.5,
+            "mask_rows": 18,
+            "mask_bins": 48,
+            "data.augment_audio": True,
         }
         | {key.replace("__", "."): value for key, value in overrides.items()}
     )
