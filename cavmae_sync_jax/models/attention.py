@@ -4,6 +4,7 @@ On NVIDIA GPUs, cuDNN's fused kernel writes no array of tokens² to memory. Else
 and sizes that cuDNN lacks, `lean_attention` writes them but keeps none for its gradient.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -15,11 +16,10 @@ from cavmae_sync_jax.distributed import sharding
 Queries = Float[Array, "batch queries heads dim"]
 Keys = Float[Array, "batch tokens heads dim"]
 Merged = Float[Array, "batch queries width"]
+ByHead = Float[Array, "*heads _ _ _"]
 Residuals = tuple[Array, ...]
-
-
-def _logits(query: Queries, key: Keys) -> Float[Array, "batch heads queries tokens"]:
-    return jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+# From so many bytes of weights on, a CPU is faster with one head at a time: those fit its cache.
+CPU_CACHE = 10_000_000
 
 
 def dot_product_attention(query: Queries, key: Keys, value: Keys) -> Merged:
@@ -82,37 +82,76 @@ def lean_attention(query: Queries, key: Keys, value: Keys) -> Merged:
 
 
 def _attention_forward(query: Queries, key: Keys, value: Keys) -> tuple[Merged, Residuals]:
-    scale = query.shape[-1] ** -0.5
+    parts = tuple(_heads_first(x) for x in (query, key, value))
+    output, log_total = _by_heads(_heads_forward, *parts)
+    output = output.transpose(1, 2, 0, 3)
+    output = output.reshape(*output.shape[:2], -1)
+    return output, (*parts, output, log_total)
+
+
+def _heads_forward(query: ByHead, key: ByHead, value: ByHead) -> tuple[ByHead, ByHead]:
     logits = _logits(query, key)
     highest = logits.max(-1, keepdims=True)
-    weights = jnp.exp((logits - highest) * scale)
+    weights = jnp.exp(logits - highest)
     total = weights.sum(-1, keepdims=True)
-    output = jnp.einsum(
-        "bhqk,bkhd->bqhd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-    )
-    output = (output / total.transpose(0, 2, 1, 3)).astype(value.dtype)
-    output = output.reshape(*output.shape[:2], -1)
-    return output, (query, key, value, output, highest * scale + jnp.log(total))
+    output = _product("...qk,...kd->...qd", weights.astype(value.dtype), value) / total
+    return output.astype(value.dtype), highest + jnp.log(total)
 
 
 def _attention_backward(residuals: Residuals, cotangent: Merged) -> tuple[Queries, Keys, Keys]:
-    query, key, value, output, log_total = residuals
-    scale = query.shape[-1] ** -0.5
-    cotangent, output = cotangent.reshape(query.shape), output.reshape(query.shape)
-    weights = jnp.exp(_logits(query, key) * scale - log_total)
+    *parts, output, log_total = residuals
+    heads, batch, queries, dim = parts[0].shape
+    shape = batch, queries, heads, dim
     # Softmax's gradient needs the sum over keys of weight × weight's cotangent, which equals
     # output · cotangent.
-    along = (cotangent.astype(jnp.float32) * output.astype(jnp.float32)).sum(-1)
-    along = along.transpose(0, 2, 1)[..., None]
-    weight_cotangent = jnp.einsum(
-        "bqhd,bkhd->bhqk", cotangent, value, preferred_element_type=jnp.float32
-    )
-    slope = (weights * (weight_cotangent - along) * scale).astype(query.dtype)
+    along = (cotangent.astype(jnp.float32) * output.astype(jnp.float32)).reshape(shape).sum(-1)
+    along = along.transpose(2, 0, 1)[..., None]
+    cotangent = _heads_first(cotangent.reshape(shape))
+    gradients = _by_heads(_heads_backward, *parts, cotangent, along, log_total)
+    query_grads, key_grads, value_grads = (x.transpose(1, 2, 0, 3) for x in gradients)
+    return query_grads, key_grads, value_grads
+
+
+def _heads_backward(
+    query: ByHead,
+    key: ByHead,
+    value: ByHead,
+    cotangent: ByHead,
+    along: ByHead,
+    log_total: ByHead,
+) -> tuple[ByHead, ByHead, ByHead]:
+    weights = jnp.exp(_logits(query, key) - log_total)
+    weight_cotangent = _product("...qd,...kd->...qk", cotangent, value)
+    slope = weights * (weight_cotangent - along) * query.shape[-1] ** -0.5
+    slope = slope.astype(query.dtype)
     return (
-        jnp.einsum("bhqk,bkhd->bqhd", slope, key),
-        jnp.einsum("bhqk,bqhd->bkhd", slope, query),
-        jnp.einsum("bhqk,bqhd->bkhd", weights.astype(cotangent.dtype), cotangent),
+        jnp.einsum("...qk,...kd->...qd", slope, key),
+        jnp.einsum("...qk,...qd->...kd", slope, query),
+        jnp.einsum("...qk,...qd->...kd", weights.astype(cotangent.dtype), cotangent),
     )
 
 
 lean_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _logits(query: ByHead, key: ByHead) -> ByHead:
+    return _product("...qd,...kd->...qk", query, key) * query.shape[-1] ** -0.5
+
+
+def _product(axes: str, left: Array, right: Array) -> Array:
+    return jnp.einsum(axes, left, right, preferred_element_type=jnp.float32)
+
+
+def _heads_first(x: Queries) -> Float[Array, "heads batch tokens dim"]:
+    x = x.transpose(2, 0, 1, 3)
+    # On a CPU each product would transpose for itself what is fused into it.
+    return jax.lax.optimization_barrier(x) if sharding.platform() == "cpu" else x
+
+
+def _by_heads(function: Callable[..., tuple[ByHead, ...]], *parts: ByHead) -> tuple[ByHead, ...]:
+    """Computes all heads at once, or on a CPU one by one where their weights outgrow its cache."""
+    heads, batch, queries, _ = parts[0].shape
+    size = 4 * heads * batch * queries * parts[1].shape[2]
+    if sharding.platform() != "cpu" or size < CPU_CACHE:
+        return function(*parts)
+    return jax.lax.map(lambda head: function(*head), parts)
