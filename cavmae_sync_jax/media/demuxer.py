@@ -11,9 +11,8 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from numbers import Rational
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import av
 from av.stream import Disposition
@@ -93,9 +92,13 @@ class _Base(NamedTuple):
     denominator: int
 
     @classmethod
-    def of(cls, number: Rational) -> "_Base":
+    def of(cls, number: Fraction) -> "_Base":
         """The same number."""
         return cls(int(number.numerator), int(number.denominator))
+
+
+# Of a stream that does not say what its timestamps count.
+_UNKNOWN = Fraction(0, 1)
 
 
 class Source:
@@ -127,10 +130,14 @@ class Source:
         self.pixel_aspect = aspect if aspect > 0 else 1.0
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(self, *error: object) -> None:
         self._container.close()
 
-    def _best(self, kind: Kind) -> av.stream.Stream:
+    @overload
+    def _best(self, kind: Literal["video"]) -> av.VideoStream: ...
+    @overload
+    def _best(self, kind: Literal["audio"]) -> av.AudioStream: ...
+    def _best(self, kind: Kind) -> av.VideoStream | av.AudioStream:
         streams = self._container.streams
         best = streams.best(kind)
         found = [best, *getattr(streams, kind)] if best else []
@@ -141,10 +148,9 @@ class Source:
             raise MediaError("unreadable", f"{self._path} has {kind} of an unknown codec.")
         return stream
 
-    def seconds(self, timestamp: int | None, time_base: "Rational | _Base") -> float | None:
+    def seconds(self, timestamp: int, time_base: "Fraction | _Base | None") -> float:
         """Returns a timestamp as a time on the file's timeline."""
-        if timestamp is None:
-            return None
+        time_base = time_base or _UNKNOWN
         # Rounded once, as a fraction would be, and far faster.
         return timestamp * time_base.numerator / time_base.denominator - self._origin
 
@@ -170,7 +176,7 @@ class Source:
         """What a packet's timestamps count; all of a stream count the same."""
         index = packet.stream_index
         if index not in self._bases:
-            self._bases[index] = _Base.of(packet.time_base or Fraction(0, 1))
+            self._bases[index] = _Base.of(packet.time_base or _UNKNOWN)
         return self._bases[index]
 
     def duration(self) -> float:
@@ -272,7 +278,7 @@ class Decoded(NamedTuple):
     @property
     def hdr(self) -> bool:
         """Whether the picture has a high dynamic range."""
-        return self.frame is not None and self.frame.color_trc in _HDR
+        return isinstance(self.frame, av.VideoFrame) and self.frame.color_trc in _HDR
 
 
 def decoded(

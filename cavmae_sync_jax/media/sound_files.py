@@ -1,7 +1,9 @@
 """The sound of a file that need not have pictures."""
 
+import contextlib
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,8 +99,7 @@ def _read(
     blocks, channels = [], None
     # Samples on the way: all, those before the span, silent ones before all.
     count = left = lead = 0
-    with _open(path) as container:
-        stream = container.streams.best("audio")
+    with _open(path) as (container, stream):
         promised = _promised_end(container, stream) / _complete_share(path)
         origin = (container.start_time or 0) / av.time_base
         if position:
@@ -107,7 +108,9 @@ def _read(
             if channels is None and frame is not None:
                 if position and frame.pts is None:
                     return None
-                time = 0.0 if frame.pts is None else float(frame.pts * frame.time_base) - origin
+                time = (
+                    0.0 if frame.pts is None else float(frame.pts * (frame.time_base or 0)) - origin
+                )
                 if not position:
                     count = lead = round(time * rate) if time > _LATE else 0
                 left = round((start - time if position else start) * rate)
@@ -140,8 +143,7 @@ def seconds_of(path: str | Path) -> float:
       MediaError: missing, no_audio or unreadable.
     """
     check_file(path)
-    with errors_of(path), _open(path) as container:
-        stream = container.streams.best("audio")
+    with errors_of(path), _open(path) as (container, stream):
         if promised := _promised_end(container, stream):
             return promised
         origin = (container.start_time or 0) / av.time_base
@@ -153,14 +155,15 @@ def seconds_of(path: str | Path) -> float:
         return max(ends, default=0.0)
 
 
-def _open(path: str | Path) -> av.container.InputContainer:
-    """Opens a file with sound, which may begin late."""
+@contextlib.contextmanager
+def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
+    """Opens a file with sound, which may begin late, and its best audio stream."""
     for patient in (False, True):
-        container = open_file(path, patient=patient)
-        stream = container.streams.best("audio")
-        if stream is not None and stream.codec_context is not None:
-            return container
-        container.close()
+        with open_file(path, patient=patient) as container:
+            stream = container.streams.best("audio")
+            if isinstance(stream, av.AudioStream) and stream.codec_context is not None:
+                yield container, stream
+                return
     raise MediaError("no_audio", f"{path} has no audio that can be read.")
 
 
@@ -171,7 +174,7 @@ def _promised_end(container: av.container.InputContainer, stream: av.AudioStream
         return whole
     if not stream.duration:
         return 0.0  # pictures may last longer
-    own = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    own = float(((stream.start_time or 0) + stream.duration) * (stream.time_base or 0))
     own -= (container.start_time or 0) / av.time_base
     # Some containers count a stream's duration from the file's start.
     return min(own, whole) if whole else own

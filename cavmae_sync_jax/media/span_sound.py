@@ -92,6 +92,7 @@ def read_waveform(
     broken, reached, restarts = False, -math.inf, False
     for one in decoded(path, "audio", start):
         time, frame = one.time, one.frame
+        assert not isinstance(frame, av.VideoFrame)  # of an audio stream
         if time is None:
             time = 0.0 if run is None else run.next_time()
         if time > end + _RUN_OUT:
