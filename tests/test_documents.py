@@ -90,6 +90,8 @@ TESTED = {
     "test_starts_make_a_table",
     r"benchmarks\.inference\.features": "benchmarks/test_speed_benchmarks.py::"
     "test_features_stage_and_loop_embed_the_same",
+    r"benchmarks\.inference\.embedding": "benchmarks/test_speed_benchmarks.py::"
+    "test_files_are_embedded_as_pytorch_embeds_what_was_decoded",
     r"benchmarks\.inference\.retrieval": "benchmarks/test_benchmarks.py::"
     "test_retrieval_times_every_aggregation",
     r"benchmarks\.inference\.exact_search": (

@@ -202,6 +202,16 @@ class TorchCavMaeSync(nn.Module):
         weights = self.loss["contrast_weight"], self.loss["reconstruction_weight"]
         return weights[0] * self._contrast(*embeddings) + weights[1] * sum(errors)
 
+    def embed(self, modality: str, raw: Tensor) -> Tensor:
+        """The global embeddings `[batch, dim]` of raw input, nothing masked, float32."""
+        patches = self._cut(modality, raw)
+        every = torch.arange(patches.shape[1], device=raw.device).expand(len(raw), -1)
+        automatic = self.dtype != torch.float32
+        with torch.autocast(self.scale.device.type, self.dtype, enabled=automatic):
+            encoder = getattr(self, f"encoders_{modality}")
+            tokens = encoder(self._normalised(modality, patches, every), every)
+            return self._join(modality, *tokens).float()
+
     def _cut(self, modality: str, raw: Tensor) -> Tensor:
         audio = modality == AUDIO
         x = raw.transpose(1, 2)[..., None] if audio else raw

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from PIL import Image
 from cavmae_sync_jax.checkpoints import pretrained
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data.loader import PairSpec
-from cavmae_sync_jax.inference import classes, heatmaps, reading, similarity, timeline
+from cavmae_sync_jax.inference import ahead, classes, heatmaps, reading, similarity, timeline
 from cavmae_sync_jax.inference import workers as decoding
 from cavmae_sync_jax.inference.reading import Seconds
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
@@ -130,7 +130,9 @@ class Model(Pretrained):
         Raises:
           UserError: if it is no picture, or has over 67 million pixels.
         """
-        pixels = self.picture(image)
+        return self._embed_picture(self.picture(image))
+
+    def _embed_picture(self, pixels: UInt8[np.ndarray, "size size 3"]) -> Embedded:
         visual = _unit(self.encode_image(pixels[None]).global_token)
         return Embedded(np.zeros(1), None, visual, np.zeros(1, np.float32))
 
@@ -160,7 +162,8 @@ class Model(Pretrained):
     ) -> Iterator[tuple[str, str, Iterator[Embedded] | UserError]]:
         """Yields every file, its kind, and its embeddings in parts or why there are none.
 
-        Files may be videos, sounds and pictures. Workers decode while the device computes.
+        Files may be videos, sounds and pictures. While the device computes a file, later ones are
+        decoded.
 
         Args:
           files: their paths.
@@ -168,18 +171,24 @@ class Model(Pretrained):
           every: seconds between pairs, see `embed_video`.
         """
         with decoding.started(workers) as decoders:
-            for file in map(os.fspath, files):
-                try:
-                    with decoding.within(decoders):
-                        info = reading.file_info(file)
-                        if info.kind == "picture":
-                            picture = self.embed_image(file)
+
+            def decoded(file: str) -> Generator[Any, None, None]:
+                """The file's kind; then its picture, or its pairs in parts."""
+                with decoding.within(decoders):
+                    info = reading.file_info(file)
+                    yield info.kind
                     if info.kind == "picture":
-                        yield file, info.kind, iter([picture])
-                        continue
-                    pairs = timeline.pairs_of_file(info, self.pair_spec, every=every)
-                    pairs = decoding.each_within(decoders, pairs)
-                    yield file, info.kind, self.embed_pairs(pairs)
+                        yield timeline.picture(file, self.pair_spec.image_size)
+                    else:
+                        yield from timeline.pairs_of_file(info, self.pair_spec, every=every)
+
+            # One more than there are workers: each waits for one, or cuts windows.
+            for file, items in ahead.run(decoded, map(os.fspath, files), workers + 1):
+                try:
+                    if (kind := next(items)) == "picture":
+                        yield file, kind, iter([self._embed_picture(next(items))])
+                    else:
+                        yield file, kind, self.embed_pairs(items)
                 except UserError as error:
                     yield file, "", error
 

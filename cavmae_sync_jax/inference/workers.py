@@ -9,7 +9,7 @@ import multiprocessing.context
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import pebble
 
@@ -27,7 +27,6 @@ class Workers(NamedTuple):
     limit: float = TIME_LIMIT
 
 
-_T = TypeVar("_T")
 _WORKERS: contextvars.ContextVar[Workers | None] = contextvars.ContextVar("workers", default=None)
 
 
@@ -88,17 +87,6 @@ def within(workers: Workers | None) -> Iterator[None]:
         yield
     finally:
         _WORKERS.reset(before)
-
-
-def each_within(workers: Workers | None, values: Iterator[_T]) -> Iterator[_T]:
-    """Yields values that are made by workers, but whose consumer is not in their context."""
-    while True:
-        with within(workers):
-            try:
-                value = next(values)
-            except StopIteration:
-                return
-        yield value
 
 
 def call(function: Callable[..., Any], path: str, *rest: Any) -> Any:

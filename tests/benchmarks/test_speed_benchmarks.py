@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from benchmarks.data import input_pipeline
-from benchmarks.inference import features
+from benchmarks.inference import embedding, features
 from benchmarks.training import startup
 from cavmae_sync_jax.data.loader import PairSpec
 from cavmae_sync_jax.media import audio
@@ -160,6 +160,24 @@ def test_features_stage_and_loop_embed_the_same(monkeypatch, capsys):
     for cells in rows.values():
         clips, frames, *_ = numbers(cells)
         assert frames == pytest.approx(4 * clips, abs=0.03)
+
+
+def test_files_are_embedded_as_pytorch_embeds_what_was_decoded(monkeypatch, capsys):
+    flags = [*FLAGS, "--files=2", "--repeats=1", "--peers=eager"]
+    monkeypatch.setattr("sys.argv", ["embedding", *flags])
+    embedding.main()
+    rows, header = table(capsys.readouterr().out)
+    names = embedding.WHOLE, embedding.DECODING, embedding.OURS, "PyTorch eager"
+    assert tuple(rows) == names and tuple(header) == embedding.COLUMNS
+    for cells in rows.values():
+        files, real, *_ = numbers(cells)
+        assert real == pytest.approx(10 * files, abs=1)
+    # Other weights are told before anything is timed.
+    right = embedding.Peer.embed_decoded
+    monkeypatch.setattr(embedding.Peer, "embed_decoded", lambda *given: -right(*given))
+    with pytest.raises(SystemExit):
+        embedding.main()
+    assert "PyTorch eager: the vectors differ by" in capsys.readouterr().err
 
 
 def test_a_start_is_observed(config, tmp_path):
