@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from cavmae_sync_jax.media.resampler import SOUNDS_ELSEWHERE
 from data_prep.pipeline.clips import NOTES, Clip, Reject
 
 SUMMARY, REJECTS = "summary.json", "rejects.csv"
@@ -125,6 +126,11 @@ class Summary(NamedTuple):
             path = self.directory.parent.parent / REJECTS
             reasons = count_reasons(self.rejects)
             lines.append(f"{len(self.rejects)} clips were rejected ({reasons}); {path} lists them.")
+        if elsewhere := _sound_elsewhere(self.rejects):
+            lines.append(
+                f"Silent clips that sound in another channel or track: {elsewhere:,}; the list "
+                "says of each what to do."
+            )
         sums = collections.Counter[str]()
         for split in self.splits.values():
             sums.update(split.notes)
@@ -145,6 +151,7 @@ class Summary(NamedTuple):
                     "clips": split.clips,
                     "examples": split.examples,
                     "rejects": dict(_reasons(split.rejects)),
+                    "silent_but_elsewhere": _sound_elsewhere(split.rejects),
                     "padded_seconds": 0.0,
                     **dict.fromkeys(NOTES, 0),
                     **split.notes,
@@ -181,3 +188,7 @@ def count_reasons(rejects: Sequence[Reject]) -> str:
 
 def _reasons(rejects: Sequence[Reject]) -> list[tuple[str, int]]:
     return collections.Counter(reject.reason for reject in rejects).most_common()
+
+
+def _sound_elsewhere(rejects: Sequence[Reject]) -> int:
+    return sum(SOUNDS_ELSEWHERE in reject.detail for reject in rejects)

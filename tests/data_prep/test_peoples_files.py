@@ -7,7 +7,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from media_files import make_video, number
+from hostile_files import recording
+from media_files import make_video, number, tone
 from test_videos import named, splits_of
 
 from cavmae_sync_jax.data import loader
@@ -20,6 +21,7 @@ from data_prep.pipeline.executors import Failure
 from data_prep.sources import video_files
 
 SMALL = Preparation(num_frames=4, image_size=32)
+SILENCE, SOUND = np.zeros(32_000), tone(440, 2, 16_000)
 FLAGS = ("--num_frames=4", "--image_size=32", "--workers=1", "--eval_share=0")
 
 
@@ -293,3 +295,22 @@ def test_stills_and_hdr_are_counted_in_the_summary(tmp_path, ten, capsys):
     said = capsys.readouterr().out
     assert "Examples with the note 'still' (all frames show the same picture): 2." in said
     assert "'hdr'" not in said
+
+
+def test_silence_that_sounds_elsewhere_is_counted(tmp_path, ten, capsys):
+    silent = np.zeros((2, 160_000))
+    right = silent + np.array([[0], [1]]) * tone(440, 10, 16_000)
+    make = {"seconds": 10, "fps": 2, "layout": "stereo", "codecs": ("mpeg4", "ac3")}
+    files = {
+        "a.mp4": ten,
+        "all.mkv": make_video(tmp_path / "all.mkv", waves=silent, rate=48_000, **make),
+        "right.mkv": make_video(tmp_path / "r.mkv", waves=right.repeat(3, 1), rate=48_000, **make),
+        "track.mkv": recording(tmp_path / "track.mkv", [SILENCE, SOUND]),
+    }
+    summary = prepare(tmp_path, files, "--max_reject_share=1")
+    assert summary["splits"]["train"]["rejects"] == {"silent": 3}
+    assert summary["splits"]["train"]["silent_but_elsewhere"] == 2
+    assert "Silent clips that sound in another channel or track: 2;" in capsys.readouterr().out
+    told = {name: row["detail"] for name, row in rejects(tmp_path).items()}
+    assert "--audio_channel" in told["right"] and "-map 0:a:1" in told["track"]
+    assert "but sounds" not in told["all"]
