@@ -36,6 +36,8 @@ _TOLERANT: dict[str, Any] = (
 _PATIENCE = {"analyzeduration": str(120 * 10**6), "probesize": str(2**28)}
 # Formats of transmissions, which lose packets: only decoding tells what is damaged.
 _BROADCAST = ("mpeg", "mpegts")
+# Formats that hold one sound without a gap, whose time stamps are counted by their reader.
+_BARE = ("aac", "ac3", "aiff", "amr", "au", "eac3", "flac", "mp3", "tta", "w64", "wav")
 # Transfer functions of video with a high dynamic range: PQ and HLG.
 _HDR = (16, 18)
 
@@ -133,6 +135,7 @@ class Source:
             self._container = open_file(self._path, patient=True)
             self._choose()
         self.is_broadcast = self._container.format.name in _BROADCAST
+        self.is_bare = self._container.format.name in _BARE
         self._origin = (self._container.start_time or 0) / av.time_base
         return self
 

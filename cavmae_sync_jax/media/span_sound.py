@@ -97,7 +97,8 @@ def read_waveform(
     broken, reached, restarts = False, -math.inf, False
     for one in decoded(path, "audio", start, kinds=kinds):
         time, frame = one.time, one.frame
-        if time is None:
+        follows = run is not None and one.source.is_bare and not broken
+        if time is None or follows:
             time = 0.0 if run is None else run.next_time()
         if time > end + _RUN_OUT:
             break

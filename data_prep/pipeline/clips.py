@@ -157,7 +157,7 @@ class VideoClip(Clip):
     `end` None means `Preparation.clip_seconds` after `start` (seconds); a file may end earlier.
     `truth` is the path of an .npz, see `read`, or None. `cut_to` is how many seconds the file lasts
     if it is the piece of a video that its name says, None for a whole video. `listed` is the span
-    of the video that a published list names, None without such a list.
+    of the video that a list names, None without such a list.
     """
 
     start: decoding.Seconds = 0.0

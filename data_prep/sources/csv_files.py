@@ -28,12 +28,22 @@ _COLUMNS = ("video", "label", "split")
 # What other lists call the columns.
 _SPELLINGS = {
     "video": ("file", "filename", "filepath", "path", "videoname", "videopath", "videofile"),
-    "label": ("labels", "class", "classname", "category"),
+    "id": ("videoid", "youtubeid", "youtube", "ytid", "url", "link", "videourl", "youtubeurl"),
+    "label": ("labels", "class", "classname", "category", "positivelabels", "displayname"),
     "split": ("set", "subset"),
-    "start": ("starttime", "startseconds", "startsec", "begin"),
-    "end": ("endtime", "endseconds", "endsec"),
+    "start": (
+        *("starttime", "startseconds", "startsec", "starts", "starttimeseconds", "timestart"),
+        *("begin", "begintime", "onset"),
+    ),
+    "end": (
+        *("endtime", "endseconds", "endsec", "ends", "endtimeseconds", "timeend", "stop"),
+        *("stoptime", "offset"),
+    ),
+    "": ("index", "idx", "unnamed:0"),  # data frames count their rows
 }
 _MEANT = {other: name for name, others in _SPELLINGS.items() for other in (name, *others)}
+# Of a time's column that counts milliseconds.
+_MILLISECONDS = re.compile(r"(.+?)(?:in)?(?:ms|msec|millis|milliseconds)")
 # Spreadsheets write the last two, too.
 _DELIMITERS = (",", "\t", ";")
 _LOOKED_AT = 50  # lines that tell the delimiter
@@ -97,10 +107,26 @@ def header_of(cells: Sequence[str]) -> list[str]:
 def columns_of(header: Sequence[str]) -> list[str]:
     """Returns the columns of one's own lists under our names: `File Name` is video.
 
-    A column without a name, as data frames write their index, stays without.
+    A time in milliseconds is `start_ms` or `end_ms`. A column without a name, as data frames write
+    their index, stays without. An id is the video, or without a name beside one.
     """
-    plain = (re.sub(r"[\s_\-]", "", name) for name in header)
-    return [_MEANT.get(short, name) for short, name in zip(plain, header, strict=True)]
+    names = [_meant(name) for name in header]
+    ids = "" if "video" in names else "video"
+    return [ids if name == "id" else name for name in names]
+
+
+def has_ids(header: Sequence[str]) -> bool:
+    """Returns whether a header's videos are called by ids, such as YouTube's, not by files."""
+    names = [_meant(name) for name in header]
+    return "id" in names and "video" not in names
+
+
+def _meant(name: str) -> str:
+    short = re.sub(r"[\s_\-()\[\]]", "", name)
+    match = _MILLISECONDS.fullmatch(short)
+    if match and (time := _MEANT.get(match[1])) in ("start", "end"):
+        return f"{time}_ms"
+    return _MEANT.get(short, name)
 
 
 def under(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
@@ -110,10 +136,19 @@ def under(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
     return row
 
 
-def are_columns(header: Sequence[str], known: Sequence[str]) -> bool:
-    """Returns whether all columns that have a name are known, and none comes twice."""
-    names = [name for name in header if name]
-    return set(names) <= set(known) and len(set(names)) == len(names)
+def check_columns(header: Sequence[str], known: Sequence[str], where: str) -> None:
+    """Refuses columns that are not known or come twice, but for those without a name.
+
+    Raises:
+      UserError: naming them.
+    """
+    often = collections.Counter(name for name in header if name)
+    wrong = [name for name, count in often.items() if name not in known or count > 1]
+    if wrong:
+        raise UserError(
+            f"{where}: the header may have {','.join(known)}, each once: leave out the column "
+            f"{wrong[0]!r}"
+        )
 
 
 def read_split(text: str) -> str | None:
@@ -167,8 +202,9 @@ def read_labels(path: str | Path, named: Callable[[str], Sequence[Any]]) -> Labe
     labels = Labels({}, [], {})
     with lines_of(path) as lines:
         header = columns_of(header_of(next(iter(lines), [])))
-        if "video" not in header or len(header) < 2 or not are_columns(header, _COLUMNS):
+        if "video" not in header or len(header) < 2:
             raise UserError(f"{path} must begin with the header video,label or video,label,split")
+        check_columns(header, _COLUMNS, lines.where)
         for cells in lines:
             row = under(header, cells)
             if len(cells) != len(header) or not row.get("video"):
