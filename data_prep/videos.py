@@ -180,7 +180,8 @@ def run(arguments: argparse.Namespace) -> None:
     skipped = collections.Counter()
     unlisted: list[str] = []
     videos = video_files.find_videos(arguments.sources, skipped, unlisted)
-    findings = Findings(len(videos), skipped, absent=unlisted)
+    links = sum(len(video.links) for video in videos)
+    findings = Findings(len(videos), skipped, absent=unlisted, links=links)
     if arguments.segments:
         clips, classes = _segments(arguments, videos, classes, rest, findings)
     else:

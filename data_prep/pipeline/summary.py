@@ -22,6 +22,7 @@ class Findings:
 
     Attributes:
       files: media files that were found.
+      links: further names of these files, by which links lead to them.
       skipped: other files, by extension.
       unused: names of media files that no list names.
       absent: names in a list of which there is no file.
@@ -35,6 +36,7 @@ class Findings:
     absent: Sequence[str] = ()
     tails: Sequence[float] = ()
     other_classes: int = 0
+    links: int = 0
 
     def lines(self) -> list[str]:
         """Returns the same in sentences, without what is zero."""
@@ -42,6 +44,8 @@ class Findings:
         if self.files:
             other = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.skipped.items()))
             lines.append(f"Media files: {self.files:,}" + (other and f"; other files: {other}"))
+        if self.links:
+            lines.append(f"Links to these files under further names: {self.links:,}")
         if self.unused:
             lines.append(f"Files that no list names: {len(self.unused):,}{_such(self.unused)}")
         if self.absent:
@@ -61,6 +65,7 @@ class Findings:
         """Returns the same for the file."""
         return {
             "files": self.files,
+            "links": self.links,
             "skipped": dict(self.skipped),
             "names_without_row": {"count": len(self.unused), "names": self.unused[:_KEPT]},
             "rows_without_file": {"count": len(self.absent), "names": self.absent[:_KEPT]},
