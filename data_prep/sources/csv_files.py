@@ -8,7 +8,6 @@ import contextlib
 import csv
 import difflib
 import io
-import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from cavmae_sync_jax.utils import tables
 from cavmae_sync_jax.utils.errors import UserError
 
 TRAIN, EVAL = "train", "eval"
@@ -25,30 +25,6 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
 }
 _COLUMNS = ("video", "label", "split")
-# What other lists call the columns.
-_SPELLINGS = {
-    "video": ("file", "filename", "filepath", "path", "videoname", "videopath", "videofile"),
-    "id": ("videoid", "youtubeid", "youtube", "ytid", "url", "link", "videourl", "youtubeurl"),
-    "label": ("labels", "class", "classname", "category", "positivelabels", "displayname"),
-    "split": ("set", "subset"),
-    "start": (
-        *("starttime", "startseconds", "startsec", "starts", "starttimeseconds", "timestart"),
-        *("begin", "begintime", "onset"),
-    ),
-    "end": (
-        *("endtime", "endseconds", "endsec", "ends", "endtimeseconds", "timeend", "stop"),
-        *("stoptime", "offset"),
-    ),
-    "": ("index", "idx", "unnamed:0"),  # data frames count their rows
-}
-_MEANT = {other: name for name, others in _SPELLINGS.items() for other in (name, *others)}
-# Of a time's column that counts milliseconds.
-_MILLISECONDS = re.compile(r"(.+?)(?:in)?(?:ms|msec|millis|milliseconds)")
-# Spreadsheets write the last two, too.
-_DELIMITERS = (",", "\t", ";")
-_LOOKED_AT = 50  # lines that tell the delimiter
-_QUOTED = re.compile(r'"[^"\n]*"')
-_ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _CLASS_COLUMNS = ("index", "mid", "display_name")
 
 
@@ -67,9 +43,11 @@ def lines_of(path: epath.PathLike) -> Iterator["Lines"]:
       UserError: it can't be read, here or while its lines are.
     """
     try:
-        text = text_of(path)
+        text = tables.text_of(path)
         stream = io.StringIO(text, newline="")
-        reader = csv.reader(stream, strict=True, skipinitialspace=True, delimiter=_delimiter(text))
+        reader = csv.reader(
+            stream, strict=True, skipinitialspace=True, delimiter=tables.delimiter_of(text)
+        )
         lines = Lines(str(path), reader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
@@ -79,54 +57,6 @@ def lines_of(path: epath.PathLike) -> Iterator["Lines"]:
         yield lines
     except csv.Error as error:
         raise UserError(f"{lines.where}, can't be read as CSV: {error}") from error
-
-
-def text_of(path: epath.PathLike) -> str:
-    """Returns the text of a file in UTF-8, or in UTF-16 with its mark.
-
-    Raises:
-      OSError, UnicodeDecodeError: it can't be read.
-    """
-    data = epath.Path(path).read_bytes()
-    return data.decode(_ENCODINGS.get(data[:2], "utf-8-sig"))
-
-
-def _delimiter(text: str) -> str:
-    """Returns what parts the cells: that of which each line has most, outside of quotes."""
-    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    some = [_QUOTED.sub("", line) for line in itertools.islice(lines, _LOOKED_AT)]
-    # A label has commas now and then, but not in each line.
-    return max(_DELIMITERS, key=lambda one: min((line.count(one) for line in some), default=0))
-
-
-def header_of(cells: Sequence[str]) -> list[str]:
-    """Returns a header's names, whose case and spaces don't matter."""
-    return [cell.strip().lower() for cell in cells]
-
-
-def columns_of(header: Sequence[str]) -> list[str]:
-    """Returns the columns of one's own lists under our names: `File Name` is video.
-
-    A time in milliseconds is `start_ms` or `end_ms`. A column without a name, as data frames write
-    their index, stays without. An id is the video, or without a name beside one.
-    """
-    names = [_meant(name) for name in header]
-    ids = "" if "video" in names else "video"
-    return [ids if name == "id" else name for name in names]
-
-
-def has_ids(header: Sequence[str]) -> bool:
-    """Returns whether a header's videos are called by ids, such as YouTube's, not by files."""
-    names = [_meant(name) for name in header]
-    return "id" in names and "video" not in names
-
-
-def _meant(name: str) -> str:
-    short = re.sub(r"[\s_\-()\[\]]", "", name)
-    match = _MILLISECONDS.fullmatch(short)
-    if match and (time := _MEANT.get(match[1])) in ("start", "end"):
-        return f"{time}_ms"
-    return _MEANT.get(short, name)
 
 
 def under(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
@@ -201,7 +131,7 @@ def read_labels(path: str | Path, named: Callable[[str], Sequence[Any]]) -> Labe
     """
     labels = Labels({}, [], {})
     with lines_of(path) as lines:
-        header = columns_of(header_of(next(iter(lines), [])))
+        header = tables.columns_of(tables.header_of(next(iter(lines), [])))
         if "video" not in header or len(header) < 2:
             raise UserError(f"{path} must begin with the header video,label or video,label,split")
         check_columns(header, _COLUMNS, lines.where)
@@ -269,7 +199,7 @@ def read_classes(path: epath.PathLike) -> Classes:
     """
     found: dict[int, tuple[str, str, str]] = {}  # where, mid and name by index
     with lines_of(path) as lines:
-        header = header_of(next(iter(lines), []))
+        header = tables.header_of(next(iter(lines), []))
         missing = [name for name in _CLASS_COLUMNS if name not in header]
         if missing:
             raise UserError(f"{lines.where}: the header lacks {', '.join(missing)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cavmae_sync_jax.data.dataset_dir import MODALITIES
-from cavmae_sync_jax.utils import clip_names
+from cavmae_sync_jax.utils import clip_names, tables
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.sources import csv_files
 from data_prep.sources.csv_files import EVAL, TRAIN, Lines
@@ -65,8 +65,8 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
     with csv_files.lines_of(path) as lines:
         rows = iter(lines)
         first = next((cells for cells in rows if not cells[0].startswith("#")), None)
-        header = csv_files.header_of(first or [])
-        columns = csv_files.columns_of(header)
+        header = tables.header_of(first or [])
+        columns = tables.columns_of(header)
         if set(_VGGSOUNDER) <= set(header):
             segments = _vggsounder(lines, rows, header)
         elif set(_KINETICS) <= set(header):
@@ -74,7 +74,7 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
         elif set(_AUDIOCAPS) <= set(header):
             segments = [_audiocaps(row, lines.where) for row in _under(lines, rows, header)]
         elif "video" in columns and set(columns) & {*_COLUMNS[1:], "start_ms"}:
-            segments = _own(lines, rows, columns, ids=csv_files.has_ids(header))
+            segments = _own(lines, rows, columns, ids=tables.has_ids(header))
         else:
             segments = _published(lines, first, rows)
     if not segments:

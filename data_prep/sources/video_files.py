@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 from etils import epath
 
-from cavmae_sync_jax.utils import clip_names
+from cavmae_sync_jax.utils import clip_names, tables
 from cavmae_sync_jax.utils.buckets import bucket_files, in_bucket
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import archives
 from data_prep.pipeline.clips import clip_name
-from data_prep.sources import csv_files
 
 EXTENSIONS = clip_names.VIDEOS
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".xlsx")
@@ -199,7 +198,7 @@ def _listed(
 ) -> Iterator[Video]:
     """Yields the files of a list; a line that begins with # and is no file's is a comment."""
     try:
-        lines = csv_files.text_of(source).replace("\r", "\n").split("\n")
+        lines = tables.text_of(source).replace("\r", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{source} isn't a list of paths in UTF-8: {error}") from error
     folder = source.parent.resolve()

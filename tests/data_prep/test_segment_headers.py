@@ -63,7 +63,7 @@ def test_a_name_keeps_its_commas_and_mids_are_several(tmp_path, head):
     ("text", "message"),
     [
         (f"segment_id,start_time,label\n{ID}_30000,0.0,dog\n", "line 1: 'start_time' is no time"),
-        (f"clip,when,label\n{ID},30,dog\n", "nor is the line a header with the columns video"),
+        (f"part,when,label\n{ID},30,dog\n", "nor is the line a header with the columns video"),
         (f"video_id,start_frame,label\n{ID},30,dog\n", "leave out the column 'start_frame'"),
         (f"video_id,start,label,title\n{ID},30,dog,x\n", "leave out the column 'title'"),
         (f"video_id,start,start_ms,label\n{ID},3,3000,dog\n", "leave out the column 'start'"),
