@@ -71,7 +71,7 @@ _FINAL = ("no_video", "no_audio", "too_large")
 def duration(path: str) -> float | Failure:
     """Returns a file's seconds, or why nobody knows them."""
     try:
-        with readers.local(path) as here:
+        with readers.media(path) as here:
             return decoding.probe(here).duration
     except decoding.MediaError as error:
         return Failure(error.reason, error.detail)

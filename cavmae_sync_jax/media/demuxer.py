@@ -68,6 +68,18 @@ def _trusted_formats() -> str:
     return ",".join(sorted(av.formats_available - _REFERRING))
 
 
+class RemotePath(str):
+    """The path of a file elsewhere, which `opener` opens to read it in parts."""
+
+    opener: Callable[[], Any]
+
+    def __new__(cls, path: str, opener: Callable[[], Any]) -> "RemotePath":
+        """Takes both."""
+        self = super().__new__(cls, path)
+        self.opener = opener
+        return self
+
+
 def open_file(path: str | Path, *, patient: bool = False) -> av.container.InputContainer:
     """Opens a regular file, whatever its name looks like, and nothing that it refers to.
 
@@ -79,11 +91,12 @@ def open_file(path: str | Path, *, patient: bool = False) -> av.container.InputC
       MediaError: it is a folder, a pipe or a device, which might never end.
       av.error.FFmpegError, OSError: it can't be opened.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    remote = isinstance(path, RemotePath)
+    if not remote and not stat.S_ISREG(os.stat(path).st_mode):
         raise MediaError("unreadable", f"{path} is no regular file.")
     options = {"protocol_whitelist": "file", "format_whitelist": _trusted_formats()}
     return av.open(
-        str(Path(path).absolute()),
+        path.opener() if remote else str(Path(path).absolute()),
         options=options | (_PATIENCE if patient else {}),
         **_TOLERANT,
     )

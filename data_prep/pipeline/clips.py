@@ -181,7 +181,7 @@ class VideoClip(Clip):
         and `frame_silent_mask` of the same shapes: an object on screen that makes no sound.
         """
         end = self.start + preparation.clip_seconds if self.end is None else self.end
-        with readers.local(self.path) as path:
+        with readers.media(self.path) as path:
             self._check_length(path)
             content = decoding.read_clip(
                 path,
