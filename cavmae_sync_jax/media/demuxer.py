@@ -105,13 +105,15 @@ def open_file(path: str | Path, *, patient: bool = False) -> av.container.InputC
 def best_stream(container: av.container.InputContainer, kind: Kind) -> av.stream.Stream | None:
     """Returns the stream that a player takes, which is no cover picture; None if there is none.
 
-    Of a transmission with several programmes, the sound is that of the picture's programme.
+    Of a transmission with several programmes, the sound is that of the picture's programme. A
+    stream of a codec that is not known counts only where there is no other.
     """
     streams = container.streams
     related = best_stream(container, "video") if kind == "audio" else None
     best = streams.best(kind, related=related)
     found = [best, *getattr(streams, kind)] if best else []
-    return next((one for one in found if not one.disposition & Disposition.attached_pic), None)
+    real = [one for one in found if not one.disposition & Disposition.attached_pic]
+    return next((one for one in real if one.codec_context is not None), next(iter(real), None))
 
 
 class _Base(NamedTuple):

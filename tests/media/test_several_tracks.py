@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hostile_files import recording
+from hostile_files import GREYS, jpeg, matroska, picture_track, recording, sound_track
 from media_files import make_video, tone
 
 from cavmae_sync_jax.media import decoding, sound_files, span_sound
@@ -103,3 +103,25 @@ def test_a_first_track_that_sounds_is_the_one_that_is_read(tmp_path):
     path = recording(tmp_path / "a.mkv", [SOUND, tone(1000, 2, 16_000)])
     assert pitch(decoding.read_clip(path).waveform) == 440
     assert prepare_clip(VideoClip("a", str(path)), PREPARATION)["notes"] == []
+
+
+@pytest.mark.parametrize("unknown", ["picture", "sound"])
+def test_a_track_of_an_unknown_codec_is_passed_over(tmp_path, unknown):
+    # As phones write spatial sound beside the usual one.
+    pictures = [picture_track(), picture_track()]
+    sounds = [sound_track(), sound_track()]
+    if unknown == "picture":
+        pictures[0] = picture_track(codec="V_NOBODY")
+    else:
+        sounds[0] = sound_track(codec="A_NOBODY")
+    pulses = np.round(SOUND * 32767).astype("<i2")
+    blocks = []
+    for number in range(4):
+        part = pulses[8000 * number : 8000 * (number + 1)].tobytes()
+        blocks += [(track, 500 * number, jpeg(GREYS[number])) for track in (1, 2)]
+        blocks += [(track, 500 * number, part) for track in (3, 4)]
+    path = tmp_path / "a.mkv"
+    path.write_bytes(matroska([*pictures, *sounds], blocks))
+    content = decoding.read_clip(path, num_frames=4)
+    assert np.abs(content.frames.mean(axis=(1, 2, 3)) - GREYS).max() < 2
+    assert pitch(content.waveform) == 440 and pitch(sound_files.read_sound(path)) == 440
