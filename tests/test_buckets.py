@@ -22,11 +22,11 @@ from cavmae_sync_jax.evals import retrieval, summary
 from cavmae_sync_jax.training import metric_writer
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import ade20k_sound
-from data_prep.pipeline import output
+from data_prep.pipeline import bucket_ranges, output
 from data_prep.pipeline.clips import Preparation, VideoClip, prepare_clip
 from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.tfds_writer import write_dataset
-from data_prep.sources import video_files
+from data_prep.sources import lengths, video_files
 
 
 class Bucket(MemoryFileSystem):
@@ -188,6 +188,74 @@ def test_clips_are_read_from_a_bucket(bucket, tmp_path):
     np.testing.assert_array_equal(here["fbank"], there["fbank"])
     gone = prepare_clip(VideoClip("a", f"{bucket}/videos/b.mp4"), small)
     assert gone.reason == "missing" and f"{bucket}/videos/b.mp4" in gone.detail
+
+
+LARGE = {"seconds": 12, "fps": 25, "rate": 48_000, "interleave": True, "size": (320, 240)}
+
+
+def moving(index, size):
+    """Noise that grows brighter, so that a file is large."""
+    noise = np.random.default_rng(index).integers(0, 60, (size[1], size[0], 3), np.uint8)
+    return noise + np.uint8(index // 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "codecs"),
+    [
+        ("a.mp4", ("mpeg4", "aac")),
+        ("a.mkv", ("mpeg4", "ac3")),
+        ("a.ts", ("mpeg2video", "mp2")),
+        ("a.avi", ("mpeg4", "mp3")),
+        ("a.mpg", ("mpeg2video", "mp2")),
+    ],
+)
+def test_of_a_video_in_a_bucket_only_parts_are_read(bucket, tmp_path, monkeypatch, name, codecs):
+    path = make_video(tmp_path / name, codecs=codecs, picture=moving, **LARGE)
+    epath.Path(path).copy(f"{bucket}/{name}")
+    monkeypatch.setattr(bucket_ranges, "BLOCK", 2**14)
+    monkeypatch.setattr(bucket_ranges, "KEPT", 1000)
+    asked, ask = [], Bucket.cat_file
+
+    def cat_file(self, path, start=None, end=None, **more):
+        asked.append((start, end))
+        return ask(self, path, start=start, end=end, **more)
+
+    monkeypatch.setattr(Bucket, "cat_file", cat_file)
+    small = Preparation(num_frames=4, image_size=16)
+    for start, end in ((7.0, 8.5), (0.0, 1.5)):
+        here = prepare_clip(VideoClip("a", str(path), start, end), small)
+        there = prepare_clip(VideoClip("a", f"{bucket}/{name}", start, end), small)
+        assert here["frames"] == there["frames"] and here["seconds"] == there["seconds"]
+        np.testing.assert_array_equal(here["fbank"], there["fbank"])
+    assert len(set(asked)) == len(asked)  # nothing is asked for twice
+    size = path.stat().st_size
+    assert sum(end - start for start, end in asked) < 0.9 * size  # probing takes much of it
+    assert lengths.duration(f"{bucket}/{name}") == lengths.duration(str(path))
+
+
+@pytest.mark.parametrize("good", [0, 1, 5])
+def test_a_bucket_that_stops_answering_makes_no_shorter_clip(bucket, tmp_path, monkeypatch, good):
+    # Without an index, FFmpeg takes a part that does not come for the end of the file.
+    path = make_video(tmp_path / "a.ts", codecs=("mpeg2video", "mp2"), picture=moving, **LARGE)
+    epath.Path(path).copy(f"{bucket}/a.ts")
+    monkeypatch.setattr(bucket_ranges, "BLOCK", 2**16)
+    ask, calls = Bucket.cat_file, iter(range(10**6))
+
+    def cat_file(self, path, start=None, end=None, **more):
+        if next(calls) >= good:
+            raise ConnectionResetError("gone")
+        return ask(self, path, start=start, end=end, **more)
+
+    monkeypatch.setattr(Bucket, "cat_file", cat_file)
+    with pytest.raises(OSError, match=r"a\.ts could not be read from its bucket: .*gone"):
+        prepare_clip(VideoClip("a", f"{bucket}/a.ts"), Preparation(num_frames=4, image_size=16))
+
+
+def test_a_video_that_is_replaced_is_read_anew(bucket, tmp_path):
+    for seconds in (3, 5):
+        path = make_video(tmp_path / "a.mp4", seconds=seconds)
+        epath.Path(path).copy(f"{bucket}/a.mp4", overwrite=True)
+        assert lengths.duration(f"{bucket}/a.mp4") == pytest.approx(seconds, abs=0.1)
 
 
 def test_ade20k_sound_is_read_from_a_bucket(bucket, tmp_path):

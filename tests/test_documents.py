@@ -11,6 +11,8 @@ import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 import tarfile
 from typing import NamedTuple
 from unittest import mock
@@ -342,3 +344,36 @@ def test_the_examples_of_inference_run(here):
     assert names["sound"].visual is None and names["picture"].audio is None
     size = names["model"].config.model.image_size
     assert names["heat"].shape == (size, size) and np.ptp(names["heat"]) > 0
+
+
+def test_the_first_hour_is_written_down():
+    readme = text_of("README.md")
+    assert "\npip install -e ." in readme and "With `-e`, Python imports the clone" in readme
+    checkpoints = text_of("docs/checkpoints.md")
+    for home in ("edsonroteia/cav-mae-sync", "YuanGongND/cav-mae", "facebookresearch/mae"):
+        assert f"https://github.com/{home}" in checkpoints
+
+
+def commands_of(document, title):
+    """The commands of the first block under a title, without the interpreter."""
+    block = re.search(rf"^#+ {title}$.*?^```\n(.*?)^```", text_of(document), re.DOTALL | re.M)[1]
+    lines = block.replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[2:] for line in lines]
+
+
+@pytest.mark.release
+def test_the_recipe_for_a_few_videos_works_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs", "data_prep", "cavmae_sync_jax"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "VIDEOS").mkdir()
+    for seed in range(4):
+        media_files.noisy_video(tmp_path / "VIDEOS" / f"{seed}.mp4", 10, seed=seed)
+    prepare, train = commands_of("docs/training.md", "A few videos on a laptop")
+    for command in (prepare, [*train, "--config.epochs=2"]):  # 100 take minutes
+        done = subprocess.run(
+            [sys.executable, "-m", *command], capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr
+    steps = (tmp_path / "runs/few/metrics.jsonl").read_text().splitlines()
+    assert len(steps) > 0 and (tmp_path / "runs/few/checkpoints").is_dir()

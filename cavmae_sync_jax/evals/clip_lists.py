@@ -10,20 +10,21 @@ import csv
 import hashlib
 import io
 import json
+import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from cavmae_sync_jax.data import loader
-from cavmae_sync_jax.utils import clip_names, console
+from cavmae_sync_jax.utils import clip_names, console, tables
 from cavmae_sync_jax.utils.errors import UserError
 
 NAMED = 3  # of the clips that are missing
-# What the column with the clip, and that with its start in seconds, may be called in a header.
-_HEADERS = ("video", "video_id", "clip", "clip_id", "id", "ytid", "youtube_id", "file", "filename")
-_STARTS = ("start", "start_time", "start_seconds", "time_start")
+# Columns of a start, and what they count in a second.
+_STARTS = {"start": 1, "start_ms": 1000}
+_READ = ("video", *_STARTS)
 
 
 def read(path: epath.PathLike) -> list[str]:
@@ -38,7 +39,7 @@ def read(path: epath.PathLike) -> list[str]:
     """
     path = epath.Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = tables.text_of(path)
     except OSError as error:
         raise UserError(f"the list of clips {path} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -57,8 +58,10 @@ def read(path: epath.PathLike) -> list[str]:
     else:
         lines = (line.strip() for line in text.splitlines())
         ids = [line for line in lines if line and not line.startswith("#")]
-        if ids and (columns := _columns(ids[0])) is not None:
-            ids = list(dict.fromkeys(_rows(path, ids[1:], *columns)))
+        delimiter = tables.delimiter_of(text)
+        if ids and (columns := _columns(ids[0], delimiter, path)) is not None:
+            rows = csv.reader(ids[1:], skipinitialspace=True, delimiter=delimiter)
+            ids = list(dict.fromkeys(_rows(path, rows, columns)))
     if not ids:
         raise UserError(f"the list of clips {path} names no clip")
     once = list(dict.fromkeys(ids))
@@ -68,35 +71,58 @@ def read(path: epath.PathLike) -> list[str]:
     return once
 
 
-def _columns(line: str) -> tuple[int, int | None] | None:
-    """Returns which columns a header gives the clip and its start; None if it is no header."""
-    cells = [cell.strip().lower() for cell in line.split(",")]
-    names = [place for place, cell in enumerate(cells) if cell in _HEADERS]
+def _columns(line: str, delimiter: str, path: epath.Path) -> list[str] | None:
+    """Returns the columns of a header, see `tables`; None if it is no header.
+
+    Raises:
+      UserError: a column may be a start, but nobody knows in which unit.
+    """
+    cells = tables.header_of(next(csv.reader([line], delimiter=delimiter)))
+    columns = tables.columns_of(cells)
     # A word alone, such as "video", may be a clip's id.
-    if not names or (len(cells) < 2 and "_" not in line):
+    if "video" not in columns or (len(cells) < 2 and "_" not in line):
         return None
-    starts = [place for place, cell in enumerate(cells) if cell in _STARTS]
-    return names[0], starts[0] if starts else None
+    unclear = [name for name in columns if "start" in name and name not in ("start", "start_ms")]
+    if unclear:
+        raise UserError(
+            f"the list of clips {path} has the column {unclear[0]!r}: call it start (in seconds) "
+            "or start_ms"
+        )
+    return columns
 
 
-def _rows(path: epath.Path, lines: Sequence[str], name: int, start: int | None) -> Iterable[str]:
+def _rows(path: epath.Path, rows: Any, columns: Sequence[str]) -> Iterable[str]:
     """Yields the clip of each row under a header, with its start behind a comma if it has one.
 
     Raises:
       UserError: a row lacks one of these cells, or the start is no number.
     """
-    reader = csv.reader(lines, skipinitialspace=True)
-    for cells in reader:
+    for cells in rows:
         try:
-            clip = cells[name].strip()
-            text = io.StringIO()
-            row = [clip] if start is None else [clip, f"{float(cells[start]):g}"]
-            csv.writer(text, lineterminator="").writerow(row)
+            row = {
+                name: cells[place].strip() for place, name in enumerate(columns) if name in _READ
+            }
+            entry = _entry(row)
         except (IndexError, ValueError) as error:
-            where = f"the list of clips {path}, row {reader.line_num} under the header"
+            where = f"the list of clips {path}, row {rows.line_num} under the header"
             raise UserError(f"{where}: need a clip, and its start in seconds") from error
-        if clip:
-            yield text.getvalue()
+        if row["video"]:
+            yield entry
+
+
+def _entry(row: Mapping[str, Any]) -> str:
+    """Returns a clip's name, with its start in seconds behind a comma if the row has one.
+
+    Raises:
+      ValueError: the start is no number.
+    """
+    starts = [
+        float(row[name]) / unit for name, unit in _STARTS.items() if row.get(name) is not None
+    ]
+    text = io.StringIO()
+    cells = [row["video"], *(f"{start:.10g}" for start in starts[:1])]
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
 
 
 def _id_of(entry: Any, number: int, path: epath.Path) -> str:
@@ -111,8 +137,15 @@ def _id_of(entry: Any, number: int, path: epath.Path) -> str:
             files = (p for p in paths if isinstance(p, str) and not p.endswith("/"))
             names = [pathlib.PurePosixPath(file).stem for file in files]
         if names and isinstance(names[0], str) and names[0]:
-            return names[0]
-    raise UserError(f"the list of clips {path}, entry {number}, has no video_id")
+            columns = zip(
+                tables.columns_of(tables.header_of(list(entry))), entry.values(), strict=True
+            )
+            times = {name: value for name, value in columns if name in _STARTS}
+            with contextlib.suppress(TypeError, ValueError):  # no numbers
+                return _entry({"video": names[0], **times}) if times else names[0]
+    raise UserError(
+        f"the list of clips {path}, entry {number}, has no video_id, or a start that is no number"
+    )
 
 
 class Selected(loader.Records):
@@ -168,12 +201,14 @@ class _Clips:
         for name in names:
             if name in self._exact:
                 return [self._exact[name]]
-        spans = [(stem, start) for name in names for stem, start in _spans(name)]
+        file, own_start = _row(entry)
+        spans = [] if own_start is None else [(file, own_start)]
+        spans += [(stem, start) for name in names for stem, start in _spans(name)]
         for stem, start in spans:
             if (one := clip_names.with_start(stem, start)) in self._exact:
                 return [self._exact[one]]
-        for stem, _ in spans:
-            if stem in self._exact:  # of a dataset whose ids have no start
+        for stem, start in spans:  # of a dataset whose ids have no start
+            if stem in self._exact and (start == 0 or _is_youtube(stem)):
                 return [self._exact[stem]]
         for name in names:
             # A name with a start means no clip that starts elsewhere.
@@ -188,15 +223,25 @@ def _is_youtube(name: str) -> bool:
 
 def _names(entry: str) -> Iterable[str]:
     """Yields what an entry may call its clip, the most literal first."""
-    cells = _cells(entry)
-    starts = []
-    with contextlib.suppress(ValueError, IndexError):  # AudioSet's and VGGSound's rows: ID,start,…
-        starts = [clip_names.with_start(cells[0], float(cells[1]))]
-    file = pathlib.PurePosixPath(cells[0]).name
+    file, start = _row(entry)
     literal = (entry, clip_names.without_extension(entry))
-    own = (cells[0], file, clip_names.without_extension(file))
     # With a start of its own, a row means no other clip of its video.
-    return dict.fromkeys((*literal, *starts) if starts else (*literal, *own))
+    own = (_cells(entry)[0], file) if start is None else (clip_names.with_start(file, start),)
+    return dict.fromkeys((*literal, *own))
+
+
+def _row(entry: str) -> tuple[str, float | None]:
+    """Returns a row's file without its extension, and its start: AudioSet's and VGGSound's do."""
+    cells = _cells(entry)
+    file = clip_names.without_extension(pathlib.PurePosixPath(cells[0].replace("\\", "/")).name)
+    address = clip_names.ADDRESS.search(cells[0])
+    file = address[1] if address else file
+    # As CAV-MAE names its sounds of AudioSet.
+    file = file[1:] if file.startswith("Y") and _is_youtube(file[1:]) else file
+    with contextlib.suppress(ValueError, IndexError):
+        if math.isfinite(start := float(cells[1])):
+            return file, start
+    return file, None
 
 
 def _cells(entry: str) -> list[str]:

@@ -126,6 +126,7 @@ def _decode_picture(path: str) -> UInt8[np.ndarray, "height width 3"]:
         try:
             with Image.open(path, formats=PICTURES) as picture:
                 images.check_size(path, *picture.size)
+                images.check_mode(path, picture.mode)
                 return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
         except Image.DecompressionBombError as error:
             raise MediaError("too_large", f"{path} has too many pixels.") from error

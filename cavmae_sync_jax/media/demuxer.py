@@ -20,6 +20,7 @@ from av.stream import Disposition
 from cavmae_sync_jax.media.errors import MediaError
 
 Kind = Literal["video", "audio"]
+BOTH: tuple[Kind, ...] = ("video", "audio")
 
 # Formats that have their media in other files, or on the net.
 _REFERRING = {
@@ -34,6 +35,8 @@ _TOLERANT: dict[str, Any] = (
 _PATIENCE = {"analyzeduration": str(120 * 10**6), "probesize": str(2**28)}
 # Formats of transmissions, which lose packets: only decoding tells what is damaged.
 _BROADCAST = ("mpeg", "mpegts")
+# Formats that hold one sound without a gap, whose time stamps are counted by their reader.
+_BARE = ("aac", "ac3", "aiff", "amr", "au", "eac3", "flac", "mp3", "tta", "w64", "wav")
 # Transfer functions of video with a high dynamic range: PQ and HLG.
 _HDR = (16, 18)
 
@@ -64,6 +67,18 @@ def _trusted_formats() -> str:
     return ",".join(sorted(av.formats_available - _REFERRING))
 
 
+class RemotePath(str):
+    """The path of a file elsewhere, which `opener` opens to read it in parts."""
+
+    opener: Callable[[], Any]
+
+    def __new__(cls, path: str, opener: Callable[[], Any]) -> "RemotePath":
+        """Takes both."""
+        self = super().__new__(cls, path)
+        self.opener = opener
+        return self
+
+
 def open_file(path: str | Path, *, patient: bool = False) -> av.container.InputContainer:
     """Opens a regular file, whatever its name looks like, and nothing that it refers to.
 
@@ -75,14 +90,42 @@ def open_file(path: str | Path, *, patient: bool = False) -> av.container.InputC
       MediaError: it is a folder, a pipe or a device, which might never end.
       av.error.FFmpegError, OSError: it can't be opened.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if isinstance(path, RemotePath):
+        file = path.opener()
+    elif stat.S_ISREG(os.stat(path).st_mode):
+        file = str(Path(path).absolute())
+    else:
         raise MediaError("unreadable", f"{path} is no regular file.")
     options = {"protocol_whitelist": "file", "format_whitelist": _trusted_formats()}
     return av.open(
-        str(Path(path).absolute()),
+        file,
         options=options | (_PATIENCE if patient else {}),
         **_TOLERANT,
     )
+
+
+@overload
+def best_stream(
+    container: av.container.InputContainer, kind: Literal["video"]
+) -> av.VideoStream | None: ...
+@overload
+def best_stream(
+    container: av.container.InputContainer, kind: Literal["audio"]
+) -> av.AudioStream | None: ...
+def best_stream(
+    container: av.container.InputContainer, kind: Kind
+) -> av.VideoStream | av.AudioStream | None:
+    """Returns the stream that a player takes, which is no cover picture; None if there is none.
+
+    Of a transmission with several programmes, the sound is that of the picture's programme. A
+    stream of a codec that is not known counts only where there is no other.
+    """
+    streams: Any = container.streams
+    related = best_stream(container, "video") if kind == "audio" else None
+    best = streams.best(kind, related=related)
+    found = [best, *getattr(streams, kind)] if best else []
+    real = [one for one in found if not one.disposition & Disposition.attached_pic]
+    return next((one for one in real if one.codec_context is not None), next(iter(real), None))
 
 
 class _Base(NamedTuple):
@@ -104,31 +147,39 @@ _UNKNOWN = Fraction(0, 1)
 class Source:
     """An open file's best real video stream and best audio stream, on the file's timeline."""
 
-    def __init__(self, path: str | Path):
-        """Takes a path; `with` opens it as `open_file` does, or raises no_video or no_audio."""
-        self._path = path
+    def __init__(self, path: str | Path, kinds: tuple[Kind, ...] = BOTH):
+        """Takes a path; `with` opens it as `open_file` does, or raises no_video or no_audio.
+
+        Only the streams of `kinds` are looked for.
+        """
+        self._path, self._kinds = path, kinds
         self._bases: dict[int, _Base] = {}  # of the streams' packets
         self._frame_base: _Base | None = None  # of the frames of the one stream that is decoded
 
     def __enter__(self) -> "Source":
         self._container = open_file(self._path)
-        self.video: av.VideoStream
-        self.audio: av.AudioStream
         try:
-            self.video, self.audio = self._best("video"), self._best("audio")
+            self._choose()
         except MediaError:
             # A stream may begin after what was looked at, where no header lists the streams.
             self._container.close()
             self._container = open_file(self._path, patient=True)
-            self.video, self.audio = self._best("video"), self._best("audio")
-        # Clips are prepared in many processes at once: more threads would fight for the cores.
-        self.video.thread_count = 1
+            self._choose()
         self.is_broadcast = self._container.format.name in _BROADCAST
+        self.is_bare = self._container.format.name in _BARE
         self._origin = (self._container.start_time or 0) / av.time_base
-        aspect = float(self.video.sample_aspect_ratio or 1)
-        # How many times as wide as high a pixel is shown.
-        self.pixel_aspect = aspect if aspect > 0 else 1.0
         return self
+
+    def _choose(self) -> None:
+        if "video" in self._kinds:
+            self.video: av.VideoStream = self._best("video")
+            # Clips are prepared in many processes at once: more threads would fight for the cores.
+            self.video.thread_count = 1
+            aspect = float(self.video.sample_aspect_ratio or 1)
+            # How many times as wide as high a pixel is shown.
+            self.pixel_aspect = aspect if aspect > 0 else 1.0
+        if "audio" in self._kinds:
+            self.audio: av.AudioStream = self._best("audio")
 
     def __exit__(self, *error: object) -> None:
         self._container.close()
@@ -138,11 +189,7 @@ class Source:
     @overload
     def _best(self, kind: Literal["audio"]) -> av.AudioStream: ...
     def _best(self, kind: Kind) -> av.VideoStream | av.AudioStream:
-        streams = self._container.streams
-        best = streams.best(kind)
-        found = [best, *getattr(streams, kind)] if best else []
-        real = (one for one in found if not one.disposition & Disposition.attached_pic)
-        if (stream := next(real, None)) is None:
+        if (stream := best_stream(self._container, kind)) is None:
             raise MediaError(f"no_{kind}", f"{self._path} has no {kind} stream.")
         if stream.codec_context is None:
             raise MediaError("unreadable", f"{self._path} has {kind} of an unknown codec.")
@@ -231,13 +278,16 @@ class Source:
         return itertools.dropwhile(lambda packet: not packet.is_keyframe, packets)
 
 
-def packets(path: str | Path, kind: Kind, start: float) -> Iterator[tuple[Source, av.Packet]]:
+def packets(
+    path: str | Path, kind: Kind, start: float, kinds: tuple[Kind, ...] = BOTH
+) -> Iterator[tuple[Source, av.Packet]]:
     """Yields a stream's packets from a keyframe at or before `start` on.
 
-    A file that breaks off ends there, with the empty packet that ends every stream.
+    A file that breaks off ends there, with the empty packet that ends every stream. The file needs
+    streams of all `kinds`.
     """
     for position in (max(0.0, start - _RUN_UP), 0.0):
-        with Source(path) as source:
+        with Source(path, kinds) as source:
             found = source.packets(kind, position)
             if (first := next(found, None)) is None:
                 continue
@@ -286,6 +336,7 @@ def decoded(
     kind: Kind,
     start: float,
     idle: Callable[[float], bool] | None = None,
+    kinds: tuple[Kind, ...] = BOTH,
 ) -> Iterator[Decoded]:
     """Yields frames in the order of presentation, beginning at or before `start`, and losses.
 
@@ -295,9 +346,10 @@ def decoded(
       start: in seconds.
       idle: says of the time of a frame that nobody looks at it. It may then be missing, if no other
         frame is decoded with its help.
+      kinds: of the streams that the file needs.
     """
     skips = False
-    for source, packet in packets(path, kind, start):
+    for source, packet in packets(path, kind, start, kinds):
         if idle is not None:
             time = source.packet_time(packet.pts, packet)
             can_miss = time is not None and not source.is_broadcast and idle(time)

@@ -25,6 +25,17 @@ def check_size(path: str | Path, width: int, height: int) -> None:
         raise MediaError("too_large", f"{path} has a picture of {width} x {height} pixels.")
 
 
+def check_mode(path: str | Path, mode: str, modes: tuple[str, ...] = MODES) -> None:
+    """Refuses pictures that Pillow would make wrong colours of.
+
+    Raises:
+      MediaError: unreadable.
+    """
+    if mode not in modes:
+        how = "save it as RGB with 8 bits per colour"
+        raise MediaError("unreadable", f"{path} has the colours {mode}, not RGB: {how}.")
+
+
 def resize_and_crop(
     image: UInt8[np.ndarray, "height width *channels"],
     size: int,
@@ -100,9 +111,7 @@ def read_picture(
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as picture:
             check_size(path, picture.width, picture.height)
-            if picture.mode not in modes:
-                wrong = f"{path} has the colours {picture.mode}, not RGB."
-                raise MediaError("unreadable", wrong)
+            check_mode(path, picture.mode, modes)
             return np.asarray(picture.convert("RGB"))
     except MediaError:
         raise

@@ -12,6 +12,8 @@ SAMPLE_RATE = 16_000
 # What becomes of several channels: the first one, as in the reference; their mean; the one with
 # the most energy in the clip.
 CHANNELS = ("first", "mix", "loudest")
+# What is said of silence in a channel or track where another one sounds.
+SOUNDS_ELSEWHERE = "but sounds in"
 
 # Hertz. Resampled to 16 kHz, a few bytes of anything slower would fill the memory, and so would the
 # filter for anything faster.
@@ -110,6 +112,6 @@ def chosen(
     waveform = np.ascontiguousarray(channels[int(energies.argmax())])
     if sounding and waveform.size and np.ptp(waveform.astype(np.int32)) == 0:
         numbers = ", ".join(map(str, sorted(sounding)))
-        detail = f"{path} is silent in its first channel, but sounds in {numbers}"
+        detail = f"{path} is silent in its first channel, {SOUNDS_ELSEWHERE} {numbers}"
         raise MediaError("silent", f"{detail}: use --audio_channel=loudest or mix.")
     return waveform

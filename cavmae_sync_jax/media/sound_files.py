@@ -1,11 +1,9 @@
 """The sound of a file that need not have pictures."""
 
 import contextlib
-import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
@@ -13,12 +11,10 @@ from jaxtyping import Int16
 
 from cavmae_sync_jax.media import audio, resampler
 from cavmae_sync_jax.media.decoding import Seconds
-from cavmae_sync_jax.media.demuxer import errors_of, open_file
+from cavmae_sync_jax.media.demuxer import best_stream, errors_of, open_file
 from cavmae_sync_jax.media.errors import MediaError, check_file
+from cavmae_sync_jax.media.span_sound import RAGGED_END, read_waveform
 
-_ENDS_EARLY = 0.5  # seconds; a sound that ends this much before its promised end is damaged
-_LATE = 0.1  # seconds; sound that begins later than this after the file's start has silence before
-_RUN_UP = 1.0  # seconds before a span, so that decoder and resampler have settled in it
 _CHUNKS = 100  # of a WAV, among which its samples are
 _STREAMED = 0x7FFFF000  # sizes of a WAV from here on say that its writer didn't know
 
@@ -67,73 +63,28 @@ def read_span(
         it promises; silent, where only channels sound that aren't chosen.
     """
     check_file(path)
+    start = float(start)
     try:
         with errors_of(path):
-            found = _read(path, start, end, channel, max(0.0, start - _RUN_UP))
-            if found is None and start > _RUN_UP:  # what can't be sought is read from its beginning
-                found = _read(path, start, end, channel, 0.0)
+            promised = _promise(path)
+            until = promised or (seconds_of(path) if end is None else float(end))
+            until = until if end is None else min(until, float(end))
+            if until <= start:
+                raise MediaError("no_audio", f"{path} has no audio after {start:.2f} s.")
+            waveform, sound_end, _ = read_waveform(path, start, until, channel, ("audio",))
     except MediaError:
         raise
     except ValueError as error:  # of PyAV, for headers that make no sense
         raise MediaError("unreadable", f"{path} can't be read: {error}.") from error
-    if found is None or not found.samples.shape[1]:
-        where = (
-            "holds no sample" if end is None else f"has no audio from {start:.2f} to {end:.2f} s"
-        )
-        raise MediaError("no_audio", f"{path} {where}.")
-    return resampler.chosen(path, found.samples, found.sounding)
-
-
-class _Found(NamedTuple):
-    """All channels that a choice needs, and the numbers of those that sound."""
-
-    samples: Int16[np.ndarray, "channels samples"]
-    sounding: set[int]
-
-
-def _read(
-    path: str | Path, start: Seconds, end: Seconds | None, channel: str, position: float
-) -> _Found | None:
-    """Does the work of `read_span` from `position` on; None if sound comes after `start` only."""
-    rate = resampler.SAMPLE_RATE
-    blocks, channels = [], None
-    # Samples on the way: all, those before the span, silent ones before all.
-    count = left = lead = 0
-    with _open(path) as (container, stream):
-        promised = _promised_end(container, stream) / _complete_share(path)
-        origin = (container.start_time or 0) / av.time_base
-        if position:
-            container.seek(round((origin + position) * av.time_base))
-        for frame in itertools.chain(container.decode(stream), [None]):
-            if channels is None and frame is not None:
-                if position and frame.pts is None:
-                    return None
-                time = (
-                    0.0 if frame.pts is None else float(frame.pts * (frame.time_base or 0)) - origin
-                )
-                if not position:
-                    count = lead = round(time * rate) if time > _LATE else 0
-                left = round((start - time if position else start) * rate)
-                if left < 0:
-                    return None
-                channels = resampler.Channels(path, frame, channel)
-            if channels is None or (end is not None and count >= left + (end - start) * rate):
-                break
-            block = channels.resample(frame)
-            # What lies before the span is counted, and not kept.
-            blocks.append(block[:, max(0, left - count) :])
-            count += block.shape[1]
-    if channels is None:
-        return None
-    there = count - left if end is None else round((end - start) * rate)
-    if promised:  # codecs pad the end, and the container knows where it is
-        there = min(there, round((promised - start) * rate))
-    if count - left < there - _ENDS_EARLY * rate:
+    if promised and end is not None and sound_end < until - RAGGED_END:
         raise MediaError("unreadable", f"{path} ends before the {promised:.2f} s it promises.")
-    samples = np.concatenate(blocks, axis=1)
-    silent = np.zeros((len(samples), max(0, lead - left)), np.int16)
-    samples = np.concatenate([silent, samples], axis=1)[:, : max(0, there)]
-    return _Found(samples, channels.sounding)
+    return waveform[: round((sound_end - start) * resampler.SAMPLE_RATE)]
+
+
+def _promise(path: str | Path) -> float:
+    """Returns when a file promises its sound to end, 0 where it doesn't tell."""
+    with _open(path) as (container, stream):
+        return _promised_end(container, stream) / _complete_share(path)
 
 
 def seconds_of(path: str | Path) -> float:
@@ -160,8 +111,8 @@ def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.Au
     """Opens a file with sound, which may begin late, and its best audio stream."""
     for patient in (False, True):
         with open_file(path, patient=patient) as container:
-            stream = container.streams.best("audio")
-            if isinstance(stream, av.AudioStream) and stream.codec_context is not None:
+            stream = best_stream(container, "audio")
+            if stream is not None and stream.codec_context is not None:
                 yield container, stream
                 return
     raise MediaError("no_audio", f"{path} has no audio that can be read.")

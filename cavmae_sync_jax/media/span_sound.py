@@ -1,8 +1,10 @@
-"""The sound of a span of a video: one channel, in step with the file's timeline.
+"""The sound of a span of a file: one channel, in step with the file's timeline.
 
 All times are seconds on the file's own timeline, on which its earliest stream starts at 0.
 """
 
+import contextlib
+import itertools
 import math
 from pathlib import Path
 
@@ -10,9 +12,9 @@ import av
 import numpy as np
 from jaxtyping import Int16
 
-from cavmae_sync_jax.media.demuxer import decoded
+from cavmae_sync_jax.media.demuxer import BOTH, Kind, best_stream, decoded, open_file
 from cavmae_sync_jax.media.errors import MediaError
-from cavmae_sync_jax.media.resampler import SAMPLE_RATE, Channels, chosen
+from cavmae_sync_jax.media.resampler import CHANNELS, SAMPLE_RATE, Channels, chosen
 
 # All in seconds. A stream that ends this much before the span's end counts as covering it.
 RAGGED_END = 0.5
@@ -84,16 +86,20 @@ class _Sound:
 
 
 def read_waveform(
-    path: str | Path, start: float, end: float, channel: str
+    path: str | Path, start: float, end: float, channel: str, kinds: tuple[Kind, ...] = BOTH
 ) -> tuple[np.ndarray, float, frozenset[str]]:
-    """Returns the audio of the span (int16), when it ends, and notes."""
+    """Returns the audio of the span (int16), when it ends, and notes.
+
+    The file needs streams of all `kinds`.
+    """
     sound, run, lost = _Sound(round((end - start) * SAMPLE_RATE)), None, 0.0
     usual = end - start  # of a packet that doesn't know how long it lasts: beyond what is bearable
     broken, reached, restarts = False, -math.inf, False
-    for one in decoded(path, "audio", start):
+    for one in decoded(path, "audio", start, kinds=kinds):
         time, frame = one.time, one.frame
         assert not isinstance(frame, av.VideoFrame)  # of an audio stream
-        if time is None:
+        follows = run is not None and one.source.is_bare and not broken
+        if time is None or follows:
             time = 0.0 if run is None else run.next_time()
         if time > end + _RUN_OUT:
             break
@@ -136,3 +142,36 @@ def read_waveform(
     waveform = waveform[: sound.filled] if audio_end >= end - RAGGED_END else waveform
     notes = {"damaged": bool(lost), "restarts": restarts}
     return waveform, audio_end, frozenset(note for note, holds in notes.items() if holds)
+
+
+def sounding_tracks(path: str | Path, start: float, end: float) -> list[int]:
+    """Returns which tracks sound in the span, from 1, besides the one that is read."""
+    with open_file(path) as container:
+        tracks, read = container.streams.audio, best_stream(container, "audio")
+        others = [number for number, track in enumerate(tracks, 1) if track is not read]
+    return [number for number in others if _sounds(path, number, start, end)]
+
+
+def _sounds(path: str | Path, number: int, start: float, end: float) -> bool:
+    """Whether a track can be decoded and changes its value within the span."""
+    channels = None
+    with contextlib.suppress(av.error.FFmpegError, ValueError), open_file(path) as container:
+        stream = container.streams.audio[number - 1]
+        origin = (container.start_time or 0) / av.time_base
+        if start > 0:
+            container.seek(round((origin + start) * av.time_base))
+        for frame in itertools.chain(container.decode(stream), [None]):
+            if frame is not None:
+                time = 0.0
+                if frame.pts is not None:
+                    time = float(frame.pts * (frame.time_base or 0)) - origin
+                if time + frame.samples / frame.rate <= start:
+                    continue
+                frame = None if time >= end else frame
+            if channels is None and frame is not None:
+                channels = Channels(path, frame, CHANNELS[0])
+            if channels is not None:
+                channels.resample(frame)
+            if frame is None or (channels is not None and channels.sounding):
+                break
+    return channels is not None and bool(channels.sounding)

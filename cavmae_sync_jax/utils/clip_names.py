@@ -5,8 +5,9 @@ from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 VIDEOS = (
-    *(".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+    *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2t", ".m2ts", ".m4v"),
+    *(".mkv", ".mod", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv"),
+    *(".qt", ".rm", ".rmvb", ".tod", ".ts", ".vob", ".webm", ".wmv"),
 )
 _OTHERS = (
     ".aac",

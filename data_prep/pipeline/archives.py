@@ -4,6 +4,7 @@ A member's path is that of its archive with its name behind it: `videos.tar/fold
 is copied to a file of this machine while it is read. Its name never becomes a path.
 """
 
+import collections
 import contextlib
 import functools
 import os
@@ -23,7 +24,12 @@ from cavmae_sync_jax.utils.errors import UserError
 
 EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".zip")
 _MEMBER = re.compile(r"(.+?\.(?:tar|tar\.gz|tgz|zip))/(.+)", re.IGNORECASE | re.DOTALL)
-_COMPRESSED = (".gz", ".tgz")
+# What archives begin with, whatever they are called.
+_MARKS = {
+    **{"gz": b"\x1f\x8b", "zip": b"PK", "xz": b"\xfd7zXZ", "bzip2": b"BZh"},
+    **{"zstd": b"\x28\xb5\x2f\xfd", "rar": b"Rar!", "7z": b"7z\xbc\xaf"},
+}
+_IN_TAR, _HEAD = b"ustar", 512
 # Bytes between the places of a .gz from which it can be read; each costs 32 KiB of memory.
 _SPACING = 2**26
 _BLOCK = 2**20  # bytes copied at once
@@ -66,6 +72,16 @@ def members(archive: str) -> dict[str, str]:
         raise UserError(
             f"the archive {archive} can't be read ({_why(error)}): get it again, or move it away"
         ) from error
+
+
+def replaced(archive: str) -> int:
+    """Returns how many of an archive's files a later one of the same name replaces.
+
+    Raises:
+      UserError: as `members`.
+    """
+    members(archive)
+    return _opened(archive, *_state(archive)).replaced
 
 
 @contextlib.contextmanager
@@ -113,7 +129,10 @@ class _Tar:
 
     def __init__(self, file: Any):  # indexed_gzip's files are of no type that typing knows
         self._archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-        everything = {_normal(member.name): member for member in self._archive}
+        listed = list(self._archive)
+        everything = {_normal(member.name): member for member in listed}
+        files = collections.Counter(_normal(one.name) for one in listed if not one.isdir())
+        self.replaced = files.total() - len(files)
         # A link outside stays a name without a file, as in a folder.
         self.names = {
             name: _linked(member, everything)
@@ -129,8 +148,8 @@ class _Tar:
         """The bytes of a file, unpacked; KeyError if it is a link to none."""
         return _there(self.names[name]).size
 
-    def open(self, name: str) -> IO[bytes]:
-        """A stream of a file's bytes."""
+    def open(self, name: str) -> Any:
+        """A stream of a file's bytes, whose class is none that typing knows."""
         return self._archive.extractfile(_there(self.names[name]))
 
 
@@ -139,8 +158,9 @@ class _Zip:
 
     def __init__(self, file: IO[bytes]):
         self._archive = zipfile.ZipFile(file)
-        found = (info for info in self._archive.infolist() if not info.is_dir())
+        found = [info for info in self._archive.infolist() if not info.is_dir()]
         self.names = {_normal(info.filename): info for info in found}
+        self.replaced = len(found) - len(self.names)
         self.places = {name: name for name in self.names}
 
     def size(self, name: str) -> int:
@@ -190,11 +210,20 @@ def _state(archive: str) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=_OPEN)
 def _opened(archive: str, changed: int, size: int) -> _Tar | _Zip:
-    """Opens an archive; the other arguments make that of a changed file anew."""
-    if archive.lower().endswith(".zip"):
+    """Opens an archive; the other arguments make that of a changed file anew.
+
+    What it is, its content says: browsers unpack a .gz, and keep its name.
+    """
+    with open(archive, "rb") as file:
+        head = file.read(_HEAD)
+    for kind, mark in _MARKS.items():
+        if head.startswith(mark) and kind not in ("gz", "zip"):
+            raise UserError(f"the archive {archive} is packed by {kind}: unpack it")
+    if head.startswith(_MARKS["zip"]):
         return _Zip(open(archive, "rb"))
-    if not archive.lower().endswith(_COMPRESSED):
-        return _Tar(open(archive, "rb"))
+    if not head.startswith(_MARKS["gz"]):
+        is_tar = _IN_TAR in head or not archive.lower().endswith(".zip")
+        return (_Tar if is_tar else _Zip)(open(archive, "rb"))
     try:
         import indexed_gzip  # an extra
     except ImportError as error:

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Int16, UInt8
 from PIL import Image
 
-from cavmae_sync_jax.media import audio, decoding, images
+from cavmae_sync_jax.media import audio, decoding, images, span_sound
 from cavmae_sync_jax.media.errors import MediaError
-from cavmae_sync_jax.media.resampler import CHANNELS
+from cavmae_sync_jax.media.resampler import CHANNELS, SOUNDS_ELSEWHERE
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import readers
 
@@ -157,7 +157,7 @@ class VideoClip(Clip):
     `end` None means `Preparation.clip_seconds` after `start` (seconds); a file may end earlier.
     `truth` is the path of an .npz, see `read`, or None. `cut_to` is how many seconds the file lasts
     if it is the piece of a video that its name says, None for a whole video. `listed` is the span
-    of the video that a published list names, None without such a list.
+    of the video that a list names, None without such a list.
     """
 
     start: decoding.Seconds = 0.0
@@ -181,7 +181,7 @@ class VideoClip(Clip):
         and `frame_silent_mask` of the same shapes: an object on screen that makes no sound.
         """
         end = self.start + preparation.clip_seconds if self.end is None else self.end
-        with readers.local(self.path) as path:
+        with readers.media(self.path) as path:
             self._check_length(path)
             content = decoding.read_clip(
                 path,
@@ -191,6 +191,8 @@ class VideoClip(Clip):
                 image_size=preparation.image_size,
                 audio_channel=preparation.audio_channel,
             )
+            if not np.ptp(content.waveform.astype(np.int32)):
+                self._name_other_tracks(path, end)
         truth = {} if self.truth is None else self._read_truth(preparation)
         return Recording(
             content.frames,
@@ -221,6 +223,17 @@ class VideoClip(Clip):
                 "wrong_length",
                 f"{path} lasts {lasts:.2f} s, as if it held nothing but its segment, which ends at "
                 f"{end:.2f} s of the video: if such files do, give --trimmed.",
+            )
+
+    def _name_other_tracks(self, path: str, end: decoding.Seconds) -> None:
+        """Says of a silent track that others sound, which cameras and screen recorders write."""
+        if tracks := span_sound.sounding_tracks(path, float(self.start), float(end)):
+            numbers = ", ".join(map(str, tracks))
+            raise MediaError(
+                "silent",
+                f"{path} is silent in the sound track that players take, {SOUNDS_ELSEWHERE} track "
+                f"{numbers}: make a copy with that track alone (ffmpeg -i FILE -map 0:v "
+                f"-map 0:a:{tracks[0] - 1} -c copy COPY).",
             )
 
     def _read_truth(self, preparation: Preparation) -> Example:

@@ -10,10 +10,12 @@ from etils import epath
 from jaxtyping import Int16, UInt8
 
 from cavmae_sync_jax.media import decoding, images, sound_files
+from cavmae_sync_jax.media.demuxer import RemotePath
 from cavmae_sync_jax.media.errors import MediaError
 from cavmae_sync_jax.media.resampler import CHANNELS
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import archives
+from data_prep.pipeline.bucket_ranges import BucketFile
 
 _BUCKETS = ("gs://", "s3://")
 
@@ -44,6 +46,31 @@ def local(path: str) -> Iterator[str]:
             raise UserError(f"{path} needs pip install '.[gcs]' ({error})") from error
         with _named(copy, path):
             yield copy
+
+
+@contextlib.contextmanager
+def media(path: str) -> Iterator[str]:
+    """Gives a path that `media.decoding` reads; of a file in a bucket, it reads parts only.
+
+    Raises:
+      MediaError: missing, if the file is not there.
+      OSError: a part of it did not come, so that nothing is known of it.
+    """
+    if not path.startswith(_BUCKETS):
+        with local(path) as here:
+            yield here
+        return
+    try:
+        file = BucketFile(path)
+    except FileNotFoundError as error:
+        raise MediaError("missing", f"There is no {path}.") from error
+    except ImportError as error:
+        raise UserError(f"{path} needs pip install '.[gcs]' ({error})") from error
+    try:
+        yield RemotePath(path, file.open)
+    finally:
+        if file.fault:
+            raise OSError(f"{path} could not be read from its bucket: {file.fault}")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from cavmae_sync_jax.media.resampler import SOUNDS_ELSEWHERE
 from data_prep.pipeline.clips import NOTES, Clip, Reject
 
 SUMMARY, REJECTS = "summary.json", "rejects.csv"
@@ -21,6 +22,7 @@ class Findings:
 
     Attributes:
       files: media files that were found.
+      links: further names of these files, by which links lead to them.
       skipped: other files, by extension.
       unused: names of media files that no list names.
       absent: names in a list of which there is no file.
@@ -34,6 +36,7 @@ class Findings:
     absent: Sequence[str] = ()
     tails: Sequence[float] = ()
     other_classes: int = 0
+    links: int = 0
 
     def lines(self) -> list[str]:
         """Returns the same in sentences, without what is zero."""
@@ -41,6 +44,8 @@ class Findings:
         if self.files:
             other = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.skipped.items()))
             lines.append(f"Media files: {self.files:,}" + (other and f"; other files: {other}"))
+        if self.links:
+            lines.append(f"Links to these files under further names: {self.links:,}")
         if self.unused:
             lines.append(f"Files that no list names: {len(self.unused):,}{_such(self.unused)}")
         if self.absent:
@@ -60,6 +65,7 @@ class Findings:
         """Returns the same for the file."""
         return {
             "files": self.files,
+            "links": self.links,
             "skipped": dict(self.skipped),
             "names_without_row": {"count": len(self.unused), "names": self.unused[:_KEPT]},
             "rows_without_file": {"count": len(self.absent), "names": self.absent[:_KEPT]},
@@ -125,6 +131,11 @@ class Summary(NamedTuple):
             path = self.directory.parent.parent / REJECTS
             reasons = count_reasons(self.rejects)
             lines.append(f"{len(self.rejects)} clips were rejected ({reasons}); {path} lists them.")
+        if elsewhere := _sound_elsewhere(self.rejects):
+            lines.append(
+                f"Silent clips that sound in another channel or track: {elsewhere:,}; the list "
+                "says of each what to do."
+            )
         sums = collections.Counter[str]()
         for split in self.splits.values():
             sums.update(split.notes)
@@ -145,6 +156,7 @@ class Summary(NamedTuple):
                     "clips": split.clips,
                     "examples": split.examples,
                     "rejects": dict(_reasons(split.rejects)),
+                    "silent_but_elsewhere": _sound_elsewhere(split.rejects),
                     "padded_seconds": 0.0,
                     **dict.fromkeys(NOTES, 0),
                     **split.notes,
@@ -181,3 +193,7 @@ def count_reasons(rejects: Sequence[Reject]) -> str:
 
 def _reasons(rejects: Sequence[Reject]) -> list[tuple[str, int]]:
     return collections.Counter(reject.reason for reject in rejects).most_common()
+
+
+def _sound_elsewhere(rejects: Sequence[Reject]) -> int:
+    return sum(SOUNDS_ELSEWHERE in reject.detail for reject in rejects)

@@ -99,7 +99,7 @@ class BoxedClip(VideoClip):
         if self.sound:
             waveform = readers.read_sound(self.sound, preparation.clip_seconds, channel)
             return readers.read_picture(self.path), waveform, frozenset()
-        with readers.local(self.path) as path:
+        with readers.media(self.path) as path:
             self._check_length(path)
             # The second of two frames is the one in the middle.
             content = decoding.read_clip(

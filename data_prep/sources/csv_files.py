@@ -8,7 +8,6 @@ import contextlib
 import csv
 import difflib
 import io
-import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from cavmae_sync_jax.utils import tables
 from cavmae_sync_jax.utils.errors import UserError
 
 TRAIN, EVAL = "train", "eval"
@@ -25,20 +25,6 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
 }
 _COLUMNS = ("video", "label", "split")
-# What other lists call the columns.
-_SPELLINGS = {
-    "video": ("file", "filename", "filepath", "path", "videoname", "videopath", "videofile"),
-    "label": ("labels", "class", "classname", "category"),
-    "split": ("set", "subset"),
-    "start": ("starttime", "startseconds", "startsec", "begin"),
-    "end": ("endtime", "endseconds", "endsec"),
-}
-_MEANT = {other: name for name, others in _SPELLINGS.items() for other in (name, *others)}
-# Spreadsheets write the last two, too.
-_DELIMITERS = (",", "\t", ";")
-_LOOKED_AT = 50  # lines that tell the delimiter
-_QUOTED = re.compile(r'"[^"\n]*"')
-_ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _CLASS_COLUMNS = ("index", "mid", "display_name")
 
 
@@ -57,9 +43,11 @@ def lines_of(path: epath.PathLike) -> Iterator["Lines"]:
       UserError: it can't be read, here or while its lines are.
     """
     try:
-        text = text_of(path)
+        text = tables.text_of(path)
         stream = io.StringIO(text, newline="")
-        reader = csv.reader(stream, strict=True, skipinitialspace=True, delimiter=_delimiter(text))
+        reader = csv.reader(
+            stream, strict=True, skipinitialspace=True, delimiter=tables.delimiter_of(text)
+        )
         lines = Lines(str(path), reader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
@@ -71,38 +59,6 @@ def lines_of(path: epath.PathLike) -> Iterator["Lines"]:
         raise UserError(f"{lines.where}, can't be read as CSV: {error}") from error
 
 
-def text_of(path: epath.PathLike) -> str:
-    """Returns the text of a file in UTF-8, or in UTF-16 with its mark.
-
-    Raises:
-      OSError, UnicodeDecodeError: it can't be read.
-    """
-    data = epath.Path(path).read_bytes()
-    return data.decode(_ENCODINGS.get(data[:2], "utf-8-sig"))
-
-
-def _delimiter(text: str) -> str:
-    """Returns what parts the cells: that of which each line has most, outside of quotes."""
-    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    some = [_QUOTED.sub("", line) for line in itertools.islice(lines, _LOOKED_AT)]
-    # A label has commas now and then, but not in each line.
-    return max(_DELIMITERS, key=lambda one: min((line.count(one) for line in some), default=0))
-
-
-def header_of(cells: Sequence[str]) -> list[str]:
-    """Returns a header's names, whose case and spaces don't matter."""
-    return [cell.strip().lower() for cell in cells]
-
-
-def columns_of(header: Sequence[str]) -> list[str]:
-    """Returns the columns of one's own lists under our names: `File Name` is video.
-
-    A column without a name, as data frames write their index, stays without.
-    """
-    plain = (re.sub(r"[\s_\-]", "", name) for name in header)
-    return [_MEANT.get(short, name) for short, name in zip(plain, header, strict=True)]
-
-
 def under(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
     """Returns a row's cells by the names of their columns, without those that have none."""
     row = {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
@@ -110,10 +66,19 @@ def under(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
     return row
 
 
-def are_columns(header: Sequence[str], known: Sequence[str]) -> bool:
-    """Returns whether all columns that have a name are known, and none comes twice."""
-    names = [name for name in header if name]
-    return set(names) <= set(known) and len(set(names)) == len(names)
+def check_columns(header: Sequence[str], known: Sequence[str], where: str) -> None:
+    """Refuses columns that are not known or come twice, but for those without a name.
+
+    Raises:
+      UserError: naming them.
+    """
+    often = collections.Counter(name for name in header if name)
+    wrong = [name for name, count in often.items() if name not in known or count > 1]
+    if wrong:
+        raise UserError(
+            f"{where}: the header may have {','.join(known)}, each once: leave out the column "
+            f"{wrong[0]!r}"
+        )
 
 
 def read_split(text: str) -> str | None:
@@ -166,9 +131,10 @@ def read_labels(path: str | Path, named: Callable[[str], Sequence[Any]]) -> Labe
     """
     labels = Labels({}, [], {})
     with lines_of(path) as lines:
-        header = columns_of(header_of(next(iter(lines), [])))
-        if "video" not in header or len(header) < 2 or not are_columns(header, _COLUMNS):
+        header = tables.columns_of(tables.header_of(next(iter(lines), [])))
+        if "video" not in header or len(header) < 2:
             raise UserError(f"{path} must begin with the header video,label or video,label,split")
+        check_columns(header, _COLUMNS, lines.where)
         for cells in lines:
             row = under(header, cells)
             if len(cells) != len(header) or not row.get("video"):
@@ -233,7 +199,7 @@ def read_classes(path: epath.PathLike) -> Classes:
     """
     found: dict[int, tuple[str, str, str]] = {}  # where, mid and name by index
     with lines_of(path) as lines:
-        header = header_of(next(iter(lines), []))
+        header = tables.header_of(next(iter(lines), []))
         missing = [name for name in _CLASS_COLUMNS if name not in header]
         if missing:
             raise UserError(f"{lines.where}: the header lacks {', '.join(missing)}")

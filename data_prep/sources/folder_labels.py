@@ -13,34 +13,26 @@ def read(videos: Sequence[Video]) -> Labels:
     The outermost folders are splits where all of them are called so (`csv_files.SPLITS`). Folders
     below the class's mean nothing.
 
+    A file to which links lead from other folders has their classes, too.
+
     Raises:
-      UserError: a video lies in no class's folder, splits lie beside other folders of classes, or
-        the only class has several folders in it.
+      UserError: a video lies in no class's folder or in two splits, splits lie beside other folders
+        of classes, or the only class has several folders in it.
     """
-    tops = {video.name.parts[0] for video in videos if len(video.name.parts) > 1}
+    names = [name for video in videos for name in video.names]
+    tops = {name.parts[0] for name in names if len(name.parts) > 1}
     splits = {top for top in tops if read_split(top)}
     with_splits = bool(tops) and tops == splits
     # A class may be called train, but then its files lie in it.
-    nested = [v for v in videos if len(v.name.parts) > 2 and v.name.parts[0] in splits]
+    nested = [name for name in names if len(name.parts) > 2 and name.parts[0] in splits]
     if nested and not with_splits:
         raise UserError(
-            f"--labels_from=folders: {nested[0].name} lies in a split, but "
+            f"--labels_from=folders: {nested[0]} lies in a split, but "
             f"{min(tops - splits)!r} is none of {', '.join(SPLITS)}"
         )
-    rows = {}
-    for video in videos:
-        *folders, _ = video.name.parts
-        if len(folders) <= with_splits:
-            wanted = "split/class/file" if with_splits else "class/file"
-            raise UserError(
-                f"--labels_from=folders: {video.path} lies in no folder of a class: files must be "
-                f"{wanted} inside of SOURCE"
-            )
-        split = read_split(folders[0]) if with_splits else None
-        rows[video] = LabelRow((folders[with_splits],), split)
-    classes = {row.labels[0] for row in rows.values()}
-    deep = (v.name.parts for v in videos if len(v.name.parts) > with_splits + 2)
-    below = {parts[with_splits + 1] for parts in deep}
+    rows = {video: _row(video, with_splits) for video in videos}
+    classes = {label for row in rows.values() for label in row.labels}
+    below = {name.parts[with_splits + 1] for name in names if len(name.parts) > with_splits + 2}
     if len(classes) == 1 and len(below) > 1:
         raise UserError(
             f"--labels_from=folders: all videos would be of the class {min(classes)!r}; if the "
@@ -48,3 +40,26 @@ def read(videos: Sequence[Video]) -> Labels:
             "lie in"
         )
     return Labels(rows, [], {})
+
+
+def _row(video: Video, with_splits: bool) -> LabelRow:
+    """Returns the classes of all of a video's names, and their one split."""
+    found = []
+    for name in video.names:
+        *folders, _ = name.parts
+        if len(folders) <= with_splits:
+            wanted = "split/class/file" if with_splits else "class/file"
+            path = video.path if name == video.name else name
+            raise UserError(
+                f"--labels_from=folders: {path} lies in no folder of a class: files must be "
+                f"{wanted} inside of SOURCE"
+            )
+        found.append((read_split(folders[0]) if with_splits else None, folders[with_splits]))
+    split = found[0][0]
+    for name, (other, _) in zip(video.names, found, strict=True):
+        if other != split:
+            raise UserError(
+                f"--labels_from=folders: {video.name} and {name} are one file in two splits: "
+                "remove one of the links"
+            )
+    return LabelRow(tuple(dict.fromkeys(label for _, label in found)), split)

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from cavmae_sync_jax.utils import clip_names
@@ -83,9 +84,12 @@ class SegmentFiles:
         self._files: dict[str, list[_File]] = collections.defaultdict(list)
         known = set(ids)
         for video in videos:
-            match = _by_pattern(video, pattern) if pattern else _by_id(video, known)
-            if match is not None:
-                self._files[match[0]].append(_File(video, match[1]))
+            for name in video.names:
+                match = _by_pattern(name, pattern) if pattern else _by_id(name, known)
+                if match is not None and (file := _File(video, match[1])) not in (
+                    files := self._files[match[0]]
+                ):
+                    files.append(file)
 
     def find(self, name: str, start: float, end: float | None, youtube: bool) -> list[Found]:
         """Returns the files that may hold the segment of a video; one file is the right outcome.
@@ -113,8 +117,8 @@ class SegmentFiles:
         return Found(video, start, None)
 
 
-def _by_pattern(video: Video, pattern: re.Pattern[str]) -> tuple[str, Span | None] | None:
-    match = pattern.search(video.name.with_suffix("").as_posix())
+def _by_pattern(file: Path, pattern: re.Pattern[str]) -> tuple[str, Span | None] | None:
+    match = pattern.search(file.with_suffix("").as_posix())
     groups = {} if match is None else match.groupdict()
     if not groups.get("id"):
         return None
@@ -124,13 +128,13 @@ def _by_pattern(video: Video, pattern: re.Pattern[str]) -> tuple[str, Span | Non
     return groups["id"], None
 
 
-def _by_id(video: Video, known: set[str]) -> tuple[str, Span | None] | None:
+def _by_id(file: Path, known: set[str]) -> tuple[str, Span | None] | None:
     """Looks into the file's name, then into its folders' from the innermost on.
 
     In a folder called by an id, a file's name may be its span alone.
     """
-    stem = video.name.stem
-    for part in (stem, *reversed(video.name.parts[:-1])):
+    stem = file.stem
+    for part in (stem, *reversed(file.parts[:-1])):
         if found := clip_names.find_id(part, known):
             name, behind = found
             inside = part is not stem and not behind

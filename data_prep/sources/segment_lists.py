@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cavmae_sync_jax.data.dataset_dir import MODALITIES
-from cavmae_sync_jax.utils import clip_names
+from cavmae_sync_jax.utils import clip_names, tables
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.sources import csv_files
 from data_prep.sources.csv_files import EVAL, TRAIN, Lines
@@ -50,9 +50,10 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
     the header `video_id,label,modality,…` and a row for each label of a test clip of VGGSound.
     Kinetics', with the header `label,youtube_id,time_start,time_end,split,…`. AudioCaps', with the
     header `audiocap_id,youtube_id,start_time,caption`, whose captions are not read. Our own: the
-    header video,start,end,label,split, of which end, label and split may be left out, and several
-    rows of the same span give it several labels. In published lists an address of YouTube may stand
-    for an id. A time counts seconds, or is a clock's, such as 1:30.
+    header video,start,end,label,split, of which end, label and split may be left out, and start,
+    too, where it stands in the name: ID_000030. Several rows of the same span give it several
+    labels. An address of YouTube may stand for an id. A time counts seconds, or milliseconds in a
+    column such as start_ms, or is a clock's, such as 1:30.
 
     Args:
       path: the file.
@@ -64,16 +65,16 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
     with csv_files.lines_of(path) as lines:
         rows = iter(lines)
         first = next((cells for cells in rows if not cells[0].startswith("#")), None)
-        header = csv_files.header_of(first or [])
-        columns = csv_files.columns_of(header)
-        if {"video", "start"} <= set(columns) or "video" in header:
-            segments = _own(lines, rows, columns)
-        elif set(_VGGSOUNDER) <= set(header):
+        header = tables.header_of(first or [])
+        columns = tables.columns_of(header)
+        if set(_VGGSOUNDER) <= set(header):
             segments = _vggsounder(lines, rows, header)
         elif set(_KINETICS) <= set(header):
             segments = [_kinetics(row, lines.where) for row in _under(lines, rows, header)]
         elif set(_AUDIOCAPS) <= set(header):
             segments = [_audiocaps(row, lines.where) for row in _under(lines, rows, header)]
+        elif "video" in columns and set(columns) & {*_COLUMNS[1:], "start_ms"}:
+            segments = _own(lines, rows, columns, ids=tables.has_ids(header))
         else:
             segments = _published(lines, first, rows)
     if not segments:
@@ -83,13 +84,20 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
     return segments
 
 
-def _seconds(text: str, where: str) -> float:
+def _seconds(text: str, where: str, units: int = 1) -> float:
+    """Returns a time that a list writes as a clock's, or as a number with so many units a second.
+
+    Raises:
+      UserError: it is none.
+    """
     clock = _CLOCK.fullmatch(text.strip())
     with contextlib.suppress(ValueError):
         hours, minutes, rest = clock.groups(default="0") if clock else ("0", "0", text)
-        if 0 <= (value := int(hours) * 3600 + int(minutes) * 60 + float(rest)) < _LATEST:
+        value = int(hours) * 3600 + int(minutes) * 60 + float(rest) / (1 if clock else units)
+        if 0 <= value < _LATEST:
             return value
-    raise UserError(f"{where}: {text!r} is no time in seconds")
+    what = "seconds" if units == 1 else "milliseconds"
+    raise UserError(f"{where}: {text!r} is no time in {what}")
 
 
 def _is_number(text: str) -> bool:
@@ -99,13 +107,14 @@ def _is_number(text: str) -> bool:
 
 
 def _published(lines: Lines, first: list[str] | None, rows: Iterator[list[str]]) -> list[Segment]:
-    """Reads rows of the published format that the first of them has; a header may precede them."""
+    """Reads rows of the published format that the first of them has."""
     if first is None:
         return []
     if len(first) > 2 and not any(character.isdigit() for character in first[1]):
-        where, header, first = lines.where, first, next(rows, None)
-        if first is None or len(first) != len(header) or not first[1].strip()[:1].isdigit():
-            raise UserError(f"{where}: {header[1]!r} is no time in seconds")
+        raise UserError(
+            f"{lines.where}: {first[1]!r} is no time in seconds, nor is the line a header with the "
+            f"columns {', '.join(_COLUMNS)}"
+        )
     if len(first) == 2:
         parse = _named_clip
     elif (len(first) == 3 and not _is_number(first[2])) or (
@@ -132,7 +141,9 @@ def _named_clip(cells: list[str], where: str) -> Segment:
     """Takes `YTID_000030.mp4,label`, as VGGSound's authors list what they evaluate on."""
     stem, start = clip_names.split_start(clip_names.without_extension(cells[0].strip()))
     if len(cells) != 2 or start is None:
-        raise UserError(f"{where}: need YTID_000030.mp4,label, where 000030 is the start")
+        raise UserError(
+            f"{where}: need a start in seconds, or YTID_000030.mp4,label, where 000030 is it"
+        )
     labels = (cells[1].strip(),) if cells[1].strip() else ()
     return Segment(stem, _seconds(start, where), None, labels, None, True, where)
 
@@ -145,10 +156,16 @@ def _audioset(cells: list[str], where: str) -> Segment:
             f'{where}: need YTID, start, end, "mid,mid" or YTID,start,label,split (or the header '
             "video,start …)"
         )
-    mids = (mid.strip() for mid in ",".join(cells[3:]).split(","))
-    labels = tuple(dict.fromkeys(mid for mid in mids if mid))
     start, end = (_seconds(cell, where) for cell in cells[1:3])
+    labels = _labels(",".join(cells[3:]))
     return Segment(_youtube(cells[0].strip()), start, end, labels, None, True, where)
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    """Returns the labels of a cell: mids between commas, or one name, which may have commas."""
+    mids = [mid.strip() for mid in text.split(",")]
+    labels = mids if all(mid.startswith("/") for mid in mids) else [text.strip()]
+    return tuple(dict.fromkeys(label for label in labels if label))
 
 
 def _youtube(text: str) -> str:
@@ -157,29 +174,48 @@ def _youtube(text: str) -> str:
     return match[1] if match else clip_names.without_extension(text)
 
 
-def _own(lines: Lines, rows: Iterator[list[str]], header: list[str]) -> list[Segment]:
-    if not {"video", "start"} <= set(header) or not csv_files.are_columns(header, _COLUMNS):
-        raise UserError(f"{lines.where}: the header may have {','.join(_COLUMNS)}")
+def _own(lines: Lines, rows: Iterator[list[str]], header: list[str], ids: bool) -> list[Segment]:
+    """Reads rows under a header of our columns; with `ids`, videos are called by YouTube's id."""
+    known = [f"{name}_ms" if f"{name}_ms" in header else name for name in _COLUMNS]
+    csv_files.check_columns(header, known, lines.where)
     segments: dict[tuple[str, float, float | None], Segment] = {}
     for cells in rows:
         if len(cells) != len(header):
             raise UserError(f"{lines.where}: need {len(header)} cells, not {len(cells)}")
-        row, where = csv_files.under(header, cells), lines.where
-        if not Path(row["video"]).name:
-            raise UserError(f"{where}: {row['video']!r} is no name of a file")
-        start = _seconds(row["start"], where)
-        end = _seconds(row["end"], where) if row.get("end") else None
-        split = csv_files.read_split(row.get("split", ""))
-        if row.get("split") and split is None:
-            raise UserError(f"{where}: split must be {TRAIN} or {EVAL}, not {row['split']!r}")
-        new = Segment(row["video"], start, end, (), split, False, where)
-        segment = segments.setdefault((row["video"], start, end), new)
-        if segment.split != split:
-            raise UserError(f"{where}: {row['video']!r} is in {segment.split} already")
-        labels = [*segment.labels, *([row["label"]] if row.get("label") else [])]
-        key = row["video"], start, end
+        new = _own_row(csv_files.under(header, cells), lines.where, ids)
+        key = new.video, new.start, new.end
+        segment = segments.setdefault(key, new)
+        if segment.split != new.split:
+            raise UserError(f"{lines.where}: {new.video!r} is in {segment.split} already")
+        labels = (*segment.labels, *new.labels)
         segments[key] = segment._replace(labels=tuple(dict.fromkeys(labels)))
     return list(segments.values())
+
+
+def _own_row(row: dict[str, str], where: str, ids: bool) -> Segment:
+    name = row["video"]
+    if not Path(name).name:
+        raise UserError(f"{where}: {name!r} is no name of a file")
+    split = csv_files.read_split(row.get("split", ""))
+    if row.get("split") and split is None:
+        raise UserError(f"{where}: split must be {TRAIN} or {EVAL}, not {row['split']!r}")
+    labels = _labels(row.get("label", ""))
+    if "start" not in row and "start_ms" not in row:
+        named = _named_clip([name, ""], where)
+        return named._replace(labels=labels, split=split)
+    start = _time(row, "start", where)
+    end = _time(row, "end", where) if row.get("end") or row.get("end_ms") else None
+    ids = ids or clip_names.ADDRESS.search(name) is not None
+    if youtube := ids and clip_names.YOUTUBE.fullmatch(_youtube(name)) is not None:
+        name = _youtube(name)
+    return Segment(name, start, end, labels, split, youtube, where)
+
+
+def _time(row: dict[str, str], column: str, where: str) -> float:
+    """Returns a row's time in seconds, of a column that may count milliseconds."""
+    if column in row:
+        return _seconds(row[column], where)
+    return _seconds(row[f"{column}_ms"], where, 1000)
 
 
 def _under(lines: Lines, rows: Iterator[list[str]], header: list[str]) -> Iterator[dict[str, str]]:

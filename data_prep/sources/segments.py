@@ -209,7 +209,6 @@ def _clip(
         return kind(clip_id, segment.where, start, end, refusal=why, **fields)
     (file,) = found
     first = file.start + start - segment.start
-    listed = segment.youtube and file.cut_to is None
     _, begin, until, _ = _wanted(segment)
     return kind(
         clip_id,
@@ -218,7 +217,7 @@ def _clip(
         first + end - start,
         **fields,
         cut_to=file.cut_to,
-        listed=(begin, until) if listed else None,
+        listed=None if until is None or file.cut_to is not None else (begin, until),
     )
 
 

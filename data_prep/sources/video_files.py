@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 from etils import epath
 
-from cavmae_sync_jax.utils import clip_names
+from cavmae_sync_jax.utils import clip_names, tables
 from cavmae_sync_jax.utils.buckets import bucket_files, in_bucket
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import archives
 from data_prep.pipeline.clips import clip_name
-from data_prep.sources import csv_files
 
 EXTENSIONS = clip_names.VIDEOS
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".xlsx")
@@ -27,10 +26,19 @@ _NAMED = 5  # extensions that a sentence names
 
 
 class Video(NamedTuple):
-    """A media file and its name: its path inside of the folder or list that it was found by."""
+    """A media file and its name: its path inside of the folder or list that it was found by.
+
+    `links` are further names, where links lead to the same file.
+    """
 
     path: epath.Path
     name: Path
+    links: tuple[Path, ...] = ()
+
+    @property
+    def names(self) -> tuple[Path, ...]:
+        """All names, its own first."""
+        return self.name, *self.links
 
 
 def find_videos(
@@ -38,7 +46,7 @@ def find_videos(
     skipped: collections.Counter[str] | None = None,
     absent: list[str] | None = None,
 ) -> list[Video]:
-    """Returns the media files of all sources, each file once.
+    """Returns the media files of all sources, each file once, with all its names.
 
     Args:
       sources: folders, files, archives of files, or lists of paths (.txt).
@@ -49,7 +57,7 @@ def find_videos(
       UserError: a source or a folder in it doesn't exist or can't be read, or a source has no media
         files.
     """
-    found: dict[str, Video] = {}
+    found: dict[str, list[Video]] = collections.defaultdict(list)
     skipped = collections.Counter() if skipped is None else skipped
     absent = [] if absent is None else absent
     for source in map(epath.Path, sources):
@@ -74,8 +82,15 @@ def find_videos(
                 + (other and f", but {other}: a .txt list of paths takes files of any name")
             )
         for place, video in zip(places, videos, strict=True):
-            found.setdefault(place, video)
-    return list(found.values())
+            found[place].append(video)
+    return [_together(videos) for videos in found.values()]
+
+
+def _together(videos: Sequence[Video]) -> Video:
+    """Returns the one file that several names lead to."""
+    first = videos[0]
+    names = dict.fromkeys(name for video in videos for name in video.names)
+    return first._replace(links=tuple(name for name in names if name != first.name))
 
 
 def _places(videos: Iterable[Video]) -> list[str]:
@@ -132,19 +147,20 @@ def _in_archive(
 
     Those that are hidden, or would lie outside, are left out.
     """
-    seen = set()
-    places = archives.members(str(archive))
+    found: dict[str, list[Video]] = collections.defaultdict(list)
+    places, replaced = archives.members(str(archive)), archives.replaced(str(archive))
+    if replaced:
+        skipped["replaced in its archive by one of its name"] += replaced
     for member in sorted(places, key=lambda name: (name != places[name], name)):
         parts = [part for part in Path(member).parts if part != "."]
         if any(part.startswith((".", "/")) for part in parts):
             continue
         if Path(member).suffix.lower() in EXTENSIONS:
-            if places[member] in seen:
-                continue
-            seen.add(places[member])
-            yield Video(epath.Path(f"{archive}/{member}"), name.joinpath(*parts))
+            video = Video(epath.Path(f"{archive}/{member}"), name.joinpath(*parts))
+            found[places[member]].append(video)
         else:
             skipped[Path(member).suffix.lower() or "none"] += 1
+    yield from map(_together, found.values())
 
 
 def _in_bucket(folder: epath.Path) -> Iterator[str]:
@@ -182,7 +198,7 @@ def _listed(
 ) -> Iterator[Video]:
     """Yields the files of a list; a line that begins with # and is no file's is a comment."""
     try:
-        lines = csv_files.text_of(source).replace("\r", "\n").split("\n")
+        lines = tables.text_of(source).replace("\r", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{source} isn't a list of paths in UTF-8: {error}") from error
     folder = source.parent.resolve()
@@ -244,9 +260,10 @@ class Names:
 
     def __init__(self, videos: Iterable[Video]):
         """Takes the videos that are there."""
-        self._by_stem: dict[str, list[Video]] = collections.defaultdict(list)
+        self._by_stem: dict[str, list[tuple[Path, Video]]] = collections.defaultdict(list)
         for video in videos:
-            self._by_stem[_plain(video.name.stem)].append(video)
+            for name in video.names:
+                self._by_stem[_plain(name.stem)].append((name, video))
 
     def called(self, name: str) -> list[Video]:
         """Returns the videos that a name means; one is the right outcome.
@@ -255,22 +272,22 @@ class Names:
         called so, the name may lack the extension. Where there is none either, another extension
         will do, and neither case nor the writing of accents and separators matter.
         """
-        path = Path(name)
         keys = dict.fromkeys(_plain(one) for one in (_last(name), Path(_last(name)).stem))
-        videos = [video for key in keys for video in self._by_stem.get(key, ())]
-        exact, plain = str(path), _plain(clip_names.without_extension(name))
+        places = [place for key in keys for place in self._by_stem.get(key, ())]
+        exact, plain = str(Path(name)), _plain(clip_names.without_extension(name))
         for writings in (
-            lambda video: (str(video.name), video.name.name),
-            lambda video: (str(video.name.with_suffix("")), video.name.stem),
-            lambda video: (os.fspath(video.path), os.path.abspath(video.path)),
+            lambda own, _: (str(own), own.name),
+            lambda own, _: (str(own.with_suffix("")), own.stem),
+            lambda _, video: (os.fspath(video.path), os.path.abspath(video.path)),
         ):
-            if found := [video for video in videos if exact in writings(video)]:
-                return found
-        return [
+            if found := [video for own, video in places if exact in writings(own, video)]:
+                return list(dict.fromkeys(found))
+        same = (
             video
-            for video in videos
-            if plain in (_plain(str(video.name.with_suffix(""))), _plain(video.name.stem))
-        ]
+            for own, video in places
+            if plain in (_plain(str(own.with_suffix(""))), _plain(own.stem))
+        )
+        return list(dict.fromkeys(same))
 
 
 def _plain(name: str) -> str:

@@ -171,7 +171,8 @@ def test_wrong_folders_and_splits_are_told(dataset_dir, tmp_path):
             loader.Records(folder, "train")
     with pytest.raises(UserError, match=r"holds none: python -m data_prep.videos .*--output"):
         loader.Records(tmp_path, "train")
-    with pytest.raises(UserError, match=r"no split 'test'; it has .*train.*: name one by --split"):
+    named = r"no split 'test'; it has .*train.*: name one by --split, .*--config\.data\.eval_split"
+    with pytest.raises(UserError, match=named):
         loader.Records(dataset_dir, "test")
     with pytest.raises(UserError, match="has no frame_class, which this needs"):
         loader.Records(dataset_dir, "eval", ("frame_class",))

@@ -7,7 +7,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from media_files import make_video, number
+from hostile_files import recording
+from media_files import make_video, number, tone
 from test_videos import named, splits_of
 
 from cavmae_sync_jax.data import loader
@@ -17,9 +18,10 @@ from cavmae_sync_jax.utils.errors import UserError
 from data_prep import videos
 from data_prep.pipeline.clips import Preparation, Reject, VideoClip, prepare_clip
 from data_prep.pipeline.executors import Failure
-from data_prep.sources import video_files
+from data_prep.sources import lengths, video_files
 
 SMALL = Preparation(num_frames=4, image_size=32)
+SILENCE, SOUND = np.zeros(32_000), tone(440, 2, 16_000)
 FLAGS = ("--num_frames=4", "--image_size=32", "--workers=1", "--eval_share=0")
 
 
@@ -200,12 +202,12 @@ def test_damaged_archives_and_members_are_told(tmp_path, ten):
     whole = archive(tmp_path / "d.tar", {"a.mp4": ten, "b.mp4": ten})
     found = video_files.find_videos([str(whole)])
     assert [str(video.path) for video in found] == [f"{whole}/a.mp4", f"{whole}/b.mp4"]
-    assert videos.duration(f"{whole}/c.mp4").reason == "missing"
+    assert lengths.duration(f"{whole}/c.mp4").reason == "missing"
     whole.write_bytes(whole.read_bytes()[: ten.stat().st_size + 4000])
-    assert videos.duration(f"{whole}/b.mp4").reason in ("missing", "unreadable")
+    assert lengths.duration(f"{whole}/b.mp4").reason in ("missing", "unreadable")
     (tmp_path / "e.zip").mkdir()  # a folder that is called like an archive
     (tmp_path / "e.zip/a.mp4").write_bytes(ten.read_bytes())
-    assert videos.duration(str(tmp_path / "e.zip/a.mp4")) == pytest.approx(10, abs=0.1)
+    assert lengths.duration(str(tmp_path / "e.zip/a.mp4")) == pytest.approx(10, abs=0.1)
 
 
 def test_a_dry_run_decodes_nothing_and_leaves_nothing(tmp_path, capsys):
@@ -259,7 +261,7 @@ def test_a_passing_failure_is_asked_again_and_a_lasting_one_is_a_reject():
             else:
                 yield path, Failure({"mute": "no_audio"}.get(path, "too_slow"), "It took long.")
 
-    known = videos.durations(["good", "slow", "mute", "stuck"], ask)
+    known = lengths.durations(["good", "slow", "mute", "stuck"], ask)
     assert asked == [["good", "slow", "mute", "stuck"], ["slow", "stuck"]]
     assert known["good"] == 12.0 and known["slow"] == 40.0
     stuck, slow = named("stuck", "slow")
@@ -293,3 +295,22 @@ def test_stills_and_hdr_are_counted_in_the_summary(tmp_path, ten, capsys):
     said = capsys.readouterr().out
     assert "Examples with the note 'still' (all frames show the same picture): 2." in said
     assert "'hdr'" not in said
+
+
+def test_silence_that_sounds_elsewhere_is_counted(tmp_path, ten, capsys):
+    silent = np.zeros((2, 160_000))
+    right = silent + np.array([[0], [1]]) * tone(440, 10, 16_000)
+    make = {"seconds": 10, "fps": 2, "layout": "stereo", "codecs": ("mpeg4", "ac3")}
+    files = {
+        "a.mp4": ten,
+        "all.mkv": make_video(tmp_path / "all.mkv", waves=silent, rate=48_000, **make),
+        "right.mkv": make_video(tmp_path / "r.mkv", waves=right.repeat(3, 1), rate=48_000, **make),
+        "track.mkv": recording(tmp_path / "track.mkv", [SILENCE, SOUND]),
+    }
+    summary = prepare(tmp_path, files, "--max_reject_share=1")
+    assert summary["splits"]["train"]["rejects"] == {"silent": 3}
+    assert summary["splits"]["train"]["silent_but_elsewhere"] == 2
+    assert "Silent clips that sound in another channel or track: 2;" in capsys.readouterr().out
+    told = {name: row["detail"] for name, row in rejects(tmp_path).items()}
+    assert "--audio_channel" in told["right"] and "-map 0:a:1" in told["track"]
+    assert "but sounds" not in told["all"]

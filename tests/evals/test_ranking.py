@@ -180,7 +180,9 @@ def test_lists_are_read(tmp_path):
         ("a.json", '{"data": [""]}', "entry 1, has no video_id"),
         ("a.json", '{"data": []}', "names no clip"),
         ("a.txt", " \n", "names no clip"),
-        ("a.txt", b"\xff\xfe", "neither JSON nor text"),
+        ("a.txt", b"\xff\xff", "neither JSON nor text"),
+        ("a.json", '[{"video_id": "x", "start": "now"}]', "or a start that is no number"),
+        ("a.csv", "youtube_id,start_frame\nx,750\n", "call it start"),
         ("a.csv", "youtube_id,start_time\nx,now\n", "row 1 under the header: need a clip"),
         ("a.csv", "caption,youtube_id\nx\n", "row 1 under the header: need a clip"),
         ("a.csv", "youtube_id,start_time\n", "names no clip"),
@@ -274,6 +276,13 @@ YOUTUBE = (
         (("rain, snow_000010", "rain"), "rain, snow_000010", 0),
         (("film_000010", "film_000020"), "film", None),
         (("film_000010", "other_000020"), "film.mov", 0),
+        (YOUTUBE, "https://www.youtube.com/watch?v=--4gqARaEJE", 0),
+        (YOUTUBE, "https://youtu.be/--4gqARaEJE,31", None),
+        (YOUTUBE, "Y--4gqARaEJE.wav", 0),
+        (YOUTUBE, "--4gqARaEJE,nan", 0),
+        (YOUTUBE, r"C:\clips\--4gqARaEJE_000030.mp4", 0),
+        (("film", "b"), "film.mov,0", 0),
+        (("film", "b"), "film.mov,30", None),  # that clip is the film's beginning
     ],
 )
 def test_entries_mean_a_clip_where_it_is_the_only_one(ids, entry, index):
@@ -303,6 +312,28 @@ def test_lists_with_a_row_per_caption_name_each_clip_once(tmp_path):
         "label,youtube_id,time_start,time_end,split\ntickling,--4gqARaEJE,30,40,test\n"
     )
     assert clip_lists.read(tmp_path / "k.csv") == ["--4gqARaEJE,30"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "video_id\tstart\tlabel\n--4gqARaEJE\t30\tdog\n--4gqARaEJE\t31\tdog\n",
+        "YTID;start_seconds\r\n--4gqARaEJE;30.0\r\n--4gqARaEJE;31.0\r\n",
+        "YouTube ID,start_ms\n--4gqARaEJE,30000\n--4gqARaEJE,31000\n",
+        '"start","video"\n"30","--4gqARaEJE"\n"31","--4gqARaEJE"\n',
+        '[{"video_id": "--4gqARaEJE", "start": 30}, {"video_id": "--4gqARaEJE", "start": 31}]',
+        '[{"video_id": "--4gqARaEJE", "start_ms": 30e3}, {"id": "x", "video_id": "--4gqARaEJE", '
+        '"start_ms": "31000"}]',
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_start_under_any_header_means_no_other_clip_of_its_video(tmp_path, text, encoding):
+    path = tmp_path / "list.csv"
+    path.write_text(text, encoding=encoding)
+    entries = clip_lists.read(path)
+    selected, missing = clip_lists.select(Ids(*YOUTUBE), entries, "list")
+    assert selected._indices == [0]
+    assert missing == ["--4gqARaEJE,31"]
 
 
 def test_selections_are_told_apart_and_keep_their_records(dataset_dir):

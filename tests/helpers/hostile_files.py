@@ -184,6 +184,19 @@ def two_of_each():
     return matroska(tracks, blocks)
 
 
+def recording(path, tracks):
+    """Writes a file with a picture and tracks of sound, as screen recorders do."""
+    kinds = [picture_track(), *(sound_track() for _ in tracks)]
+    blocks = []
+    for number in range(4):
+        blocks.append((1, 500 * number, jpeg(GREYS[number])))
+        for track, waves in enumerate(tracks, 2):
+            part = waves[8000 * number : 8000 * (number + 1)]
+            blocks.append((track, 500 * number, np.round(part * 32767).astype("<i2").tobytes()))
+    path.write_bytes(matroska(kinds, blocks))
+    return path
+
+
 def cover_picture():
     """An attachment that Matroska's readers show as a stream of video."""
     names = [element("466E", "cover.jpg"), element("4660", "image/jpeg"), element("46AE", 7)]

@@ -34,6 +34,8 @@ SAID = {
     "huge.png": ("is a picture", "pixels"),
     "strip.png": ("is a picture", "has a picture of 3000 x 20"),
     "cut.png": ("is a picture", "cut.png"),
+    "deep.png": ("is a picture", "has the colours I;16, not RGB: save it as RGB with 8 bits"),
+    "real.tif": ("is a picture", "has the colours F, not RGB: save it as RGB with 8 bits"),
 }
 
 
@@ -64,6 +66,8 @@ def bad(tmp_path_factory):
     Image.new("1", (30_000, 30_000)).save(folder / "huge.png")
     Image.new("RGB", (3000, 20)).save(folder / "strip.png")
     (folder / "cut.png").write_bytes((folder / "strip.png").read_bytes()[:60])
+    Image.fromarray(np.full((20, 30), 30_000, np.uint16)).save(folder / "deep.png")
+    Image.fromarray(np.full((20, 30), 0.5, np.float32)).save(folder / "real.tif")
     noisy_video(folder.parent / "good.mp4", 3)
     soundfile.write(folder.parent / "good.wav", noise(2), 16_000)
     Image.new("RGB", (40, 40), (200, 30, 30)).save(folder.parent / "good.png")

@@ -157,3 +157,22 @@ def test_silence_everywhere_names_no_flag(tmp_path):
     reject = prepare_clip(VideoClip("a", str(path)), Preparation(num_frames=1, image_size=8))
     assert reject.reason == "silent"
     assert "--audio_channel" not in reject.detail
+
+
+@pytest.mark.parametrize("name", ["a.mka", "a.m4a", "a.ogg", "a.mkv", "a.mp4"])
+def test_what_comes_after_a_gap_keeps_its_place(tmp_path, name):
+    coder = {"ogg": "libopus", "mka": "ac3", "mkv": "ac3"}.get(name[2:], "aac")
+    picture = "mpeg4" if name.endswith(("mkv", "mp4")) else None
+    path = make_video(
+        tmp_path / name, seconds=8, waves=sweep(8, 48_000)[None], rate=48_000,
+        codecs=(picture, coder), gap=(3, 5), interleave=True,
+    )  # fmt: skip
+    whole = sound_files.read_span(path, 0, None)
+    assert len(whole) == pytest.approx(8 * 16_000, abs=800)
+    assert np.abs(whole[round(3.2 * 16_000) : round(4.8 * 16_000)]).max() == 0
+    # At 6.5 s the sweep is at 100 Hz and 20 Hz for each second.
+    assert pitch(whole[round(6.25 * 16_000) : round(6.75 * 16_000)]) == pytest.approx(230, abs=4)
+    part = sound_files.read_span(path, 4, 7)
+    assert len(part) == 3 * 16_000
+    assert np.abs(part[: round(0.8 * 16_000)]).max() == 0
+    assert pitch(part[round(2.25 * 16_000) : round(2.75 * 16_000)]) == pytest.approx(230, abs=4)

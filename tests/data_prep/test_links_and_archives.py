@@ -1,0 +1,147 @@
+"""One file under several names, several files of one name, archives of another kind than called."""
+
+import collections
+import io
+import json
+import os
+import tarfile
+import warnings
+import zipfile
+
+import pytest
+
+from cavmae_sync_jax.utils.errors import UserError
+from data_prep import videos
+from data_prep.sources import csv_files, folder_labels, segment_lists, segments, video_files
+
+
+def folder(root, files=(), links=()):
+    """Makes empty files, and links to them, in a folder."""
+    for name in (*files, *(link for link, _ in links)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        (root / name).write_bytes(b"")
+    for name, target in links:
+        os.symlink(root / target, root / name)
+    return root
+
+
+def find(root, skipped=None):
+    return video_files.find_videos([str(root)], skipped)
+
+
+def labels(root):
+    rows = folder_labels.read(find(root)).rows
+    return {video.name.as_posix(): row for video, row in rows.items()}
+
+
+def test_a_file_has_the_classes_of_all_folders_that_link_to_it(tmp_path):
+    store = folder(tmp_path / "store", ["1.mp4", "2.mp4"])
+    root = tmp_path / "in"
+    links = [("dog/a.mp4", store / "1.mp4"), ("cat/b.mp4", store / "1.mp4")]
+    folder(root, links=[*links, ("cat/c.mp4", store / "2.mp4")])
+    assert {name: row.labels for name, row in labels(root).items()} == {
+        "cat/b.mp4": ("cat", "dog"),
+        "cat/c.mp4": ("cat",),
+    }
+
+
+def test_links_to_a_folder_beside_the_classes_are_not_lost(tmp_path):
+    root = folder(
+        tmp_path / "in", ["all/a.mp4"], [("dog/a.mp4", "all/a.mp4"), ("cat/a.mp4", "all/a.mp4")]
+    )
+    assert labels(root)["all/a.mp4"].labels == ("all", "cat", "dog")
+
+
+def test_one_file_in_two_splits_is_told(tmp_path):
+    root = folder(tmp_path / "in", ["train/dog/a.mp4"], [("test/dog/b.mp4", "train/dog/a.mp4")])
+    with pytest.raises(UserError, match=r"b\.mp4 .*a\.mp4 are one file in two splits"):
+        labels(root)
+
+
+def test_lists_may_name_a_file_by_its_links(tmp_path):
+    links = [("pieces/--PJHxphWEs_30_40.mp4", "blobs/1.mp4"), ("rex.mp4", "blobs/1.mp4")]
+    root = folder(tmp_path / "in", ["blobs/1.mp4"], links)
+    (video,) = find(root)
+    table = tmp_path / "labels.csv"
+    table.write_text("video,label\nrex,dog\npieces/--PJHxphWEs_30_40.mp4,loud\n1.mp4,brown\n")
+    read = csv_files.read_labels(table, video_files.Names([video]).called)
+    assert read.rows[video].labels == ("dog", "loud", "brown") and not read.absent
+    table.write_text("--PJHxphWEs,30,dog,train\n")
+    found = segment_lists.read_segments(table, None)
+    classes = csv_files.classes_of(["dog"])
+    settings = {"trimmed": False, "seconds": 10.0, "eval_share": 0.0}
+    made = segments.segment_clips([video], found, classes, **settings)
+    (clip,) = made.splits["train"]
+    assert clip.refusal is None and (clip.start, clip.cut_to) == (0.0, 10.0)
+
+
+def test_two_names_of_one_id_are_one_file(tmp_path):
+    links = [("x/--PJHxphWEs_out.mp4", "--PJHxphWEs.mp4")]
+    found = find(folder(tmp_path / "in", ["--PJHxphWEs.mp4"], links))
+    files = segments.SegmentFiles(found, ["--PJHxphWEs"])
+    (one,) = files.find("--PJHxphWEs", 30.0, 40.0, True)
+    assert one.start == 30.0
+
+
+def test_the_program_counts_links(tmp_path, capsys):
+    root = folder(tmp_path / "in", ["a.mp4"], [("b.mp4", "a.mp4"), ("c.mp4", "a.mp4")])
+    given = [str(root), f"--output={tmp_path / 'out'}", "--eval_share=0", "--dry_run"]
+    videos.run(videos._parser().parse_args(given))
+    said = capsys.readouterr().out
+    assert "Media files: 1." in said and "Links to these files under further names: 2." in said
+
+
+def pack(path, members, mode="w"):
+    """Writes (name, content) pairs; a name may come twice."""
+    if path.suffix == ".zip":
+        with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as packed:
+            warnings.simplefilter("ignore")
+            for name, content in members:
+                packed.writestr(name, content)
+        return path
+    with tarfile.open(path, mode) as packed:
+        for name, content in members:
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            packed.addfile(about, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
+def test_a_member_that_a_later_one_replaces_is_counted(tmp_path, name):
+    members = [("x/a.mp4", b"1"), ("x/b.mp4", b"2"), ("x/a.mp4", b"3"), ("x//a.mp4", b"4")]
+    skipped = collections.Counter()
+    found = find(pack(tmp_path / name, members), skipped)
+    assert [video.name.as_posix() for video in found] == ["x/a.mp4", "x/b.mp4"]
+    assert skipped.total() == 2 and "replaced" in json.dumps(skipped)
+    members = [("A.mp4", b"1"), ("a.mp4", b"2"), ("x/a.mp4", b"3")]
+    skipped.clear()
+    assert len(find(pack(tmp_path / f"b{name}", members), skipped)) == 3
+    assert not skipped
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("a.tar", "w:gz"), ("a.tar.gz", "w:"), ("a.tgz", "w:"), ("a.zip", "w:"), ("a.zip", "w:gz")],
+)
+def test_an_archive_is_what_it_holds_whatever_its_name(tmp_path, name, mode):
+    with (tmp_path / name).open("wb") as file, tarfile.open(fileobj=file, mode=mode) as packed:
+        about = tarfile.TarInfo("dog/a.mp4")
+        about.size = 3
+        packed.addfile(about, io.BytesIO(b"abc"))
+    (video,) = find(tmp_path / name)
+    with videos.readers.local(str(video.path)) as copy, open(copy, "rb") as file:
+        assert file.read() == b"abc"
+
+
+def test_a_zip_that_is_called_tar_is_read(tmp_path):
+    pack(tmp_path / "a.zip", [("a.mp4", b"1")]).rename(tmp_path / "a.tar")
+    assert len(find(tmp_path / "a.tar")) == 1
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("w:xz", "xz"), ("w:bz2", "bzip2")])
+def test_an_archive_that_must_be_unpacked_is_told(tmp_path, mode, kind):
+    pack(tmp_path / "a.tar", [("a.mp4", b"1")], mode)
+    with pytest.raises(UserError, match=rf"a\.tar is packed by {kind}: unpack it"):
+        find(tmp_path)
