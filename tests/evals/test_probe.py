@@ -22,7 +22,7 @@ from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.models.probe_head import ProbeHead
 from cavmae_sync_jax.torch_compat import key_mapping
-from cavmae_sync_jax.training import augmentation, finetune_step, optim, probing
+from cavmae_sync_jax.training import augmentation, finetune_step, probing
 from cavmae_sync_jax.utils.errors import UserError
 from configs import probe as recipes
 
@@ -49,6 +49,16 @@ def test_the_head_is_the_references():
     seen = probing.Features([golden[f"global_{m}"] for m in "av"])
     logits = probing.predict(ProbeHead(96, 2, 4, 4.0, 7), params, seen)
     np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
+
+
+def test_every_clip_has_its_logits_whatever_the_batches():
+    seen = probing.Features(list(np.random.default_rng(0).normal(size=(2, 7, 3, 4))))
+    head = ProbeHead(8, 0, 1, 4.0, 2)
+    params = head.init_params(jax.random.key(0))
+    whole = probing.predict(head, params, seen)
+    assert whole.shape == (7, 2)
+    for batch in (1, 3, 7):
+        np.testing.assert_allclose(probing.predict(head, params, seen, batch), whole, rtol=1e-5)
 
 
 def test_average_precision_by_hand():
@@ -148,15 +158,6 @@ def test_mixed_log_mels_are_those_of_mixed_sounds():
 def is_mixed(key):
     soft = augmentation.mix(key, 1.0, {}, jnp.eye(2))[1]
     return bool((soft < 1).all())
-
-
-def test_weights_are_averaged_over_the_moments_that_count():
-    mean, count = {"w": jnp.zeros(2)}, jnp.int32(0)
-    for number in range(6):
-        values = {"w": jnp.full(2, float(number))}
-        mean, count = optim.running_mean(mean, count, values, jnp.bool_(number in (2, 3, 5)))
-    np.testing.assert_allclose(mean["w"], 10 / 3, rtol=1e-6)
-    assert int(count) == 3
 
 
 def test_a_missing_modality_tells_nothing():
