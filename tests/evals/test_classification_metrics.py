@@ -47,6 +47,20 @@ def test_f1_of_the_best_classes_is_scikit_learns(seed):
         assert found[f"hit_rate@{k}"] == (truth & predicted).any(axis=1).mean()
 
 
+def test_of_equal_classes_the_first_ones_are_predicted():
+    generator = np.random.default_rng(0)
+    # So many equal ones that NumPy's fastest sort would exchange some of them.
+    scores = generator.integers(3, size=(4, 300)).astype(float)
+    truth = generator.random((4, 300)) < 0.3
+    best = [sorted(range(300), key=lambda place, row=row: -row[place]) for row in scores]
+    found = classification.top_k(truth, scores)
+    for k in classification.TOP:
+        right = [truth[clip, order[:k]].sum() for clip, order in enumerate(best)]
+        assert found[f"hit_rate@{k}"] == np.mean([count > 0 for count in right])
+        assert found[f"F1@{k}"] == pytest.approx(2 * sum(right) / (4 * k + truth.sum()))
+    assert classification.accuracy(truth, scores) == found["hit_rate@1"]
+
+
 def test_modality_confusion_by_hand():
     truth = np.array([[1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 0]], bool)
     best = {"both": [1, 1, 0, 2], "audio": [0, 0, 2, 1], "visual": [1, 2, 2, 0]}
