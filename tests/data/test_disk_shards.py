@@ -13,7 +13,7 @@ LENGTHS = (3, 1, 0, 4, *[1] * 8)
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
+def paths(tmp_path_factory):
     """Shards of different lengths, one of them empty; record i of all holds the number i."""
     folder, number = tmp_path_factory.mktemp("shards"), 0
     paths = [str(folder / f"{shard:02}") for shard in range(len(LENGTHS))]
@@ -23,6 +23,11 @@ def places(tmp_path_factory):
             writer.write(str(number).encode())
             number += 1
         writer.close()
+    return paths
+
+
+@pytest.fixture
+def places(paths):
     return Places(paths, LENGTHS)
 
 

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from cavmae_sync_jax.evals.metrics import bootstrap, classification
+from cavmae_sync_jax.evals.metrics.average_precision import average_precision
 
 
 def drawn(seed, clips=60, classes=4):
@@ -103,3 +104,47 @@ def test_intervals_hold_the_scores():
     one[~one.any(axis=1), 0] = True
     low, high = classification.intervals_of(one, scores, weights)["accuracy"]
     assert low < classification.accuracy(one, scores) < high
+
+
+def test_average_precision_refuses_what_has_none():
+    values = np.array([0.5, np.nan])
+    with pytest.raises(ValueError, match=r"^nothing is true$"):
+        average_precision(values[:1], np.array([False]))
+    with pytest.raises(ValueError, match=r"^a value is not a number$"):
+        average_precision(values, np.array([True, False]))
+
+
+def test_average_precision_by_hand():
+    truth = np.array([True, False, True, False])
+    # Found at ranks 1 and 3: (1/1 + 2/3) / 2.
+    assert average_precision(np.array([4.0, 3, 2, 1]), truth) == pytest.approx(5 / 6)
+    # All equal: one step whose precision is the share of positives.
+    assert average_precision(np.zeros(4), truth) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="nothing is true"):
+        average_precision(np.zeros(4), np.zeros(4, bool))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_average_precision_is_scikit_learns(seed):
+    rng = np.random.default_rng(seed)
+    samples = int(rng.integers(2, 60))
+    truth = rng.random(samples) < rng.choice([0.1, 0.5, 0.9])
+    truth[rng.integers(samples)] = True
+    scores = rng.normal(size=samples)
+    if seed % 2:
+        scores = np.round(scores)  # ties
+    expected = average_precision_score(truth, scores)
+    assert average_precision(scores, truth) == pytest.approx(expected, abs=1e-12)
+
+
+def test_scores_of_classes_by_hand():
+    truth = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0], [1, 0, 0]], bool)
+    logits = np.array([[2.0, 1, 0], [2, 1, 0], [0, 1, 0], [0, 0, 1]])
+    assert classification.accuracy(truth, logits) == 0.5
+    expected = [[0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0, 0]]
+    np.testing.assert_allclose(classification.confusion(truth, logits), expected)
+    precisions = classification.class_precisions(truth, logits)
+    assert np.isnan(precisions[2]) and not np.isnan(precisions[:2]).any()
+    scores = classification.scores_of(truth, logits)
+    assert scores["mAP"] == pytest.approx(precisions[:2].mean()) and scores["accuracy"] == 0.5
+    assert "accuracy" not in classification.scores_of(truth | [False, False, True], logits)
