@@ -1,6 +1,6 @@
 # demo: the whole way on a small dataset · test: lint, types and the suite · test-all: also what a
 # release needs · lint · format · claims: the paper's claims at the demo's size, which takes hours;
-# it goes on where it stopped
+# it goes on where it stopped · mutants: which small faults in MODULE its tests do not notice
 # Each makes its own virtual environment on first use. PYTHON is the interpreter (3.11–3.14).
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,6 +18,9 @@ SEEDS ?= 3
 # Further flags of ablate, such as --dry_run or --config.epochs=1.
 ABLATE ?=
 CLAIMS_PAGE ?= results/claims.md
+# Of mutants: a module, such as training/losses, and how many of ten mutants to try.
+MODULE ?=
+TENTHS ?= 10
 RUN := $(VENV)/bin/python -m
 EVAL = --checkpoint=$(DEMO)/train --data=$(DEMO)/data --split=$(SPLIT) --output=$(DEMO)/evals \
 	--cache=$(DEMO)/cache
@@ -25,7 +28,7 @@ FINETUNE = $(RUN) cavmae_sync_jax.finetune --config=configs/finetune.py:demo \
 	--config.seed=$(SEED) --config.data.dir=$(DEMO)/data --config.data.eval_split=$(SPLIT)
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax
 
-.PHONY: demo claims test test-all lint format
+.PHONY: demo claims mutants test test-all lint format
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +37,10 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/testing: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --editable ".[beam,convert,test]"
+	touch $@
+
+$(VENV)/mutating: $(VENV)/testing
+	$(VENV)/bin/pip install --quiet --editable ".[mutants]"
 	touch $@
 
 demo: $(VENV)/installed
@@ -68,6 +75,9 @@ claims: $(VENV)/installed
 			--split=$(SPLIT) --probe=configs/probe.py:demo $(ABLATE) || test $$? = 3 || exit; \
 		$(RUN) benchmarks.scores.claims --workdir=$(CLAIMS) --output=$(CLAIMS_PAGE) || exit; \
 	done
+
+mutants: $(VENV)/mutating
+	$(RUN) benchmarks.testing.mutants $(MODULE) --tenths=$(TENTHS)
 
 test: lint
 	$(RUN) pytest

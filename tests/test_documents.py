@@ -42,6 +42,7 @@ NOT_RUN = {
     r"gs://|Dataflow|Flink|Spark": "needs a cloud or a cluster; test_executors parses the options",
     r"make (test|lint|format)": "runs the tests themselves",
     r"make claims": "takes many hours; tests run its programs at small sizes",
+    r"make mutants": "takes minutes; a test runs its program on a stand-in for mutmut",
     r"make demo": "takes ten minutes; tests run each of its programs at small sizes",
 }
 # Which test runs the program: the whole command at small sizes, or the `run` that its `main` calls.
@@ -110,6 +111,8 @@ TESTED = {
     r"benchmarks\.scores\.demo_seeds": "benchmarks/test_benchmarks.py::test_demo_seeds_by_hand",
     r"benchmarks\.training\.faults": "distributed/test_multihost.py::"
     "test_the_benchmark_of_faults_damages_and_tells",
+    r"benchmarks\.testing\.mutants": "benchmarks/test_mutants.py::"
+    "test_what_is_not_noticed_is_printed",
     r"benchmarks\.data\.streaming": "benchmarks/test_bucket_benchmarks.py::"
     "test_streaming_times_the_bucket_beside_the_disk",
     r"benchmarks\.data\.layouts": "benchmarks/test_bucket_benchmarks.py::"

@@ -1,5 +1,6 @@
 """Damage to a checkpoint is found and named, wherever it is; a full disk loses nothing."""
 
+import functools
 import pathlib
 import resource
 import shutil
@@ -15,23 +16,28 @@ from cavmae_sync_jax.checkpoints.checksums import fingerprints
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.utils.errors import UserError
 
-STATE = {
-    "step": jnp.array(7),
-    "params": {"kernel": jnp.arange(24.0).reshape(4, 6), "bias": jnp.ones(5)},
-    "opt_state": {"mu": jnp.arange(24.0).reshape(4, 6) / 7},
-}
-ABSTRACT = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    ),
-    STATE,
-)
+
+@functools.cache
+def saved_state():
+    """What a training saves; made late, because a module that is imported must not start JAX."""
+    return {
+        "step": jnp.array(7),
+        "params": {"kernel": jnp.arange(24.0).reshape(4, 6), "bias": jnp.ones(5)},
+        "opt_state": {"mu": jnp.arange(24.0).reshape(4, 6) / 7},
+    }
+
+
+def abstract_state():
+    layout = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), saved_state()
+    )
 
 
 def save(workdir, *steps):
     checkpoints = manager.Checkpoints(workdir, keep=5)
     for step in steps:
-        checkpoints.save(step, STATE, tiny.config(), {"examples": 8 * step})
+        checkpoints.save(step, saved_state(), tiny.config(), {"examples": 8 * step})
     checkpoints.close()
 
 
@@ -45,7 +51,7 @@ def saved(tmp_path_factory):
 def read(workdir, step=None):
     """All that a resumed run takes from a checkpoint."""
     with manager.opened(workdir, step) as stored:
-        state = stored.restore(ABSTRACT)
+        state = stored.restore(abstract_state())
         return stored.step, stored.config.to_json(), stored.position, jax.device_get(state)
 
 
@@ -116,7 +122,7 @@ def test_newer_checkpoints_are_set_aside(tmp_path):
         checkpoints = manager.Checkpoints(tmp_path, keep=5)
         checkpoints.set_aside_after(4)
         assert checkpoints.latest == 4
-        checkpoints.save(8, STATE, tiny.config(), {"examples": 0})
+        checkpoints.save(8, saved_state(), tiny.config(), {"examples": 0})
         checkpoints.close()
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["checkpoints", "set_aside_12", "set_aside_8", "set_aside_8_again"]
@@ -129,7 +135,7 @@ def test_newer_checkpoints_are_set_aside(tmp_path):
 def test_a_full_disk_is_one_sentence_and_what_was_saved_stays(saved, tmp_path):
     workdir = shutil.copytree(saved, tmp_path / "copy")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    state = {**STATE, "params": {"kernel": jnp.zeros((4096, 64)), "bias": jnp.ones(5)}}
+    state = {**saved_state(), "params": {"kernel": jnp.zeros((4096, 64)), "bias": jnp.ones(5)}}
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
         checkpoints = manager.Checkpoints(workdir, keep=5)

@@ -93,6 +93,14 @@ def test_fewer_frames_are_spread_over_the_clip(records):
         np.testing.assert_array_equal(value, FRAMING.pair(record, 2)[name])
 
 
+def test_frames_between_two_stored_ones_are_the_earlier_ones(records):
+    record = records[0]
+    thirds = FRAMING._replace(num_frames=3)  # of 4 that are stored: 0, 4/3 and 8/3
+    for frame in range(3):
+        for name, value in thirds.pair(record, frame).items():
+            np.testing.assert_array_equal(value, FRAMING.pair(record, frame)[name])
+
+
 def test_clips_longer_than_the_nominal_rows_are_refused(records):
     # Their late frames would get the sound of an earlier moment.
     with pytest.raises(UserError, match=r"set --config.data.clip_rows=398"):

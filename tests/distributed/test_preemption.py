@@ -9,7 +9,10 @@ import pytest
 from jax.experimental import multihost_utils
 
 from cavmae_sync_jax.distributed import preemption
-from cavmae_sync_jax.distributed.preemption import POLL_SECONDS, PreemptionGuard
+from cavmae_sync_jax.distributed.preemption import PreemptionGuard
+
+# As docs/distributed.md promises. The code's own constant would promise nothing.
+HEARD_WITHIN = 5.0  # seconds
 
 
 class Clock:
@@ -45,7 +48,7 @@ def test_a_signal_is_heard_within_seconds_at_any_step(clock, first, seconds):
     while not guard(step):
         clock.now += seconds
         step += 1
-    assert clock.now - began <= max(POLL_SECONDS, seconds)
+    assert clock.now - began <= max(HEARD_WITHIN, seconds)
 
 
 def test_a_signal_in_the_first_steps_of_a_resumed_run_is_heard(clock):
@@ -69,7 +72,7 @@ def test_polls_are_rare_when_steps_are_fast(clock, monkeypatch):
     for step in range(1, 10_001):
         guard(step)
         clock.now += 0.01
-    assert len(calls) < 100 / POLL_SECONDS + 15
+    assert len(calls) < 100 / HEARD_WITHIN + 15
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

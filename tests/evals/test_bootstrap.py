@@ -26,6 +26,8 @@ def test_means_of_the_frames_of_the_drawn_clips():
     weights = np.array([[1, 1, 1], [2, 0, 1], [0, 3, 0]], float)
     found = bootstrap.means(weights, clips, values)
     np.testing.assert_allclose(found, [2 / 3, 3 / 5, np.nan])
+    # The last clip may have no frames.
+    np.testing.assert_allclose(bootstrap.means(weights, clips // 2, values), [2 / 3, 1 / 2, 1])
 
 
 def test_the_interval_of_a_mean_is_as_wide_as_its_standard_error_says():

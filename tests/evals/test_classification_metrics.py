@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from cavmae_sync_jax.evals.metrics import bootstrap, classification
+from cavmae_sync_jax.evals.metrics.average_precision import average_precision
 
 
 def drawn(seed, clips=60, classes=4):
@@ -45,6 +46,20 @@ def test_f1_of_the_best_classes_is_scikit_learns(seed):
         predicted = scores >= np.sort(scores, axis=1)[:, -k, None]
         assert found[f"F1@{k}"] == pytest.approx(f1_score(truth, predicted, average="micro"))
         assert found[f"hit_rate@{k}"] == (truth & predicted).any(axis=1).mean()
+
+
+def test_of_equal_classes_the_first_ones_are_predicted():
+    generator = np.random.default_rng(0)
+    # So many equal ones that NumPy's fastest sort would exchange some of them.
+    scores = generator.integers(3, size=(4, 300)).astype(float)
+    truth = generator.random((4, 300)) < 0.3
+    best = [sorted(range(300), key=lambda place, row=row: -row[place]) for row in scores]
+    found = classification.top_k(truth, scores)
+    for k in classification.TOP:
+        right = [truth[clip, order[:k]].sum() for clip, order in enumerate(best)]
+        assert found[f"hit_rate@{k}"] == np.mean([count > 0 for count in right])
+        assert found[f"F1@{k}"] == pytest.approx(2 * sum(right) / (4 * k + truth.sum()))
+    assert classification.accuracy(truth, scores) == found["hit_rate@1"]
 
 
 def test_modality_confusion_by_hand():
@@ -89,3 +104,47 @@ def test_intervals_hold_the_scores():
     one[~one.any(axis=1), 0] = True
     low, high = classification.intervals_of(one, scores, weights)["accuracy"]
     assert low < classification.accuracy(one, scores) < high
+
+
+def test_average_precision_refuses_what_has_none():
+    values = np.array([0.5, np.nan])
+    with pytest.raises(ValueError, match=r"^nothing is true$"):
+        average_precision(values[:1], np.array([False]))
+    with pytest.raises(ValueError, match=r"^a value is not a number$"):
+        average_precision(values, np.array([True, False]))
+
+
+def test_average_precision_by_hand():
+    truth = np.array([True, False, True, False])
+    # Found at ranks 1 and 3: (1/1 + 2/3) / 2.
+    assert average_precision(np.array([4.0, 3, 2, 1]), truth) == pytest.approx(5 / 6)
+    # All equal: one step whose precision is the share of positives.
+    assert average_precision(np.zeros(4), truth) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="nothing is true"):
+        average_precision(np.zeros(4), np.zeros(4, bool))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_average_precision_is_scikit_learns(seed):
+    rng = np.random.default_rng(seed)
+    samples = int(rng.integers(2, 60))
+    truth = rng.random(samples) < rng.choice([0.1, 0.5, 0.9])
+    truth[rng.integers(samples)] = True
+    scores = rng.normal(size=samples)
+    if seed % 2:
+        scores = np.round(scores)  # ties
+    expected = average_precision_score(truth, scores)
+    assert average_precision(scores, truth) == pytest.approx(expected, abs=1e-12)
+
+
+def test_scores_of_classes_by_hand():
+    truth = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0], [1, 0, 0]], bool)
+    logits = np.array([[2.0, 1, 0], [2, 1, 0], [0, 1, 0], [0, 0, 1]])
+    assert classification.accuracy(truth, logits) == 0.5
+    expected = [[0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0, 0]]
+    np.testing.assert_allclose(classification.confusion(truth, logits), expected)
+    precisions = classification.class_precisions(truth, logits)
+    assert np.isnan(precisions[2]) and not np.isnan(precisions[:2]).any()
+    scores = classification.scores_of(truth, logits)
+    assert scores["mAP"] == pytest.approx(precisions[:2].mean()) and scores["accuracy"] == 0.5
+    assert "accuracy" not in classification.scores_of(truth | [False, False, True], logits)

@@ -74,6 +74,22 @@ def test_f_and_j_by_hand():
     assert everything == pytest.approx({"J": 3 / 8, "F": (f(1 / 2, 1) + f(1 / 4, 1)) / 2})
 
 
+def test_one_level_of_f_is_chosen_for_all_images():
+    # The first map is best below 0.3, the second one above 0.6, and no level suits both.
+    rows = np.array([[1, 0.3, 0, 0], [1, 0.6, 0.6, 0]], np.float32)
+    maps = np.stack([np.broadcast_to(row, (4, 4)) for row in rows])
+    masks = np.stack([COLUMN < 2, COLUMN < 1])
+    scores, resampled = localisation.scores(maps, items_of(masks, [0, 1]), np.eye(2))
+    half_found = 1.3 * 0.5 / (0.3 + 0.5)  # precision 1, recall 1/2
+    assert scores["F"] == pytest.approx((half_found + 1) / 2)
+    assert resampled["F"] == pytest.approx([1, 1])
+
+
+def test_pixels_of_half_the_height_are_not_predicted():
+    level = np.broadcast_to(np.array([1, 0.5, 0, 0], np.float32), (1, 4, 4))
+    assert localisation.frame_ious(level, (COLUMN < 1)[None]) == 1
+
+
 def test_scores_of_boxes_and_their_resamples():
     agreed = np.stack([RISING >= 8, RISING < 8, RISING >= 12]).astype(np.float32)
     items = items_of(agreed > 0, [0, 0, 1], agreed)

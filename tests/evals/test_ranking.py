@@ -126,6 +126,13 @@ def test_what_is_not_finite_is_refused(value):
         ranking.ranks(audio, visual)
 
 
+def test_the_mean_over_equal_frames_is_the_default():
+    audio, visual = data("related")
+    expected = ranking.ranks(audio, visual, "diagonal_mean")
+    np.testing.assert_array_equal(ranking.ranks(audio, visual), expected)
+    assert ranking.retrieval(audio, visual) == ranking.retrieval(audio, visual, "diagonal_mean")
+
+
 def test_the_golden_scores():
     golden = np.load(GOLDEN, allow_pickle=False)
     for strategy in retrieval_metrics.STRATEGIES:

@@ -65,7 +65,7 @@ def test_blocks_do_not_change_the_maximum(monkeypatch):
 
 
 def test_what_is_not_a_number_has_no_rank():
-    with pytest.raises(ValueError, match="not a number"):
+    with pytest.raises(ValueError, match=r"^a similarity is not a number$"):
         retrieval_metrics.ranks(np.array([[np.nan, 0.0], [0.0, 1.0]]))
 
 
@@ -86,3 +86,18 @@ def test_ranks_of_some_queries():
 def test_float64_rounding_makes_no_winner():
     similarity = np.array([[0.5, 0.5 + 1e-15, 0.5 - 1e-15], [0.5, 0.5, 0.5 + 1e-9], [0, 0, 1.0]])
     np.testing.assert_array_equal(retrieval_metrics.ranks(similarity), [2, 2.5, 1])
+
+
+def test_what_differs_by_the_bound_is_equal():
+    bound = retrieval_metrics.EQUAL
+    similarity = np.array([[0.0, bound, -bound, 2 * bound, -2 * bound]])
+    # One is better; the own one and two others are equal.
+    np.testing.assert_array_equal(retrieval_metrics.ranks(similarity), [3])
+
+
+def test_the_mean_over_equal_frames_is_the_default():
+    golden = np.load(GOLDEN, allow_pickle=False)
+    pair = golden["audio"], golden["visual"]
+    found = retrieval_metrics.retrieval(*pair)
+    assert found == retrieval_metrics.retrieval(*pair, "diagonal_mean")
+    assert found != retrieval_metrics.retrieval(*pair, "mean")

@@ -315,3 +315,19 @@ def test_mistakes_are_one_sentence(built, model, media, tmp_path):
     (tmp_path / "index" / "shards" / "000000.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(UserError, match=r"000000.parquet is damaged"):
         search.run(model, Index(tmp_path / "index"), "sound", sound, tmp_path / "out")
+
+
+def test_a_file_of_an_index_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
+    """After a power cut no name may stand for a file that the disk never got."""
+    partial, place = tmp_path / "rows.partial", tmp_path / "rows"
+    partial.write_bytes(b"rows")
+    data, synced, fsync = partial.stat().st_ino, [], os.fsync
+
+    def recorded(descriptor):
+        synced.append((os.fstat(descriptor).st_ino, place.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    indexes._replace(partial, place)
+    assert synced == [(data, False), (tmp_path.stat().st_ino, True)]
+    assert place.read_bytes() == b"rows" and not partial.exists()

@@ -108,6 +108,12 @@ def test_windows_stay_inside_and_move_forward(num_frames, clip_rows, window_rows
     assert starts[-1] <= max(0, clip_rows - window_rows)
 
 
+def test_a_window_of_odd_length_has_as_many_rows_on_both_sides():
+    assert audio.window_start(1, 2, 100, 11) == 45  # of the rows 45 to 55, 50 is in the middle
+    time = audio.frame_time(1, 2, 11, sound_rows=98, seconds=1.0)
+    assert (time.first_row, time.rows) == (45, 11)
+
+
 def centre(seconds, frame=12, window=96, **settings):
     """The row that a window of 96 rows is centred on, in a clip whose sound is as long."""
     rows = max(0, round((seconds or 0) * 100) - 2)

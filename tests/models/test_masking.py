@@ -58,3 +58,27 @@ def test_refuses_a_ratio_that_keeps_nothing():
         masking.draw(jax.random.key(0), 1, GRID, 0.999)
     with pytest.raises(ValueError, match="diagonal"):
         masking.draw(jax.random.key(0), 1, GRID, 0.75, "diagonal")
+
+
+def test_without_a_structure_every_patch_is_as_likely():
+    key = jax.random.key(3)
+    for one, other in zip(
+        masking.draw(key, 2, GRID, 0.75),
+        masking.draw(key, 2, GRID, 0.75, "unstructured"),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_bands_and_times_are_drawn_apart():
+    keep, _ = masking.draw(jax.random.key(0), 64, Grid(10, 10), 0.75, "time_frequency")
+    seen = ~np.asarray(masking.is_masked(keep, 100)).reshape(64, 10, 10)
+    # 5 of 10 bands and 5 of 10 times are free. They have the same numbers in one draw of 252.
+    same = (seen.any(axis=2) == seen.any(axis=1)).all(axis=1)
+    assert (seen.any(axis=2).sum(axis=1) == 5).all() and same.mean() < 0.1
+
+
+@pytest.mark.parametrize("structure", masking.STRUCTURES)
+def test_no_key_is_used_twice(structure):
+    with jax.debug_key_reuse(True):  # which a trace finds, too
+        jax.eval_shape(lambda k: masking.draw(k, 2, GRID, 0.75, structure), jax.random.key(0))
