@@ -38,21 +38,22 @@ Examples:
 
 import argparse
 import collections
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from tqdm import tqdm
+from etils import epath
 
 from cavmae_sync_jax.media import decoding
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.pipeline import flags, output, readers
+from data_prep.pipeline import flags, output
 from data_prep.pipeline.clips import Preparation, VideoClip
-from data_prep.pipeline.executors import Engine, Failure, Workers
+from data_prep.pipeline.executors import Failure
 from data_prep.pipeline.summary import Findings
 from data_prep.sources import (
     class_lists,
     csv_files,
     folder_labels,
+    lengths,
     segment_files,
     segment_lists,
     segments,
@@ -62,40 +63,6 @@ from data_prep.sources.csv_files import EVAL, TRAIN, Classes, LabelRow
 from data_prep.sources.video_files import Video
 
 SOURCE = "videos"
-# A passing fault, of a network or for lack of memory, must not cost a file.
-_TRIES = 2
-# Why a file has no length and will have none when it is asked again.
-_FINAL = ("no_video", "no_audio", "too_large")
-
-
-def duration(path: str) -> float | Failure:
-    """Returns a file's seconds, or why nobody knows them."""
-    try:
-        with readers.media(path) as here:
-            return decoding.probe(here).duration
-    except decoding.MediaError as error:
-        return Failure(error.reason, error.detail)
-
-
-def durations(
-    paths: Sequence[str], ask: Callable[[Sequence[str]], Iterable[tuple[str, float | Failure]]]
-) -> dict[str, float | Failure]:
-    """Returns what `ask` says of each path; what may be a passing failure is asked twice.
-
-    Args:
-      paths: files.
-      ask: yields each path with its seconds or its failure.
-    """
-    known: dict[str, float | Failure] = {}
-    todo = list(paths)
-    for _ in range(_TRIES):
-        known.update(ask(todo))
-        todo = [
-            path
-            for path in todo
-            if isinstance(known[path], Failure) and known[path].reason not in _FINAL
-        ]
-    return known
 
 
 def split_clips(
@@ -206,7 +173,8 @@ def run(arguments: argparse.Namespace) -> None:
         splits = assign_splits(videos, labels.rows, arguments.eval_share)
         videos = [video for members in splits.values() for video in members]
         # A dry run looks at no file, so that each gives one clip.
-        seconds = {} if arguments.dry_run else _look(videos, engine)
+        paths, place = [str(video.path) for video in videos], epath.Path(arguments.output)
+        seconds = {} if arguments.dry_run else lengths.look(paths, engine, place)
         clips, findings.tails = whole_clips(splits, labels, seconds, preparation, rest)
     summary = flags.write(
         arguments, clips, preparation, class_names=classes.names, source=SOURCE, findings=findings
@@ -244,21 +212,6 @@ def whole_clips(
             if not isinstance(whole, Failure) and whole - made[-1].end >= segments.SMALLEST_TAIL:
                 tails.append(whole - made[-1].end)
     return dict(clips), tails
-
-
-def _look(videos: Sequence[Video], engine: Engine) -> dict[str, float | Failure]:
-    """Returns the length of each file; a progress bar tells how far it is."""
-    with Workers(engine.workers, engine.time_limit) as workers:
-        return durations(
-            [str(video.path) for video in videos],
-            lambda paths: tqdm(
-                workers.results(duration, paths),
-                total=len(paths),
-                unit="file",
-                desc="looking at files",
-                disable=not paths,
-            ),
-        )
 
 
 def _segments(

@@ -21,12 +21,12 @@ from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.evals import retrieval, summary
 from cavmae_sync_jax.training import metric_writer
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep import ade20k_sound, videos
+from data_prep import ade20k_sound
 from data_prep.pipeline import bucket_ranges, output
 from data_prep.pipeline.clips import Preparation, VideoClip, prepare_clip
 from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.tfds_writer import write_dataset
-from data_prep.sources import video_files
+from data_prep.sources import lengths, video_files
 
 
 class Bucket(MemoryFileSystem):
@@ -230,7 +230,7 @@ def test_of_a_video_in_a_bucket_only_parts_are_read(bucket, tmp_path, monkeypatc
     assert len(set(asked)) == len(asked)  # nothing is asked for twice
     size = path.stat().st_size
     assert sum(end - start for start, end in asked) < 0.9 * size  # probing takes much of it
-    assert videos.duration(f"{bucket}/{name}") == videos.duration(str(path))
+    assert lengths.duration(f"{bucket}/{name}") == lengths.duration(str(path))
 
 
 @pytest.mark.parametrize("good", [0, 1, 5])
@@ -255,7 +255,7 @@ def test_a_video_that_is_replaced_is_read_anew(bucket, tmp_path):
     for seconds in (3, 5):
         path = make_video(tmp_path / "a.mp4", seconds=seconds)
         epath.Path(path).copy(f"{bucket}/a.mp4", overwrite=True)
-        assert videos.duration(f"{bucket}/a.mp4") == pytest.approx(seconds, abs=0.1)
+        assert lengths.duration(f"{bucket}/a.mp4") == pytest.approx(seconds, abs=0.1)
 
 
 def test_ade20k_sound_is_read_from_a_bucket(bucket, tmp_path):

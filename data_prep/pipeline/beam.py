@@ -4,7 +4,10 @@ A shard is whole or absent, whoever writes it and however often. Runners may the
 like. No record passes through a runner's shuffle.
 """
 
-from collections.abc import Sequence
+import json
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -13,19 +16,55 @@ from etils import epath
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import executors, shards
 from data_prep.pipeline.clips import Clip
+from data_prep.pipeline.executors import Engine, Failure, Workers
 from data_prep.pipeline.shards import Job, Shard
 
+_TOGETHER = 256  # files that a worker looks at before it says so
 
-def prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: executors.Engine) -> None:
+
+def results(
+    function: Callable[[str], Any], items: Sequence[str], folder: epath.Path, engine: Engine
+) -> Iterator[tuple[str, Any]]:
+    """Yields each item with what the function returns of it, or its `Failure`, as `Workers` does.
+
+    Args:
+      function: returns a number or a `Failure`; workers find it by its name.
+      items: paths.
+      folder: which every machine must reach; nothing stays in it.
+      engine: of the runner.
+    """
+    place = folder / f"asked-{uuid.uuid4().hex}"
+    place.mkdir(parents=True)
+    try:
+        parts = []
+        for begin in range(0, len(items), _TOGETHER):
+            parts.append(place / f"{begin:09d}.json")
+            parts[-1].write_text(json.dumps(items[begin : begin + _TOGETHER]))
+        with _pipeline(engine) as pipeline:
+            _ = (
+                pipeline
+                | "files" >> beam.Create([str(part) for part in parts])
+                | "spread" >> beam.Reshuffle()
+                | "look" >> beam.ParDo(_Ask(function, engine))
+            )
+        for part in parts:
+            for item, found in json.loads(_answers(str(part)).read_text()):
+                yield item, Failure(*found) if isinstance(found, list) else found
+    finally:
+        place.rmtree(missing_ok=True)
+
+
+def _answers(part: str) -> epath.Path:
+    return epath.Path(f"{part}.answers")
+
+
+def prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: Engine) -> None:
     """Writes all the given shards to `folder`, which every machine must reach.
 
     Raises:
       UserError: for a runner or options that Beam doesn't know.
     """
-    try:
-        pipeline = beam.Pipeline(options=pipeline_options(engine))
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"Apache Beam refuses --runner={engine.runner}: {error}") from error
+    pipeline = _pipeline(engine)
     clip_class = type(todo[0].clips[0])
     paths = [str(path) for path in shards.store(todo, folder)]
     with pipeline:
@@ -37,7 +76,14 @@ def prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: executo
         )
 
 
-def pipeline_options(engine: executors.Engine) -> PipelineOptions:
+def _pipeline(engine: Engine) -> beam.Pipeline:
+    try:
+        return beam.Pipeline(options=pipeline_options(engine))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"Apache Beam refuses --runner={engine.runner}: {error}") from error
+
+
+def pipeline_options(engine: Engine) -> PipelineOptions:
     """Returns an engine's runner and its flags as Beam takes them.
 
     Raises:
@@ -56,22 +102,41 @@ def pipeline_options(engine: executors.Engine) -> PipelineOptions:
     return options
 
 
-class _PrepareShard(beam.DoFn):
-    """Prepares the shard whose clips are listed at a path; the clips run in a child process."""
+class _InChild(beam.DoFn):
+    """Does its work in a child process, which a decoder may take down."""
 
-    def __init__(
-        self, clip_class: type[Clip], job: Job, folder: str, engine: executors.Engine
-    ) -> None:
-        self._clip_class, self._job, self._folder = clip_class, job, folder
-        self._time_limit = engine.time_limit
+    def __init__(self, time_limit: float | int) -> None:
+        self._time_limit = time_limit
 
     def setup(self) -> None:
         """Starts the child process."""
-        self._workers = executors.Workers(1, self._time_limit)
+        self._workers = Workers(1, self._time_limit)
 
     def teardown(self) -> None:
         """Ends the child process."""
         self._workers.__exit__(None, None, None)
+
+
+class _Ask(_InChild):
+    """Writes what a function returns of each item that is listed at a path."""
+
+    def __init__(self, function: Callable[[str], Any], engine: Engine) -> None:
+        super().__init__(engine.time_limit)
+        self._function = function
+
+    def process(self, element: str) -> None:
+        """Answers the list at the path `element`."""
+        items = json.loads(epath.Path(element).read_text())
+        found = list(self._workers.results(self._function, items))
+        _answers(element).write_text(json.dumps(found))
+
+
+class _PrepareShard(_InChild):
+    """Prepares the shard whose clips are listed at a path."""
+
+    def __init__(self, clip_class: type[Clip], job: Job, folder: str, engine: Engine) -> None:
+        super().__init__(engine.time_limit)
+        self._clip_class, self._job, self._folder = clip_class, job, folder
 
     def process(self, element: str) -> None:
         """Prepares the shard whose description lies at the path `element`."""

@@ -5,6 +5,7 @@ any other clip.
 """
 
 import collections
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import pebble
@@ -118,6 +120,20 @@ class Workers:
             ) from error
         except Exception as error:  # one clip of millions must not end the run
             return Failure("failed", f"{type(error).__name__}: {error}")
+
+
+def beam() -> ModuleType:
+    """Returns `pipeline.beam`, which needs an extra.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module("data_prep.pipeline.beam")
+    except ImportError as error:
+        raise UserError(
+            f"--runner needs Apache Beam, pip install '.[beam]' brings it ({error})"
+        ) from error
 
 
 def context() -> multiprocessing.context.ForkServerContext:

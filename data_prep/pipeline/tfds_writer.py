@@ -19,7 +19,7 @@ from etils import epath
 from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.pipeline import shards, stats, writers
+from data_prep.pipeline import executors, shards, stats, writers
 from data_prep.pipeline.clips import Clip, Preparation, Reject
 from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.output import check_output, publish, workplace
@@ -161,13 +161,7 @@ def _prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: Engine
     if not engine.runner:
         writers.prepare(todo, job, folder, engine)
         return
-    try:
-        from data_prep.pipeline import beam  # an extra
-    except ImportError as error:
-        raise UserError(
-            f"--runner needs Apache Beam, pip install '.[beam]' brings it ({error})"
-        ) from error
-    beam.prepare(todo, job, folder, engine)
+    executors.beam().prepare(todo, job, folder, engine)
 
 
 def _outcomes(planned: Sequence[Shard], folder: epath.Path) -> list[Outcome]:

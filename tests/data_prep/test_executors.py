@@ -1,6 +1,7 @@
 """Engines: what a killed, hanging or failing clip costs, kills and resumption, Apache Beam."""
 
 import csv
+import importlib
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from faulty_clips import faulty
 from media_files import make_video
 
@@ -20,6 +22,7 @@ from data_prep.pipeline import output, shards, tfds_writer, writers
 from data_prep.pipeline.clips import Preparation
 from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.tfds_writer import write_dataset
+from data_prep.sources import lengths
 
 ROOT = Path(__file__).parents[2]
 SMALL = Preparation(num_frames=2, image_size=16, clip_seconds=2)
@@ -339,6 +342,23 @@ def test_beam_writes_the_same_dataset(tmp_path, folder):
     assert len(content(outputs[0])) == 200
     rejects = [(output / "rejects.csv").read_bytes() for output in outputs]
     assert rejects[0] == rejects[1]
+
+
+def test_a_runners_workers_look_at_the_files(tmp_path, folder, monkeypatch):
+    pytest.importorskip("apache_beam", reason="needs pip install '.[beam]'")
+    beam_engine = importlib.import_module("data_prep.pipeline.beam")
+    monkeypatch.setattr(beam_engine, "_TOGETHER", 3)
+    paths = sorted(str(path) for path in folder.parent.glob("*.mp4"))[:7]
+    paths += [str(tmp_path / "gone.mp4"), str(tmp_path / "text.mp4")]
+    (tmp_path / "text.mp4").write_text("no video")
+    place = epath.Path(tmp_path / "out")
+    here = lengths.look(paths, Engine(workers=1), place)
+    assert not place.exists()
+    there = lengths.look(paths, Engine(runner="DirectRunner"), place)
+    assert there == here and list(there) == paths
+    assert isinstance(there[paths[1]], float)
+    assert [there[path].reason for path in (paths[0], paths[-1])] == ["no_audio", "unreadable"]
+    assert list((place / ".incomplete").iterdir()) == []
 
 
 BEAM = "direct_num_workers=2,direct_running_mode=multi_processing"

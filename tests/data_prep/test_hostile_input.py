@@ -21,7 +21,7 @@ from data_prep import videos
 from data_prep.pipeline import shards
 from data_prep.pipeline.clips import REASONS, Preparation, Reject, VideoClip, prepare_clip
 from data_prep.pipeline.executors import Workers
-from data_prep.sources import video_files
+from data_prep.sources import lengths, video_files
 from data_prep.sources.video_files import Video
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def look(row, recording):
 @pytest.mark.parametrize("name", NAMES, ids=[ascii(name) for name in NAMES])
 def test_every_file_comes_to_what_the_table_says(folder, name):
     row, path = TABLE[name], str(folder / name)
-    whole = videos.duration(path)
+    whole = lengths.duration(path)
     assert len(videos.split_clips(Video(epath.Path(path), Path(name)), "a", (), whole, 10.0)) == 1
     result = shards.prepare_record(Kept("a", path, *row.span), JOB)
     if isinstance(result, Reject):
@@ -137,7 +137,7 @@ def test_what_only_looks_like_a_file_is_not_waited_for(tmp_path):
         clips = [VideoClip("a", path) for path in paths]
         for clip, result in workers.results(shards.prepare_record, clips, JOB):
             assert result.reason == "unreadable" and clip.path in result.detail
-        for path, whole in workers.results(videos.duration, paths):
+        for path, whole in workers.results(lengths.duration, paths):
             assert whole.reason == "unreadable" and path in whole.detail
 
 
@@ -147,19 +147,19 @@ def test_days_are_believed_where_both_streams_go_on(tmp_path):
     blocks = [(k, time, one) for time in (0, end) for k, one in ((1, jpeg(90)), (2, sound))]
     tracks, path = [picture_track(), sound_track()], tmp_path / "a.mkv"
     path.write_bytes(matroska(tracks, blocks, end + 500))
-    assert videos.duration(str(path)) == 108_000.5
+    assert lengths.duration(str(path)) == 108_000.5
     path.write_bytes(matroska(tracks, [*blocks, (1, end + 100_000, jpeg(90))], end + 100_500))
-    assert videos.duration(str(path)) == 108_100.5  # the sound ends long before the end
+    assert lengths.duration(str(path)) == 108_100.5  # the sound ends long before the end
     for fewer in (blocks[:-1], blocks[:-2] + blocks[-1:], blocks[:2]):
         path.write_bytes(matroska(tracks, fewer, end + 500))
-        assert videos.duration(str(path)).reason == "unreadable"
+        assert lengths.duration(str(path)).reason == "unreadable"
         assert prepare_clip(VideoClip("a", str(path)), SMALL).reason == "unreadable"
 
 
 AS_NOBODY = """
 import os, sys
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.sources import video_files
+from data_prep.sources import lengths, video_files
 from data_prep.pipeline.clips import Preparation, VideoClip, prepare_clip
 file, folder = sys.argv[1:]
 if os.getuid() == 0:
@@ -240,6 +240,7 @@ from pathlib import Path
 from etils import epath
 from data_prep import videos
 from data_prep.pipeline.clips import Preparation, VideoClip, prepare_clip
+from data_prep.sources import lengths
 from data_prep.sources.video_files import Video
 long, one_keyframe, large = sys.argv[1:]
 small = Preparation(num_frames=2, image_size=32)
@@ -249,7 +250,7 @@ def used():
 
 prepare_clip(VideoClip("a", long, 0.0, 10.0), small)
 before = used()
-whole = videos.duration(long)
+whole = lengths.duration(long)
 clips = videos.split_clips(Video(epath.Path(long), Path("a.mkv")), "a", (), whole, 10.0)
 reasons = [getattr(prepare_clip(c, small), "reason", None) for c in clips[::500]]
 last = clips[-1].read(small)

@@ -18,7 +18,7 @@ from cavmae_sync_jax.utils.errors import UserError
 from data_prep import videos
 from data_prep.pipeline.clips import Preparation, Reject, VideoClip, prepare_clip
 from data_prep.pipeline.executors import Failure
-from data_prep.sources import video_files
+from data_prep.sources import lengths, video_files
 
 SMALL = Preparation(num_frames=4, image_size=32)
 SILENCE, SOUND = np.zeros(32_000), tone(440, 2, 16_000)
@@ -202,12 +202,12 @@ def test_damaged_archives_and_members_are_told(tmp_path, ten):
     whole = archive(tmp_path / "d.tar", {"a.mp4": ten, "b.mp4": ten})
     found = video_files.find_videos([str(whole)])
     assert [str(video.path) for video in found] == [f"{whole}/a.mp4", f"{whole}/b.mp4"]
-    assert videos.duration(f"{whole}/c.mp4").reason == "missing"
+    assert lengths.duration(f"{whole}/c.mp4").reason == "missing"
     whole.write_bytes(whole.read_bytes()[: ten.stat().st_size + 4000])
-    assert videos.duration(f"{whole}/b.mp4").reason in ("missing", "unreadable")
+    assert lengths.duration(f"{whole}/b.mp4").reason in ("missing", "unreadable")
     (tmp_path / "e.zip").mkdir()  # a folder that is called like an archive
     (tmp_path / "e.zip/a.mp4").write_bytes(ten.read_bytes())
-    assert videos.duration(str(tmp_path / "e.zip/a.mp4")) == pytest.approx(10, abs=0.1)
+    assert lengths.duration(str(tmp_path / "e.zip/a.mp4")) == pytest.approx(10, abs=0.1)
 
 
 def test_a_dry_run_decodes_nothing_and_leaves_nothing(tmp_path, capsys):
@@ -261,7 +261,7 @@ def test_a_passing_failure_is_asked_again_and_a_lasting_one_is_a_reject():
             else:
                 yield path, Failure({"mute": "no_audio"}.get(path, "too_slow"), "It took long.")
 
-    known = videos.durations(["good", "slow", "mute", "stuck"], ask)
+    known = lengths.durations(["good", "slow", "mute", "stuck"], ask)
     assert asked == [["good", "slow", "mute", "stuck"], ["slow", "stuck"]]
     assert known["good"] == 12.0 and known["slow"] == 40.0
     stuck, slow = named("stuck", "slow")
