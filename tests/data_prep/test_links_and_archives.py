@@ -12,6 +12,7 @@ import pytest
 
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import videos
+from data_prep.pipeline import readers
 from data_prep.sources import csv_files, folder_labels, segment_lists, segments, video_files
 
 
@@ -131,7 +132,7 @@ def test_an_archive_is_what_it_holds_whatever_its_name(tmp_path, name, mode):
         about.size = 3
         packed.addfile(about, io.BytesIO(b"abc"))
     (video,) = find(tmp_path / name)
-    with videos.readers.local(str(video.path)) as copy, open(copy, "rb") as file:
+    with readers.local(str(video.path)) as copy, open(copy, "rb") as file:
         assert file.read() == b"abc"
 
 
