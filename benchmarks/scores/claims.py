@@ -56,7 +56,7 @@ def sections(results: Mapping[str, Any]) -> list[str]:
         lines.append(timing.table(["", *rendering.head(result, names)], rows))
         lines += ["", timing.table(rendering.CLAIMS_HEAD, rendering.claims(result))]
         seeds = ", ".join(map(str, result["seeds"]))
-        lines += ["", f"Seeds {seeds}; {'; '.join(result['data'].values())}."]
+        lines += ["", f"Seeds {seeds}; {'; '.join(dict.fromkeys(result['data'].values()))}."]
         if result["missing"]:
             lines.append(f"Not finished: {', '.join(result['missing'])}.")
     return lines

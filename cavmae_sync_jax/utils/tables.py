@@ -65,6 +65,10 @@ def columns_of(header: Sequence[str]) -> list[str]:
     their index, stays without. An id is the video, or without a name beside one.
     """
     names = [_meant(name) for name in header]
+    if "onset" not in header:  # beside it an offset is the end; alone it may be the start
+        names = [
+            "offset" if own == "offset" else name for own, name in zip(header, names, strict=True)
+        ]
     ids = "" if "video" in names else "video"
     # One called id alone may count the rows.
     counts = names.count("id") > 1 and [name.strip() for name in header].count("id") == 1
