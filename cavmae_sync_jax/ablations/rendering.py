@@ -81,7 +81,7 @@ def claims(result: Mapping[str, Any]) -> list[list[str]]:
             claim["text"],
             head(result, [claim["column"]])[0],
             difference(claim["column"], claim["difference"]),
-            claim["verdict"] or "no interval yet",
+            claim["verdict"] or f"none before {ablation_scores.FEWEST_SEEDS} seeds",
         ]
         for claim in result["claims"]
     ]

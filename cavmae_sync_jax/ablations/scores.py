@@ -17,6 +17,8 @@ from cavmae_sync_jax.ablations.tables import Column, Row
 from cavmae_sync_jax.evals.metrics import bootstrap
 from cavmae_sync_jax.evals.report import published
 
+FEWEST_SEEDS = 3  # with which a claim is judged
+
 
 class Values(NamedTuple):
     """A cell's value per seed, and per seed those of the resamples of its clips, if it has them."""
@@ -147,8 +149,13 @@ def collect(
 
 
 def verdict(difference: Mapping[str, Any] | None) -> str | None:
-    """What a difference says of a claim that it is above 0; None without an interval."""
+    """What a difference says of a claim that it is above 0.
+
+    None without an interval over `FEWEST_SEEDS`: trainings differ more than resamples of clips do.
+    """
     if difference is None or difference["interval"] is None:
+        return None
+    if len(difference["seeds"]) < FEWEST_SEEDS:
         return None
     low, high = difference["interval"]
     return "seen" if low > 0 else "the other way round" if high < 0 else "not seen"

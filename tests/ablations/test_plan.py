@@ -155,8 +155,12 @@ def test_differences_are_paired():
         (None, None),
     ],
 )
-def test_verdicts_need_an_interval(bounds, expected):
-    assert scores.verdict({"mean": 0.0, "interval": bounds}) == expected
+def test_verdicts_need_an_interval_and_three_seeds(bounds, expected):
+    seeds = {"0": 0.0, "1": 0.0, "5": 0.0}
+    difference = {"mean": 0.0, "interval": bounds}
+    assert scores.verdict(difference | {"seeds": seeds}) == expected
+    del seeds["1"]
+    assert scores.verdict(difference | {"seeds": seeds}) is None
     assert scores.verdict(None) is None
 
 
