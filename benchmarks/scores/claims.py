@@ -26,7 +26,8 @@ MEANING = """\
 A claim is *seen* if the whole interval of its difference is above 0, *the other way round* if it is
 below 0, and *not seen* otherwise. Differences are taken within each seed and on the same clips.
 Brackets hold the middle 95 % of 1,000 resamples over seeds and clips; the probe's and the tokens'
-are over seeds only. With three seeds, the spread over seeds is known badly.
+are over seeds only. With three seeds, the spread over seeds is known badly; with fewer there is no
+verdict.
 
 The models have 0.7 M parameters, and the scenes are composed. So a verdict says what the method
 does at this size, where the truth is known. It does not say whether the paper's figures are right.
@@ -56,7 +57,9 @@ def sections(results: Mapping[str, Any]) -> list[str]:
         lines.append(timing.table(["", *rendering.head(result, names)], rows))
         lines += ["", timing.table(rendering.CLAIMS_HEAD, rendering.claims(result))]
         seeds = ", ".join(map(str, result["seeds"]))
-        lines += ["", f"Seeds {seeds}; {'; '.join(dict.fromkeys(result['data'].values()))}."]
+        name = "Seeds" if len(result["seeds"]) > 1 else "Seed"
+        data = "; ".join(dict.fromkeys(result["data"].values()))
+        lines += ["", f"{name} {seeds}; {data}."]
         if result["missing"]:
             lines.append(f"Not finished: {', '.join(result['missing'])}.")
     return lines
@@ -93,6 +96,7 @@ def run(workdir: str, output: str) -> None:
         "",
         "The plan was written before the runs (`benchmarks/scores/claims_plan/`). The settings are",
         "the demo's, which were chosen on the split `val`; the scores are of the split `eval`.",
+        "The scores of each seed are in `results/claims/`.",
         "",
         MEANING.rstrip(),
         *sections(results),
