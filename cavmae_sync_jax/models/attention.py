@@ -152,6 +152,7 @@ def _by_heads(function: Callable[..., tuple[ByHead, ...]], *parts: ByHead) -> tu
     """Computes all heads at once, or on a CPU one by one where their weights outgrow its cache."""
     heads, batch, queries, _ = parts[0].shape
     size = 4 * heads * batch * queries * parts[1].shape[2]
-    if sharding.platform() != "cpu" or size < CPU_CACHE:
+    # An exported model's batch has no number yet.
+    if sharding.platform() != "cpu" or not isinstance(size, int) or size < CPU_CACHE:
         return function(*parts)
     return jax.lax.map(lambda head: function(*head), parts)
