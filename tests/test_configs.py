@@ -76,6 +76,7 @@ def shape_of_step():
     return trace
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("recipe", "variant"),
     [(recipe, variant) for recipe in (pretrain, demo) for variant in recipe.VARIANTS],

@@ -92,6 +92,7 @@ def test_there_and_back_is_bit_exact(small, tmp_path, suffix):
     assert {key: pretrained.config.model[key] for key in SMALL} == SMALL
 
 
+@pytest.mark.release
 def test_a_trained_model_becomes_a_file_of_the_authors_names(dataset_dir, tmp_path, small):
     train.train_and_evaluate(tiny.config(dataset_dir, epochs=1.0), tmp_path / "run")
     destination = tmp_path / "new" / "file.pth"
@@ -137,6 +138,7 @@ def test_the_released_sizes_are_counted(overrides, tensors, values):
     assert sum(array.size for array in state.values()) == pytest.approx(values, abs=500)
 
 
+@pytest.mark.release
 def test_the_released_size_converts_with_nothing_left_over(tmp_path):
     name, state = "sync.pth", sizes.random_state()
     probe = state["blocks_u.0.norm1_v.weight"].copy(), state["blocks_v.7.attn.qkv.weight"].copy()
@@ -242,6 +244,7 @@ def init_from(dataset_dir, directory, **overrides):
     return tiny.config(dataset_dir, **(settings | overrides))
 
 
+@pytest.mark.release
 def test_training_begins_with_mae_and_learns(mae_file, dataset_dir, tmp_path, capsys):
     path, _ = mae_file
     convert.import_weights(path, str(tmp_path / "mae"), [*HEADS, "--config.model.registers=2"])
@@ -284,6 +287,7 @@ def test_weights_that_do_not_fit_a_training_are_told_before_it_begins(
     assert "holds no checkpoints" in message(init_from=str(tmp_path / "nothing"))
 
 
+@pytest.mark.release
 def test_learned_positions_are_kept_and_interpolated(small, tmp_path, capsys):
     state = dict(small)
     rng = np.random.default_rng(0)
@@ -404,6 +408,7 @@ def test_a_failed_write_leaves_nothing(small, tmp_path, monkeypatch):
     assert (tmp_path / "file.pth").read_text() == "mine"
 
 
+@pytest.mark.release
 def test_a_full_disk_is_one_sentence(small, tmp_path):
     source = make(tmp_path / "small.pth", small)
     convert.import_weights(source, str(tmp_path / "ours"), HEADS)
@@ -426,6 +431,7 @@ def test_a_full_disk_is_one_sentence(small, tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.release
 def test_of_two_conversions_at_once_one_wins(small, tmp_path):
     source = make(tmp_path / "small.pth", small)
     command = [sys.executable, "-m", "cavmae_sync_jax.convert", source, str(tmp_path / "ours")]

@@ -140,6 +140,7 @@ def check_close(actual, expected, rtol=1e-4):
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=rtol * max(scale, 1e-8))
 
 
+@pytest.mark.release
 def test_every_weight_has_a_place(case):
     shapes = jax.eval_shape(case.model.init_params, jax.random.key(0))
     assert jax.tree.map(jnp.shape, case.params) == jax.tree.map(lambda s: s.shape, shapes)
@@ -177,6 +178,7 @@ def test_forward_stages(case, evaluated):
         check_close(outputs.predictions[m], patching.gather(expected, case.masked[m]))
 
 
+@pytest.mark.release
 def test_predictions_of_every_patch(case):
     outputs = case.apply(case.visible, case.keep)
     for m, short in SHORT.items():
@@ -211,6 +213,7 @@ def test_gradients(case, evaluated):
         np.testing.assert_allclose(np.linalg.norm(ours[name]), expected, rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.release
 def test_unmasked_features(case):
     for m, short in SHORT.items():
 
@@ -225,6 +228,7 @@ def test_unmasked_features(case):
             check_close(embedding.global_token, case.golden[f"feat/tokens_{short}"].mean(axis=1))
 
 
+@pytest.mark.release
 def test_five_optimiser_steps(case):
     optimizer = optim.adam(1e-3, 0.95, 0.999, 5e-4)
 

@@ -40,6 +40,7 @@ def finished(dataset_dir, pretrained, tmp_path_factory):
     return config, workdir, finetune.train_and_evaluate(config, workdir)
 
 
+@pytest.mark.release
 def test_a_run_leaves_a_classifier_and_its_scores(finished):
     _, workdir, scores = finished
     (final,) = lines(workdir, "eval")

@@ -147,6 +147,7 @@ def trained(dataset_dir, tmp_path_factory):
     return workdir, done
 
 
+@pytest.mark.release
 def test_train_shows_progress_and_leaves_a_workdir(trained):
     workdir, done = trained
     assert "train: 100%" in done.stderr and "step/s" in done.stderr
@@ -154,6 +155,7 @@ def test_train_shows_progress_and_leaves_a_workdir(trained):
     assert (workdir / "checkpoints" / "2").is_dir()
 
 
+@pytest.mark.release
 def test_ctrl_c_saves_and_says_so(dataset_dir, tmp_path):
     flags = [*SMALL, "--config.epochs=10000", "--config.log_every=1", "--config.data.eval_split="]
     command = [TRAIN, *flags, f"--config.data.dir={dataset_dir}", f"--workdir={tmp_path}"]
@@ -218,6 +220,7 @@ def test_mistakes_at_the_training_are_one_sentence(arguments, expected, tmp_path
     assert not workdir.exists()
 
 
+@pytest.mark.release
 def test_convert_and_evaluate_what_came_of_it(trained, dataset_dir, tmp_path):
     workdir, _ = trained
     done = call(CONVERT, workdir, tmp_path / "file.safetensors")

@@ -40,6 +40,7 @@ def test_checkpoints_load_and_encode(stored, name):
             assert np.abs(tokens).sum() == pytest.approx(EXPECTED[name][key], rel=1e-4)
 
 
+@pytest.mark.release
 def test_a_training_resumes(stored):
     model = cavmae_sync_jax.load(str(stored / "workdir"))
     config = model.config.copy_and_resolve_references()

@@ -38,6 +38,7 @@ def finished(dataset_dir, tmp_path_factory):
     return config, workdir, train.train_and_evaluate(config, workdir)
 
 
+@pytest.mark.release
 def test_workdir_is_as_promised(finished):
     config, workdir, scores = finished
     assert {"config.json", "metrics.jsonl", "checkpoints"} <= {p.name for p in workdir.iterdir()}
@@ -86,6 +87,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, monkey
         np.testing.assert_array_equal(mine, other)
 
 
+@pytest.mark.release
 def test_a_failing_bucket_trains_and_evaluates_as_the_disk_does(
     finished, bucket_server, dataset_dir, tmp_path, monkeypatch
 ):
@@ -142,6 +144,7 @@ def test_an_evaluation_ends_at_the_first_signal(finished, tmp_path, monkeypatch,
     assert train.train_and_evaluate(config, copy) == scores
 
 
+@pytest.mark.release
 def test_periodic_evaluation_and_several_mask_ratios(dataset_dir, tmp_path):
     config = tiny.config(dataset_dir, epochs=2.0, eval_every=1.0, mask__ratios=(0.5, 0.7))
     train.train_and_evaluate(config, tmp_path)  # an epoch is 2.5 steps
@@ -190,6 +193,7 @@ def test_the_end_says_where_the_run_is_and_what_comes_next(finished, tmp_path, c
     assert f"evals.retrieval --checkpoint={workdir} --data={config.data.dir} --split=eval" in said
 
 
+@pytest.mark.release
 def test_a_diverged_run_goes_on_with_the_advice_it_gave(finished, tmp_path, monkeypatch):
     config, workdir, _ = finished
     copy = shutil.copytree(workdir, tmp_path / "copy")
@@ -213,6 +217,7 @@ def test_a_diverged_run_goes_on_with_the_advice_it_gave(finished, tmp_path, monk
     assert lines(copy)[-2]["learning_rate"] < lines(workdir)[-2]["learning_rate"]
 
 
+@pytest.mark.release
 def test_nan_stops_with_step_and_clips(dataset_dir, tmp_path):
     config = tiny.config(dataset_dir, learning_rate=1e15)
     with pytest.raises(UserError, match=r"of step 2 is nan; .* the clips clip\d+, clip"):
@@ -318,6 +323,7 @@ def test_a_workdir_that_is_a_file(dataset_dir, tmp_path):
         train.train_and_evaluate(tiny.config(dataset_dir), tmp_path / "file")
 
 
+@pytest.mark.release
 def test_profile_on_request(dataset_dir, tmp_path):
     train.train_and_evaluate(tiny.config(dataset_dir, epochs=2.0, profile_step=2), tmp_path)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

@@ -54,6 +54,7 @@ def test_a_model_is_downloaded_and_loaded(server):
     assert done.stdout == "0 hf://me/model\n"
 
 
+@pytest.mark.release
 def test_convert_pushes_and_pulls(server, folder):
     left = folder / "me" / "new" / "checkpoints" / "0" / "of_a_push_before"
     left.parent.mkdir(parents=True)

@@ -74,6 +74,7 @@ def flips(path):
 
 
 # What a failed read leaves behind speaks when it is collected.
+@pytest.mark.release
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_every_damage_is_found_or_harmless(saved, tmp_path):
     """Each file in turn is lost, emptied, cut in half and flipped; nothing wrong is ever read."""

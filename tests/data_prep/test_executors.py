@@ -328,6 +328,7 @@ def test_a_killed_preparation_goes_on(tmp_path, folder, workers_of_a_writer):
     ]
 
 
+@pytest.mark.release
 def test_beam_writes_the_same_dataset(tmp_path, folder):
     pytest.importorskip("apache_beam", reason="needs pip install '.[beam]'")
     outputs = []

@@ -66,6 +66,7 @@ def test_uint8_costs_half_and_errs_little():
     np.testing.assert_array_equal(ends, [[-16, 12]])
 
 
+@pytest.mark.release
 def test_a_training_uses_them_if_told(dataset_dir, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(dataset_dir, folder)

@@ -53,6 +53,7 @@ def one_device():
     )
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("data", "fsdp", "groups"), [(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (4, 2, 4)]
 )
@@ -143,6 +144,7 @@ def whole_batch():
     return gradients(tiny.config(**SETTINGS), 1, 1, 1)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(("data", "fsdp", "chunks"), [(1, 1, 4), (4, 2, 2)])
 def test_microbatches_equal_the_whole_batch(data, fsdp, chunks, whole_batch, monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SHARDED", 64)
@@ -158,12 +160,14 @@ def compiled_step(config, data, fsdp):
         return train_step.lowered(module, optimizer, config, mesh).compile()
 
 
+@pytest.mark.release
 def test_no_device_holds_all_pairs():
     config = tiny.config(batch_size=56, model__depth=1, loss__contrast_direction="both")
     text = compiled_step(config, 8, 1).as_text()
     assert "f32[7,56]" in text and "f32[56,56]" not in text
 
 
+@pytest.mark.release
 def test_microbatches_need_less_memory():
     memory = {
         chunks: compiled_step(

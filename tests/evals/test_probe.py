@@ -142,6 +142,7 @@ def planted(clips=48, classes=3, seed=0):
     return probing.Labelled(np.eye(classes, dtype=bool)[label], parts)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     "overrides", [{"loss": "bce"}, {"depth": 0, "linear_learning_rate": 3e-2}], ids=str
 )
@@ -194,6 +195,7 @@ def test_a_killed_probe_resumes_exactly(trained, tmp_path, monkeypatch):
         probing.train(head, clips, trained, recipe(mixup=0.0), mesh, tmp_path / "parts")
 
 
+@pytest.mark.release
 def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys):
     records = loader.Records(dataset_dir, "eval")
     config = recipe(loss="ce")
@@ -229,6 +231,7 @@ def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys):
     assert not np.array_equal(last, heads[0]["classifier"]["kernel"])  # it is the average
 
 
+@pytest.mark.release
 def test_raw_clips_are_shifted_and_mixed_before_the_encoder(trained, dataset_dir, tmp_path):
     records = loader.Records(dataset_dir, "eval")
     config = recipe(cached=False, time_shift=True, epochs=2, average_from=2, stream="audio")
@@ -237,6 +240,7 @@ def test_raw_clips_are_shifted_and_mixed_before_the_encoder(trained, dataset_dir
     assert not (tmp_path / "probe.json").exists()
 
 
+@pytest.mark.release
 def test_raw_and_cached_clips_train_the_same_head(trained, dataset_dir):
     records = loader.Records(dataset_dir, "train")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -257,6 +261,7 @@ def test_raw_and_cached_clips_train_the_same_head(trained, dataset_dir):
     )
 
 
+@pytest.mark.release
 def test_tokens_are_probed_apart(trained, dataset_dir, tmp_path, capsys):
     records = loader.Records(dataset_dir, "eval")
     result = tokens.run(

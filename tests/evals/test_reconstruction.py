@@ -90,6 +90,7 @@ def trained(dataset_dir, tmp_path_factory):
     return load(workdir)
 
 
+@pytest.mark.release
 def test_run_writes_what_it_promises(trained, dataset_dir, tmp_path, capsys):
     records = loader.Records(dataset_dir, "eval")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])

@@ -35,6 +35,7 @@ def embed(model, records, devices):
     return features.extract(features.embeddings, model, records, mesh)
 
 
+@pytest.mark.release
 def test_features_do_not_depend_on_the_devices(trained, dataset_dir, monkeypatch):
     model, records = load(trained), loader.Records(dataset_dir, "train")
     monkeypatch.setattr(features, "CLIPS_PER_DEVICE", 1)
@@ -234,6 +235,7 @@ def test_retrieval_writes_what_it_promises(trained, dataset_dir, tmp_path, capsy
     )
 
 
+@pytest.mark.release
 def test_other_frames_than_the_training_drew_from(trained, dataset_dir, tmp_path):
     model, records = load(trained), loader.Records(dataset_dir, "eval")
     whole = embed(model, records, 1)

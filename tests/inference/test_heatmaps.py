@@ -192,6 +192,7 @@ def test_the_same_maps_on_one_and_on_eight_devices():
         assert np.ptp(maps) > 1e-3
 
 
+@pytest.mark.release
 def test_a_map_depends_on_its_picture_alone():
     images, sounds, bank = given()
     whole = real_maps(images, sounds, bank)["bank"]

@@ -133,6 +133,7 @@ def test_five_steps_are_the_references(reference, golden, value_and_grad):
         )
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("tokens", classifier.TOKENS)
 @pytest.mark.parametrize("stream", classifier.STREAMS)
 def test_what_is_trained_is_what_gets_a_gradient(tokens, stream):
