@@ -217,7 +217,9 @@ class Source:
         """Returns when a frame begins on the file's timeline."""
         if self._frame_base is None and frame.time_base:
             self._frame_base = _Base.of(frame.time_base)
-        return None if frame.pts is None else self.seconds(frame.pts, self._frame_base)
+        if frame.pts is None or self._frame_base is None:
+            return None  # a number that counts nothing known is no time
+        return self.seconds(frame.pts, self._frame_base)
 
     def _base(self, packet: av.Packet) -> "_Base":
         """What a packet's timestamps count; all of a stream count the same."""
