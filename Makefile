@@ -10,6 +10,8 @@ SEED ?= 0
 SPLIT ?= eval
 # Further flags of data_prep.scenes, such as --assets=DIR.
 SCENES ?=
+# Programs of the demo that run at the same time.
+JOBS ?= 2
 # Of claims: the tables of benchmarks/scores/claims_plan, where they are made, and trainings per row.
 TABLES ?= c_registers d_global_token e_mask_ratios a_windows b_frames f_ladder g_aggregations \
 	h_tokens i_directions j_negatives k_what_maps_need
@@ -26,9 +28,13 @@ EVAL = --checkpoint=$(DEMO)/train --data=$(DEMO)/data --split=$(SPLIT) --output=
 	--cache=$(DEMO)/cache
 FINETUNE = $(RUN) cavmae_sync_jax.finetune --config=configs/finetune.py:demo \
 	--config.seed=$(SEED) --config.data.dir=$(DEMO)/data --config.data.eval_split=$(SPLIT)
+PROBE = $(RUN) cavmae_sync_jax.evals.probe --baselines $(EVAL)
+# The longest first, so that none is left alone at the end.
+DEMO_PARTS := $(addprefix demo-,probe from-scratch tokens finetune segmentation retrieval \
+	probe-audio probe-visual reconstruction temporal classify)
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax
 
-.PHONY: demo claims mutants test test-all lint format
+.PHONY: demo $(DEMO_PARTS) claims mutants test test-all lint format
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -49,21 +55,35 @@ demo: $(VENV)/installed
 	$(RUN) data_prep.scenes --output=$(DEMO)/data --seed=$(SEED) --overwrite $(SCENES)
 	$(RUN) cavmae_sync_jax.train --config=configs/demo.py --config.seed=$(SEED) \
 		--config.data.dir=$(DEMO)/data --config.data.eval_split=$(SPLIT) --workdir=$(DEMO)/train
-	$(RUN) cavmae_sync_jax.evals.retrieval --baselines $(EVAL)
-	for name in segmentation temporal reconstruction; do \
-		$(RUN) cavmae_sync_jax.evals.$$name $(EVAL) || exit; done
-	for row in demo demo,audio demo,visual; do $(RUN) cavmae_sync_jax.evals.probe \
-		--config=configs/probe.py:$$row --baselines $(EVAL) || exit; done
-	$(FINETUNE) --config.init_from=$(DEMO)/train --workdir=$(DEMO)/finetune
-	$(FINETUNE) --workdir=$(DEMO)/from_scratch
-	$(RUN) cavmae_sync_jax.evals.classify --checkpoint=$(DEMO)/finetune --data=$(DEMO)/data \
-		--split=$(SPLIT) --output=$(DEMO)/evals --from_scratch=$(DEMO)/from_scratch
-	$(RUN) cavmae_sync_jax.evals.tokens --config=configs/probe.py:demo --config.epochs=6 \
-		--config.average_from=4 --baselines $(EVAL)
+	$(MAKE) --jobs=$(JOBS) --output-sync --no-print-directory $(DEMO_PARTS)
 	$(RUN) cavmae_sync_jax.evals.summary $(DEMO)/evals --output=$(DEMO)/results.json \
 		--workdir=$(DEMO)/train --report=$(DEMO)/report.html
 	@echo "Open $(DEMO)/report.html in a browser. Then try the model on a video of your own:"
 	@echo "$(RUN) cavmae_sync_jax.localize VIDEO --checkpoint=$(DEMO)/train --output=$(DEMO)/where"
+
+# What `demo` does with its trained model. One that waits for another finds features in the cache.
+demo-classify: demo-finetune demo-from-scratch
+	$(RUN) cavmae_sync_jax.evals.classify --checkpoint=$(DEMO)/finetune --data=$(DEMO)/data \
+		--split=$(SPLIT) --output=$(DEMO)/evals --from_scratch=$(DEMO)/from_scratch
+demo-finetune:
+	$(FINETUNE) --config.init_from=$(DEMO)/train --workdir=$(DEMO)/finetune
+demo-from-scratch:
+	$(FINETUNE) --workdir=$(DEMO)/from_scratch
+demo-probe:
+	$(PROBE) --config=configs/probe.py:demo
+demo-probe-audio demo-probe-visual: demo-probe-%: demo-probe
+	$(PROBE) --config=configs/probe.py:demo,$*
+demo-tokens: demo-probe
+	$(RUN) cavmae_sync_jax.evals.tokens --config=configs/probe.py:demo --config.epochs=6 \
+		--config.average_from=4 --baselines $(EVAL)
+demo-retrieval:
+	$(RUN) cavmae_sync_jax.evals.retrieval --baselines $(EVAL)
+demo-temporal: demo-retrieval
+	$(RUN) cavmae_sync_jax.evals.temporal $(EVAL)
+demo-segmentation:
+	$(RUN) cavmae_sync_jax.evals.segmentation $(EVAL)
+demo-reconstruction:
+	$(RUN) cavmae_sync_jax.evals.reconstruction $(EVAL)
 
 # Status 3 says that another process works on a row of the table.
 claims: $(VENV)/installed
