@@ -147,6 +147,7 @@ def run(config: ConfigDict, args: argparse.Namespace) -> None:
                     for latency in args.latency_ms
                 ]
             measure(rows, emulator, args.repeats)
+        emulator.settle()  # what was asked ahead would be asked again and again without the server
         print(timing.machine("grain", "tensorstore", "array_record", "numpy"))
         print(
             f"batches of {config.batch_size}, {args.workers} workers, {examples} "
