@@ -107,7 +107,7 @@ class Choice:
         grown = max(0, len(channels) - len(self._samples))
         self._sums = np.pad(self._sums, ((0, 0), (0, grown)))
         self._samples = np.pad(self._samples, (0, grown))
-        self._sums[:, : len(channels)] += exact.sum(axis=1), np.square(exact).sum(axis=1)
+        self._sums[:, : len(channels)] += exact.sum(axis=1), np.einsum("ij,ij->i", exact, exact)
         self._samples[: len(channels)] += channels.shape[1]
         if self._choice == "first":
             return channels[:1]
@@ -128,7 +128,7 @@ class Choice:
         means, squares = self._sums / np.maximum(self._samples, 1)
         levels = squares - np.square(means)
         audible = levels.max(initial=0.0) * _INAUDIBLE
-        if levels.max(initial=0.0) < _NOTHING or waveform.astype(np.float64).var() > audible:
+        if levels.max(initial=0.0) < _NOTHING or _variance(waveform) > audible:
             return waveform
         if self._choice == "mix":
             what = "its channels are mixed, for they cancel each other out"
@@ -138,3 +138,9 @@ class Choice:
         )
         detail = f"{path} is silent in its first channel, {SOUNDS_ELSEWHERE} {numbers}"
         raise MediaError("silent", f"{detail}: use --audio_channel=loudest or mix.")
+
+
+def _variance(waveform: Int16[np.ndarray, " samples"]) -> float:
+    exact = waveform.astype(np.float64)
+    exact -= exact.mean()
+    return float(exact @ exact) / len(exact)

@@ -158,7 +158,10 @@ def read_labels(path: str | Path, named: Callable[[str], Sequence[Any]]) -> Labe
             for video in found:
                 before = labels.rows.get(video, LabelRow((), split))
                 if before.split != split:
-                    raise UserError(f"{lines.where}: {name!r} is in {before.split} already")
+                    raise UserError(
+                        f"{lines.where}: {name!r} is in {before.split} already, by this or another "
+                        "name of the same file: give it one split, or remove the copy or link"
+                    )
                 new = tables.labels_of(row.get("label", ""), several)
                 labels.rows[video] = LabelRow(tuple(dict.fromkeys(before.labels + new)), split)
     if labels.absent and not labels.rows:
