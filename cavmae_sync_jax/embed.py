@@ -5,8 +5,8 @@ Examples:
   python -m cavmae_sync_jax.embed a.mp4 b.wav c.jpg --checkpoint=runs/sync --output=runs/index
 
 Each source is a file, a folder or a text file with a path per line. Of a folder, the files are
-taken that are named as media. Files that the index holds already are skipped; changed ones are
-embedded again. After an interruption, repeat the command.
+taken that are named as media and are not hidden. The others are counted. Files that the index holds
+already are skipped; changed ones are embedded again. After an interruption, repeat the command.
 
 A pair of vectors comes every 10/16 s. A file that can't be read is told, and the others go on.
 python -m cavmae_sync_jax.search asks the index. It consists of Parquet files, which pandas or
@@ -14,21 +14,22 @@ DuckDB can read.
 """
 
 import argparse
-import mimetypes
+import collections
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from etils import epath
+
 from cavmae_sync_jax.inference import model as models
 from cavmae_sync_jax.inference.index import store as indexes
 from cavmae_sync_jax.inference.index.store import Stat
 from cavmae_sync_jax.inference.model import Model
-from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils import cli, clip_names, console, listing
 from cavmae_sync_jax.utils.errors import UserError
 
-# What Python's own table of names lacks.
-_MORE = {".flac", ".flv", ".m2ts", ".m4a", ".m4v", ".mkv", ".mts", ".ogg", ".ogv", ".ts", ".webp"}
+_MEDIA = {*clip_names.VIDEOS, *clip_names.SOUNDS, *clip_names.PICTURES}
 
 
 class Counts(NamedTuple):
@@ -102,30 +103,39 @@ def _has_a_text_name(file: str) -> bool:
 def find_files(sources: Iterable[str]) -> list[str]:
     """The absolute paths of the files that sources name, each once.
 
+    Of a folder, it logs how many files are left out because they are not named as media.
+
     Raises:
-      UserError: if a source is not there, or a folder or list names no file.
+      UserError: if a source is not there or can't be read, or a folder or list names no file.
     """
     found: dict[str, None] = {}
     for source in map(pathlib.Path, sources):
-        if source.is_dir():
-            files = [path for path in sorted(source.rglob("*")) if _is_media(path)]
-        elif source.suffix.lower() == ".txt" and source.is_file():
-            lines = source.read_text(errors="surrogateescape").splitlines()
-            files = [source.parent / line.strip() for line in lines if line.strip()]
-        elif source.exists():
-            files = [source]
-        else:
-            raise UserError(f"there is no file or folder {source}")
+        try:
+            files = _files(source)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{source} can't be read: {error}") from error
         if not files:
             raise UserError(f"{source} has no videos, sounds or pictures")
         found |= dict.fromkeys(os.path.abspath(path) for path in files)
     return list(found)
 
 
-def _is_media(path: pathlib.Path) -> bool:
-    kind = mimetypes.guess_type(path.name)[0] or ""
-    named = kind.startswith(("video/", "audio/", "image/")) or path.suffix.lower() in _MORE
-    return named and path.is_file()
+def _files(source: pathlib.Path) -> list[str]:
+    if source.is_dir():
+        inside = sorted(listing.in_folder(str(source)))
+        endings = {name: os.path.splitext(name)[1].lower() for name in inside}
+        if other := collections.Counter(
+            end or "none" for end in endings.values() if end not in _MEDIA
+        ):
+            counts = ", ".join(f"{count:,} {end}" for end, count in other.most_common())
+            console.log(f"left out in {source}, which are not named as media: {counts}")
+        return [os.path.join(source, name) for name in inside if endings[name] in _MEDIA]
+    if source.suffix.lower() == ".txt" and source.is_file():
+        lines = listing.in_list(epath.Path(source))
+        return [str(path or source.parent / line) for line, path in lines]
+    if source.exists():
+        return [str(source)]
+    raise UserError(f"there is no file or folder {source}")
 
 
 def _stat(file: str) -> Stat | None:

@@ -294,6 +294,26 @@ def test_a_bucket_is_listed_once_and_what_else_is_there_counted(bucket, monkeypa
     assert skipped == {".txt": 1, ".part": 1} and len(asked) == 1
 
 
+def test_names_of_all_kinds_are_found_by_the_folder_and_by_a_list_here(bucket, tmp_path):
+    names = ["100%.mp4", "[1].mp4", "a b.mp4", "q?.mp4", "sub/x#1.mp4"]
+    for name in names:
+        epath.Path(f"{bucket}/v/{name}").parent.mkdir(parents=True, exist_ok=True)
+        epath.Path(f"{bucket}/v/{name}").write_bytes(b"")
+    (tmp_path / "list.txt").write_text("".join(f"{bucket}/v/{name}\n" for name in names))
+    for source in (f"{bucket}/v", str(tmp_path / "list.txt")):
+        found = video_files.find_videos([source])
+        assert [str(video.path) for video in found] == [f"{bucket}/v/{name}" for name in names]
+
+
+def test_an_archive_in_a_bucket_is_told(bucket, tmp_path):
+    epath.Path(f"{bucket}/v").mkdir(parents=True, exist_ok=True)
+    epath.Path(f"{bucket}/v/a.tar").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\.tar is an archive in a bucket: copy it"):
+        video_files.find_videos([f"{bucket}/v/a.tar"])
+    with pytest.raises(UserError, match=r"1 \.tar: an archive in a bucket is not read there"):
+        video_files.find_videos([f"{bucket}/v"])
+
+
 def test_orbax_gets_the_buckets_own_name(bucket, monkeypatch):
     seen = []
     monkeypatch.setattr(manager, "_manager", lambda folder, options: seen.append(folder))

@@ -264,3 +264,9 @@ def test_mistakes_at_a_conversion_are_one_sentence(trained, tmp_path):
 def test_a_folder_without_checkpoints(dataset_dir, tmp_path):
     sentence = error_of(RETRIEVAL, f"--checkpoint={tmp_path}", f"--data={dataset_dir}")
     assert f"{tmp_path} holds no checkpoints" in sentence
+    (tmp_path / "runs/mine/checkpoints").mkdir(parents=True)
+    (tmp_path / "weights.pth").touch()
+    given = [tmp_path / "runs", tmp_path / "weights.pth"]
+    said = [error_of(RETRIEVAL, f"--checkpoint={one}", f"--data={dataset_dir}") for one in given]
+    assert f"holds no checkpoints: give {tmp_path}/runs/mine" in said[0]
+    assert f"convert {tmp_path}/weights.pth FOLDER makes" in said[1]

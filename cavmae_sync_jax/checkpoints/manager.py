@@ -31,6 +31,8 @@ from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import UserError
 
 FOLDER = "checkpoints"
+_NAMED = 5  # trainings that a sentence names
+_WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")  # of PyTorch
 SET_ASIDE = "set_aside"  # beside it, with the step: what a resumed run was told to pass over
 # Settings that older checkpoints lack, with the value that was the only one then.
 DEFAULTS_OF_OLDER_CHECKPOINTS = {
@@ -265,6 +267,16 @@ def exists(directory: epath.PathLike) -> bool:
     return folder.is_dir() and bool(ocp.utils.checkpoint_steps(folder))
 
 
+def _advice(directory: epath.Path) -> str:
+    """Returns what to give instead of a folder, or a file, without checkpoints."""
+    if directory.suffix in _WEIGHTS and directory.is_file():
+        return f"python -m cavmae_sync_jax.convert {directory} FOLDER makes a folder with them"
+    places = (place for depth in ("*", "*/*") for place in directory.glob(f"{depth}/{FOLDER}"))
+    if directory.is_dir() and (below := sorted(str(place.parent) for place in places)):
+        return f"give {' or '.join(below[:_NAMED])}"
+    return "give the folder of a training or a conversion"
+
+
 @contextlib.contextmanager
 def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Stored]:
     """Opens the newest checkpoint of a workdir (or its `checkpoints` folder), or that of `step`.
@@ -281,9 +293,7 @@ def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Store
     if directory.name == FOLDER and not folder.is_dir():
         folder = directory
     if not folder.is_dir():
-        raise UserError(
-            f"{directory} holds no checkpoints: give the folder of a training or a conversion"
-        )
+        raise UserError(f"{directory} holds no checkpoints: {_advice(directory)}")
     with _quiet():  # Orbax warns of what it makes of these options
         options = ocp.CheckpointManagerOptions(read_only=True)
         reader = _manager(_absolute(folder), options)

@@ -37,12 +37,15 @@ def find(directory: epath.PathLike) -> epath.Path:
     directory = epath.Path(directory)
     found = [p.parent for depth in ("", "*/", "*/*/") for p in directory.glob(depth + _MARKER)]
     if len(found) != 1:
-        names = ", ".join(sorted(map(str, found)))
+        # A parent of trainings and data may hold some further below, which are only named.
+        below = found or [path.parent for path in directory.glob(f"*/*/*/{_MARKER}")]
+        names = ", ".join(sorted(map(str, below)))
+        what = f"{len(found)}: give" if found else "it further below: give"
         raise UserError(
             f"{directory} must hold one prepared dataset, but it holds "
             + (
-                f"{len(found)}: give one of {names}"
-                if found
+                f"{what} one of {names}"
+                if below
                 else f"none: python -m data_prep.videos {directory} --output=DATASET makes one of "
                 "the videos in a folder"
             )

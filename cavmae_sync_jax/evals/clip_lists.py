@@ -30,6 +30,8 @@ _READ = ("video", *_STARTS)
 def read(path: epath.PathLike) -> list[str]:
     """The entries of a published list, each once: the ids of CAV-MAE's JSON, or a text's lines.
 
+    A JSON may also have an entry per line.
+
     A line may be a row of a CSV whose first column names the clip. Comments with "#" are left out.
     With a header any column may name the clip, and another its start; AudioCaps' and Kinetics' do.
     There, several rows may be of one clip, such as one for each caption.
@@ -46,7 +48,7 @@ def read(path: epath.PathLike) -> list[str]:
         raise UserError(f"the list of clips {path} is neither JSON nor text in UTF-8") from error
     if path.suffix == ".json" or text.lstrip().startswith(("{", "[")):
         try:
-            whole = json.loads(text)
+            whole = _json(text)
         except ValueError as error:
             raise UserError(f"the list of clips {path} is no JSON: {error}") from error
         entries = whole.get("data") if isinstance(whole, dict) else whole
@@ -69,6 +71,21 @@ def read(path: epath.PathLike) -> list[str]:
         again = len(ids) - len(once)
         console.log(f"the list of clips {path} names {again} clips again, which count once")
     return once
+
+
+def _json(text: str) -> Any:
+    """Returns what a JSON holds, or the list of what its lines hold, as a .jsonl has it.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as whole:
+        try:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError:
+            raise whole from None
 
 
 def _columns(line: str, delimiter: str, path: epath.Path) -> list[str] | None:
@@ -260,9 +277,10 @@ def _spans(name: str) -> Iterable[tuple[str, float]]:
         yield stem, float(start)
     for begin in (0, 1) if name.startswith("Y") else (0,):
         video, behind = name[begin : begin + 11], name[begin + 11 :]
-        if _is_youtube(video) and (span := clip_names.span_behind(behind)) is not None:
-            for reading in span.readings():
-                yield video, reading.start
+        for span in clip_names.spans_behind(behind) if _is_youtube(video) else ():
+            yield video, span.start
+            if (milliseconds := span.in_milliseconds()) is not None:
+                yield video, milliseconds.start
 
 
 def select(records: loader.Records, wanted: Sequence[str], name: str) -> tuple[Selected, list[str]]:

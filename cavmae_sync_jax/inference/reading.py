@@ -5,6 +5,7 @@ times are seconds.
 """
 
 import contextlib
+import mimetypes
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Literal, NamedTuple
 import av
 import numpy as np
 from jaxtyping import Int16, Num, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from cavmae_sync_jax.inference import workers
 from cavmae_sync_jax.media import decoding, demuxer, images, resampler, sound_files
@@ -25,6 +26,7 @@ Seconds = decoding.Seconds
 
 JPEG_QUALITY = 95  # as data_prep stores frames, if nobody asks for another
 PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+PICTURES += ("AVIF",) if "avif" in features.modules and features.check("avif") else ()
 # Samples are 1 at full scale. Far above, somebody forgot to divide whole numbers.
 LOUDEST = 4.0
 MOST_CHANNELS = 64
@@ -91,7 +93,16 @@ def _file_info(name: str) -> FileInfo:
             real = [s for s in streams.video if not s.disposition & _COVER]
             if streams.audio and not real:
                 return FileInfo(name, "sound", sound_files.seconds_of(name))
-        found = decoding.probe(name)
+        try:
+            found = decoding.probe(name)
+        except MediaError as error:
+            kind = mimetypes.guess_type(name)[0] or ""
+            if error.reason != "no_audio" or not kind.startswith("image/"):
+                raise
+            why = f"{name} is no picture of a kind that is read"
+            raise MediaError(
+                "unreadable", f"{why} ({', '.join(PICTURES)}): save it as JPEG."
+            ) from error
         return FileInfo(name, "video", found.duration, found.fps)
 
 
@@ -133,7 +144,9 @@ def _decode_picture(path: str) -> UInt8[np.ndarray, "height width 3"]:
         except (UnidentifiedImageError, SyntaxError, ValueError) as error:
             if isinstance(error, MediaError):
                 raise
-            raise MediaError("unreadable", f"{path} is no readable picture.") from error
+            raise MediaError(
+                "unreadable", f"{path} is no readable picture: save it as JPEG."
+            ) from error
 
 
 def as_stored(image: UInt8[np.ndarray, "height width 3"], size: int) -> bytes:

@@ -38,6 +38,7 @@ REASONS = {
 NOTES = {
     "damaged": "some packets were damaged or lost; what FFmpeg made of them is kept",
     "restarts": "the time stamps begin again within the span; the part that repeats is left out",
+    "gap": "over 1 % of the sound is missing in a gap, at the beginning or at the end",
     "hdr": "the picture has a high dynamic range, which is not tone-mapped: it looks washed out",
 }
 
@@ -112,7 +113,8 @@ def read_clip(
 
     Frames: at a constant rate r per second, frame i of T is number int(i * min(n, int(r * d)) / T)
     of the n frames in the span's d seconds; for start = 0 and d = 10 this is the reference's rule.
-    At a variable rate it is the frame on screen i * d / T seconds after `start`. Frames repeat if
+    At a variable rate, and where the span begins amid a long frame, it is the frame on screen
+    i * d / T seconds after `start`. Frames repeat if
     there are fewer than T. Where video begins over 0.1 s late or ends over 0.5 s early, its
     first or last frame stands still, to keep in step with audio. Pictures are as a player shows
     them: rotated, mirrored and with square pixels, as the file says.
@@ -178,9 +180,11 @@ def _choose_times(
         raise MediaError("no_video", f"{path} has no video from {start:.2f} to {end:.2f} s.")
     rate = _constant_rate(within, nominal)
     whole = end - start
-    if rate is None:
+    # At a low rate, an earlier frame may be on screen for much of the span.
+    if rate is None or (before and within[0] > start + _LATE):
         wanted = [start + i * whole / num_frames + _ROUNDING for i in range(num_frames)]
-        return wanted, _beginnings(within, wanted), end if goes_on else within[-1], whole
+        last = within[-1] + (1 / rate if rate else 0.0)
+        return wanted, _beginnings(within, wanted), end if goes_on else last, whole
     first = within[0] if within[0] <= start + _LATE else start
     last = within[-1] + 1 / rate
     seconds = whole if last < end - RAGGED_END else min(whole, last - first)

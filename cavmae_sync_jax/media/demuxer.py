@@ -37,6 +37,9 @@ _PATIENCE = {"analyzeduration": str(120 * 10**6), "probesize": str(2**28)}
 _BROADCAST = ("mpeg", "mpegts")
 # Formats that hold one sound without a gap, whose time stamps are counted by their reader.
 _BARE = ("aac", "ac3", "aiff", "amr", "au", "eac3", "flac", "mp3", "tta", "w64", "wav")
+# Formats whose writer notes the length beside the packets: a recorder may note it too early.
+_NOTED = ("asf", "avi", "flv", "matroska,webm")
+_FRAGMENTED = "mov,mp4,m4a,3gp,3g2,mj2"
 # Transfer functions of video with a high dynamic range: PQ and HLG.
 _HDR = (16, 18)
 
@@ -48,6 +51,8 @@ _RUN_UP = 1.0
 _LONG, _LONGEST = 24 * 3600.0, 1000 * 3600.0
 # For both of them to be seen, one looks this much before the end.
 _TAIL = 60.0
+# Packets that follow a noted end by more than this do not go on from there.
+_STEP = 1.0
 # Containers round the end of a stream by less than this.
 _ROUGH_END = 0.5
 
@@ -241,9 +246,11 @@ class Source:
         ]
         whole = (self._container.duration or 0) / av.time_base
         promised = max(ends) if len(ends) == 2 else whole
-        shifted = len(ends) < 2 and self._origin > _ROUGH_END
+        # Fragments, as of a stream on the web, count from the first one's start or from 0.
+        unsure = len(ends) < 2 or self._container.format.name == _FRAGMENTED
+        shifted = unsure and self._origin > _ROUGH_END
         if 0 < promised <= _LONG and not shifted:
-            return promised
+            return self._continued(promised)
         lasts = self._last_ends(promised - _TAIL)
         if not all(lasts):
             with Source(self._path) as again:
@@ -256,6 +263,18 @@ class Source:
             end = f"at {min(lasts):.2f} s instead of {promised:.4g} s"
             raise MediaError("unreadable", f"{self._path} seems to end {end}.")
         return promised
+
+    def _continued(self, promised: float) -> float:
+        """Returns a promised end, or a later one up to which the packets go on without a jump."""
+        if self._container.format.name not in _NOTED:
+            return promised
+        self._seek(promised)
+        reached = promised
+        for packet in self._container.demux(self.video, self.audio):
+            begin = self.packet_time(packet.pts, packet)
+            if begin is not None and begin <= reached + _STEP:
+                reached = max(reached, begin + min(self.packet_seconds(packet), _STEP))
+        return reached if reached > promised + _ROUGH_END else promised
 
     def _last_ends(self, position: float) -> tuple[float, float]:
         """Returns when the last packets end of video and audio from `position` on, 0 for none."""

@@ -15,6 +15,11 @@ CHANNELS = ("first", "mix", "loudest")
 # What is said of silence in a channel or track where another one sounds.
 SOUNDS_ELSEWHERE = "but sounds in"
 
+# A channel with less than this part of the loudest one's energy, which is -50 dB, is silent: what
+# is in it has leaked there in the codec, or is the noise of an input that nothing is plugged into.
+_INAUDIBLE = 1e-5
+_NOTHING = 1.0  # the energy of less than the last bit
+
 # Hertz. Resampled to 16 kHz, a few bytes of anything slower would fill the memory, and so would the
 # filter for anything faster.
 _SLOWEST, _FASTEST = 1000, 1_000_000
@@ -43,27 +48,22 @@ def resample(
 
 
 class Channels:
-    """Decoded audio that keeps its format, at 16 kHz, as the channels that `choice` needs.
+    """Decoded audio that keeps its format, at 16 kHz, with all of its channels."""
 
-    These are one for "first" and "mix". For "loudest" they are all: which one it is only the whole
-    clip tells, see `chosen`.
-    """
-
-    def __init__(self, path: str | Path, like: av.AudioFrame, choice: str):
-        """Takes the file, for errors, the first frame, and one of `CHANNELS`.
+    def __init__(self, path: str | Path, like: av.AudioFrame):
+        """Takes the file, for errors, and the first frame.
 
         Raises:
           MediaError: unreadable, where the rate is none that sound has.
         """
         if not _SLOWEST <= like.rate <= _FASTEST:
             raise MediaError("unreadable", f"{path} has audio at {like.rate} Hz.")
-        self._path, self._count, self._choice = path, like.layout.nb_channels, choice
-        self.sounding: set[int] = set()  # channels whose samples differ, from 1
+        self._path, self._count = path, like.layout.nb_channels
         # Interleaved, for PyAV's access to planes is out of bounds where there are 8 or more.
         self._resampler = av.AudioResampler("s16", like.layout, SAMPLE_RATE)
         # Frames are short, and each call costs more than its samples.
         self._waiting, self._block = av.AudioFifo(), like.rate
-        self._nothing = np.zeros((self._count if choice == "loudest" else 1, 0), np.int16)
+        self._nothing = np.zeros((self._count, 0), np.int16)
         self._is_float = like.format.name in ("flt", "dbl")
 
     def resample(self, frame: av.AudioFrame | None) -> Int16[np.ndarray, "channels samples"]:
@@ -86,32 +86,61 @@ class Channels:
             blocks += self._resampler.resample(self._waiting.read())
         if frame is None:
             blocks += self._resampler.resample(None)
-        return np.concatenate([self._nothing, *map(self._split, blocks)], axis=1)
+        parts = (block.to_ndarray().reshape(-1, self._count).T for block in blocks)
+        return np.concatenate([self._nothing, *parts], axis=1)
 
-    def _split(self, interleaved: av.AudioFrame) -> np.ndarray:
-        channels = interleaved.to_ndarray().reshape(-1, self._count).T
-        for number in set(range(1, self._count + 1)) - self.sounding:
-            if channels[number - 1].size and np.ptp(channels[number - 1].astype(np.int32)):
-                self.sounding.add(number)
+
+class Choice:
+    """The channels of a clip that one of `CHANNELS` needs, and how loud all of them are."""
+
+    def __init__(self, choice: str):
+        """Takes one of `CHANNELS`."""
+        self._choice = choice
+        self._sums = np.zeros((2, 0))  # of samples and of their squares, per channel
+        self._samples = np.zeros(0)
+
+    def take(
+        self, channels: Int16[np.ndarray, "channels samples"]
+    ) -> Int16[np.ndarray, "needed samples"]:
+        """Takes a part of the clip; returns one channel, or all of which one is the loudest."""
+        exact = channels.astype(np.float64)
+        grown = max(0, len(channels) - len(self._samples))
+        self._sums = np.pad(self._sums, ((0, 0), (0, grown)))
+        self._samples = np.pad(self._samples, (0, grown))
+        self._sums[:, : len(channels)] += exact.sum(axis=1), np.einsum("ij,ij->i", exact, exact)
+        self._samples[: len(channels)] += channels.shape[1]
         if self._choice == "first":
             return channels[:1]
         if self._choice == "mix":
-            return np.rint(channels.mean(axis=0, keepdims=True)).astype(np.int16)
+            return np.rint(exact.mean(axis=0, keepdims=True)).astype(np.int16)
         return channels
 
+    def chosen(
+        self, path: str | Path, channels: Int16[np.ndarray, "needed samples"]
+    ) -> Int16[np.ndarray, " samples"]:
+        """Returns the loudest of what `take` has returned.
 
-def chosen(
-    path: str | Path, channels: Int16[np.ndarray, "channels samples"], sounding: set[int]
-) -> Int16[np.ndarray, " samples"]:
-    """Returns the loudest of the channels that `Channels` gave for a clip.
-
-    Raises:
-      MediaError: silent, where it is, although the clip has other channels that sound.
-    """
-    energies = np.square(channels.astype(np.float32)).sum(axis=1)
-    waveform = np.ascontiguousarray(channels[int(energies.argmax())])
-    if sounding and waveform.size and np.ptp(waveform.astype(np.int32)) == 0:
-        numbers = ", ".join(map(str, sorted(sounding)))
+        Raises:
+          MediaError: silent, where nothing is heard of it beside the clip's other channels.
+        """
+        energies = np.square(channels.astype(np.float32)).sum(axis=1)
+        waveform = np.ascontiguousarray(channels[int(energies.argmax())])
+        means, squares = self._sums / np.maximum(self._samples, 1)
+        levels = squares - np.square(means)
+        audible = levels.max(initial=0.0) * _INAUDIBLE
+        if levels.max(initial=0.0) < _NOTHING or _variance(waveform) > audible:
+            return waveform
+        if self._choice == "mix":
+            what = "its channels are mixed, for they cancel each other out"
+            raise MediaError("silent", f"{path} is silent when {what}: use --audio_channel=first.")
+        numbers = ", ".join(
+            str(number) for number, level in enumerate(levels, 1) if level > audible
+        )
         detail = f"{path} is silent in its first channel, {SOUNDS_ELSEWHERE} {numbers}"
         raise MediaError("silent", f"{detail}: use --audio_channel=loudest or mix.")
-    return waveform
+
+
+def _variance(waveform: Int16[np.ndarray, " samples"]) -> float:
+    exact = waveform.astype(np.float64)
+    exact -= exact.mean()
+    return float(exact @ exact) / len(exact)

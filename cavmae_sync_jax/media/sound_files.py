@@ -1,6 +1,7 @@
 """The sound of a file that need not have pictures."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from cavmae_sync_jax.media.errors import MediaError, check_file
 from cavmae_sync_jax.media.span_sound import RAGGED_END, read_waveform
 
 _CHUNKS = 100  # of a WAV, among which its samples are
+_ID3, _FIRST_FRAME = 10, 256  # bytes, of tags' heads and of where an MP3 counts its frames
+_REMEMBERED = 64  # files, of which a long one is read in many spans
 _STREAMED = 0x7FFFF000  # sizes of a WAV from here on say that its writer didn't know
 
 
@@ -84,7 +87,7 @@ def read_span(
 def _promise(path: str | Path) -> float:
     """Returns when a file promises its sound to end, 0 where it doesn't tell."""
     with _open(path) as (container, stream):
-        return _promised_end(container, stream) / _complete_share(path)
+        return _promised_end(path, container, stream) / _complete_share(path)
 
 
 def seconds_of(path: str | Path) -> float:
@@ -95,8 +98,16 @@ def seconds_of(path: str | Path) -> float:
     """
     check_file(path)
     with errors_of(path), _open(path) as (container, stream):
-        if promised := _promised_end(container, stream):
+        if promised := _promised_end(path, container, stream):
             return promised
+    state = os.stat(path)
+    return _end_of_packets(str(path), state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _end_of_packets(path: str, changed: int, size: int) -> float:
+    """Returns when the last packet ends; the other arguments make that of a changed file anew."""
+    with errors_of(path), _open(path) as (container, stream):
         origin = (container.start_time or 0) / av.time_base
         ends = [
             float((packet.pts + (packet.duration or 0)) * packet.time_base) - origin
@@ -118,8 +129,12 @@ def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.Au
     raise MediaError("no_audio", f"{path} has no audio that can be read.")
 
 
-def _promised_end(container: av.container.InputContainer, stream: av.AudioStream) -> float:
+def _promised_end(
+    path: str | Path, container: av.container.InputContainer, stream: av.AudioStream
+) -> float:
     """Returns when the headers promise the sound to end, 0 where they don't tell."""
+    if container.format.name == "aac" or (container.format.name == "mp3" and _counts_nothing(path)):
+        return 0.0  # FFmpeg guesses it from the first packets' rate, which may change
     whole = (container.duration or 0) / av.time_base
     if not container.streams.video:
         return whole
@@ -129,6 +144,18 @@ def _promised_end(container: av.container.InputContainer, stream: av.AudioStream
     own -= (container.start_time or 0) / av.time_base
     # Some containers count a stream's duration from the file's start.
     return min(own, whole) if whole else own
+
+
+def _counts_nothing(path: str | Path) -> bool:
+    """Returns whether an MP3 does not begin with the number of its frames."""
+    with open(path, "rb") as file:
+        head = file.read(_ID3)
+        if head.startswith(b"ID3"):  # four digits to the base of 128
+            file.seek(_ID3 + functools.reduce(lambda size, digit: size << 7 | digit, head[6:]))
+        else:
+            file.seek(0)
+        first = file.read(_FIRST_FRAME)
+    return not any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))
 
 
 def _complete_share(path: str | Path) -> float:

@@ -14,7 +14,7 @@ from jaxtyping import Int16
 
 from cavmae_sync_jax.media.demuxer import BOTH, Kind, best_stream, decoded, open_file
 from cavmae_sync_jax.media.errors import MediaError
-from cavmae_sync_jax.media.resampler import CHANNELS, SAMPLE_RATE, Channels, chosen
+from cavmae_sync_jax.media.resampler import SAMPLE_RATE, Channels, Choice
 
 # All in seconds. A stream that ends this much before the span's end counts as covering it.
 RAGGED_END = 0.5
@@ -22,6 +22,8 @@ RAGGED_END = 0.5
 RESTART = 0.5
 # Up to this part of a span's audio may be damaged.
 _MOST_LOST = 0.01
+# Sound may be missing for this long without a note: codecs need a little to begin.
+_SHORT_GAP = 0.1
 # Audio is decoded this much past the span, so that its end isn't the resampler's end.
 _RUN_OUT = 0.1
 # Timestamps this much off what the samples before them add up to are a gap, not rounding.
@@ -51,7 +53,6 @@ class _Run:
         if samples.shape[1]:
             sound.put(self._index, samples)
             self._index += samples.shape[1]
-            sound.sounding |= self._channels.sounding
 
 
 def _kind(frame: av.AudioFrame) -> tuple[str, str, int]:
@@ -61,11 +62,11 @@ def _kind(frame: av.AudioFrame) -> tuple[str, str, int]:
 class _Sound:
     """The audio of a span while it is being read."""
 
-    def __init__(self, samples: int):
-        self.channels = np.zeros((1, samples), np.int16)
+    def __init__(self, samples: int, choice: str):
+        self._channels = np.zeros((1, samples), np.int16)
         self.filled = 0  # samples up to the last one that was put
         self._there = np.zeros(samples, np.bool_)
-        self.sounding: set[int] = set()
+        self._choice = Choice(choice)
 
     def has(self, begin: float, seconds: float) -> bool:
         """Whether the first sample of the span that lies in these seconds of it is there."""
@@ -73,16 +74,26 @@ class _Sound:
         first = max(first, 0)
         return first < min(end, len(self._there)) and bool(self._there[first])
 
+    def missing_seconds(self, samples: int) -> float:
+        """How many seconds of the first `samples` were not put."""
+        return (samples - int(self._there[:samples].sum())) / SAMPLE_RATE
+
     def put(self, index: int, samples: Int16[np.ndarray, "channels samples"]) -> None:
         """Puts samples to where they begin; those outside of the span are dropped."""
-        if len(samples) > len(self.channels):
-            more = np.zeros((len(samples) - len(self.channels), self.channels.shape[1]), np.int16)
-            self.channels = np.concatenate([self.channels, more])
-        low, high = max(index, 0), min(index + samples.shape[1], self.channels.shape[1])
-        if low < high:
-            self.channels[: len(samples), low:high] = samples[:, low - index : high - index]
-            self._there[low:high] = True
-            self.filled = max(self.filled, high)
+        low, high = max(index, 0), min(index + samples.shape[1], len(self._there))
+        if low >= high:
+            return
+        part = self._choice.take(samples[:, low - index : high - index])
+        if len(part) > len(self._channels):
+            more = np.zeros((len(part) - len(self._channels), len(self._there)), np.int16)
+            self._channels = np.concatenate([self._channels, more])
+        self._channels[: len(part), low:high] = part
+        self._there[low:high] = True
+        self.filled = max(self.filled, high)
+
+    def chosen(self, path: str | Path) -> Int16[np.ndarray, " samples"]:
+        """Returns the one channel, see `resampler.Choice.chosen`."""
+        return self._choice.chosen(path, self._channels)
 
 
 def read_waveform(
@@ -92,7 +103,7 @@ def read_waveform(
 
     The file needs streams of all `kinds`.
     """
-    sound, run, lost = _Sound(round((end - start) * SAMPLE_RATE)), None, 0.0
+    sound, run, lost = _Sound(round((end - start) * SAMPLE_RATE), channel), None, 0.0
     usual = end - start  # of a packet that doesn't know how long it lasts: beyond what is bearable
     broken, reached, restarts = False, -math.inf, False
     for one in decoded(path, "audio", start, kinds=kinds):
@@ -125,7 +136,7 @@ def read_waveform(
         broken = False
         if run is None:
             index = round((time - start) * SAMPLE_RATE)
-            run = _Run(time, frame, index, Channels(path, frame, channel))
+            run = _Run(time, frame, index, Channels(path, frame))
         run.add(frame, sound)
         reached = max(reached, run.next_time())
     if run is not None:
@@ -138,9 +149,10 @@ def read_waveform(
     audio_end = start + sound.filled / SAMPLE_RATE
     if restarts and audio_end < end - RAGGED_END:
         raise MediaError("unreadable", f"{path}: its sound's time stamps stop at {reached:.2f} s.")
-    waveform = chosen(path, sound.channels, sound.sounding)
+    waveform = sound.chosen(path)
     waveform = waveform[: sound.filled] if audio_end >= end - RAGGED_END else waveform
-    notes = {"damaged": bool(lost), "restarts": restarts}
+    gap = sound.missing_seconds(len(waveform)) > max(_SHORT_GAP, _MOST_LOST * (end - start))
+    notes = {"damaged": bool(lost), "restarts": restarts, "gap": gap}
     return waveform, audio_end, frozenset(note for note, holds in notes.items() if holds)
 
 
@@ -154,7 +166,7 @@ def sounding_tracks(path: str | Path, start: float, end: float) -> list[int]:
 
 def _sounds(path: str | Path, number: int, start: float, end: float) -> bool:
     """Whether a track can be decoded and changes its value within the span."""
-    channels = None
+    channels, sounds = None, False
     with contextlib.suppress(av.error.FFmpegError, ValueError), open_file(path) as container:
         stream = container.streams.audio[number - 1]
         origin = (container.start_time or 0) / av.time_base
@@ -169,9 +181,10 @@ def _sounds(path: str | Path, number: int, start: float, end: float) -> bool:
                     continue
                 frame = None if time >= end else frame
             if channels is None and frame is not None:
-                channels = Channels(path, frame, CHANNELS[0])
+                channels = Channels(path, frame)
             if channels is not None:
-                channels.resample(frame)
-            if frame is None or (channels is not None and channels.sounding):
+                parts = channels.resample(frame).astype(np.int32)
+                sounds = bool(parts.size and np.ptp(parts, axis=1).any())
+            if frame is None or sounds:
                 break
-    return channels is not None and bool(channels.sounding)
+    return sounds

@@ -13,7 +13,8 @@ _SPELLINGS = {
         *("videoid", "youtubeid", "youtube", "ytid", "url", "link", "videourl", "youtubeurl"),
         *("clip", "clipid"),
     ),
-    "label": ("labels", "class", "classname", "category", "positivelabels", "displayname"),
+    "label": ("class", "classname", "category", "displayname", "tag", "eventlabel"),
+    "labels": ("classes", "categories", "positivelabels", "displaynames", "tags", "eventlabels"),
     "split": ("set", "subset"),
     "start": (
         *("starttime", "startseconds", "startsec", "starts", "starttimeseconds", "timestart"),
@@ -23,11 +24,14 @@ _SPELLINGS = {
         *("endtime", "endseconds", "endsec", "ends", "endtimeseconds", "timeend", "stop"),
         *("stoptime", "offset"),
     ),
+    "duration": ("durationseconds", "durationsec", "cliplength", "length", "lengthseconds"),
     "": ("index", "idx", "unnamed:0"),  # data frames count their rows
 }
 _MEANT = {other: name for name, others in _SPELLINGS.items() for other in (name, *others)}
 # Of a time's column that counts milliseconds.
 _MILLISECONDS = re.compile(r"(.+?)(?:in)?(?:ms|msec|millis|milliseconds)")
+# Between names in a column of several: a name may have a comma with a space behind it.
+_BETWEEN = re.compile(r",(?!\s)|[;|]")
 # Spreadsheets write the last two, too.
 _DELIMITERS = (",", "\t", ";")
 _LOOKED_AT = 50  # lines that tell the delimiter
@@ -61,10 +65,10 @@ def header_of(cells: Sequence[str]) -> list[str]:
 def columns_of(header: Sequence[str]) -> list[str]:
     """Returns the columns of one's own lists under our names: `File Name` is video.
 
-    A time in milliseconds is `start_ms` or `end_ms`. A column without a name, as data frames write
-    their index, stays without. An id is the video, or without a name beside one.
+    A time in milliseconds is `start_ms`, `end_ms` or `duration_ms`. A column without a name, as
+    data frames write their index, stays without. An id is the video, or without a name beside one.
     """
-    names = [_meant(name) for name in header]
+    names = ["label" if one == "labels" else one for one in map(_meant, header)]
     if "onset" not in header:  # beside it an offset is the end; alone it may be the start
         names = [
             "offset" if own == "offset" else name for own, name in zip(header, names, strict=True)
@@ -84,9 +88,27 @@ def has_ids(header: Sequence[str]) -> bool:
     return "id" in names and "video" not in names
 
 
+def has_several_labels(header: Sequence[str]) -> bool:
+    """Returns whether a header says that a row has several labels, as `labels` and `tags` do."""
+    return "labels" in map(_meant, header)
+
+
+def labels_of(text: str, several: bool = False) -> tuple[str, ...]:
+    """Returns the labels of a cell, each once: mids between commas, or one name.
+
+    A name may have commas, such as "railroad car, train wagon". With `several` there may be more
+    names, between semicolons, bars, or commas that no space follows.
+    """
+    mids = [mid.strip() for mid in text.split(",")]
+    are_mids = all(mid.startswith("/") for mid in mids)
+    names = _BETWEEN.split(text) if several else [text]
+    labels = mids if are_mids else [name.strip() for name in names]
+    return tuple(dict.fromkeys(label for label in labels if label))
+
+
 def _meant(name: str) -> str:
     short = re.sub(r"[\s_\-()\[\]]", "", name)
     match = _MILLISECONDS.fullmatch(short)
-    if match and (time := _MEANT.get(match[1])) in ("start", "end"):
+    if match and (time := _MEANT.get(match[1])) in ("start", "end", "duration"):
         return f"{time}_ms"
     return _MEANT.get(short, name)

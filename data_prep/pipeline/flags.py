@@ -115,7 +115,8 @@ def write(
       UserError: see `tfds_writer.write_dataset`.
     """
     findings = findings or Findings()
-    print(summaries.plan_report(splits, findings), flush=True)
+    lines = [summaries.plan_report(splits, findings), summaries.alike_report(class_names)]
+    print("\n".join(filter(None, lines)), flush=True)
     if arguments.dry_run:
         return None
     summary = tfds_writer.write_dataset(

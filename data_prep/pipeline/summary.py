@@ -2,6 +2,7 @@
 
 import collections
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from cavmae_sync_jax.media.resampler import SOUNDS_ELSEWHERE
 from data_prep.pipeline.clips import NOTES, Clip, Reject
 
 SUMMARY, REJECTS = "summary.json", "rejects.csv"
+_BETWEEN_WORDS = re.compile(r"[\s_-]+")
 _NAMED = 5  # names that a sentence gives as examples
 _KEPT = 100  # names that the file keeps
 
@@ -23,6 +25,7 @@ class Findings:
     Attributes:
       files: media files that were found.
       links: further names of these files, by which links lead to them.
+      copies: copies of these files, which count once.
       skipped: other files, by extension.
       unused: names of media files that no list names.
       absent: names in a list of which there is no file.
@@ -37,6 +40,7 @@ class Findings:
     tails: Sequence[float] = ()
     other_classes: int = 0
     links: int = 0
+    copies: int = 0
 
     def lines(self) -> list[str]:
         """Returns the same in sentences, without what is zero."""
@@ -46,6 +50,8 @@ class Findings:
             lines.append(f"Media files: {self.files:,}" + (other and f"; other files: {other}"))
         if self.links:
             lines.append(f"Links to these files under further names: {self.links:,}")
+        if self.copies:
+            lines.append(f"Copies of these files, which count once: {self.copies:,}")
         if self.unused:
             lines.append(f"Files that no list names: {len(self.unused):,}{_such(self.unused)}")
         if self.absent:
@@ -66,6 +72,7 @@ class Findings:
         return {
             "files": self.files,
             "links": self.links,
+            "copies": self.copies,
             "skipped": dict(self.skipped),
             "names_without_row": {"count": len(self.unused), "names": self.unused[:_KEPT]},
             "rows_without_file": {"count": len(self.absent), "names": self.absent[:_KEPT]},
@@ -179,6 +186,18 @@ def plan_report(splits: Mapping[str, Sequence[Clip]], findings: Findings) -> str
             line += ", ".join(f"{count:,} {reason}" for reason, count in refused.most_common())
         lines.append(f"{line}.")
     return "\n".join(lines)
+
+
+def alike_report(class_names: Iterable[str]) -> str:
+    """Returns which classes are written nearly the same, in words, or "" if none are."""
+    written: dict[str, list[str]] = collections.defaultdict(list)
+    for name in class_names:
+        written[_BETWEEN_WORDS.sub(" ", name.casefold()).strip()].append(name)
+    pairs = [" and ".join(map(repr, names)) for names in written.values() if len(names) > 1]
+    if not pairs:
+        return ""
+    shown = "; ".join(pairs[:_NAMED]) + ("; …" if len(pairs) > _NAMED else "")
+    return f"Classes that may be one, but stay apart: {shown}."
 
 
 def count_files(clips: Iterable[Clip]) -> int:

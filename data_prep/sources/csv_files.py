@@ -9,6 +9,7 @@ import csv
 import difflib
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,11 +40,13 @@ class LabelRow(NamedTuple):
 def lines_of(path: epath.PathLike) -> Iterator["Lines"]:
     """Opens a CSV file in UTF-8, or as spreadsheets write it: in UTF-16, with tabs or semicolons.
 
+    Accents come as one character each (NFC), so that a label is the same from every machine.
+
     Raises:
       UserError: it can't be read, here or while its lines are.
     """
     try:
-        text = tables.text_of(path)
+        text = unicodedata.normalize("NFC", tables.text_of(path))
         stream = io.StringIO(text, newline="")
         reader = csv.reader(
             stream, strict=True, skipinitialspace=True, delimiter=tables.delimiter_of(text)
@@ -120,7 +123,7 @@ def read_labels(path: str | Path, named: Callable[[str], Sequence[Any]]) -> Labe
     """Reads a CSV with the columns video, label and split, a row for each label.
 
     The columns may be in any order. Either of the last two may be left out, and a row may have no
-    label.
+    label. See `tables.labels_of` for several labels in one row.
 
     Args:
       path: the file.
@@ -131,7 +134,8 @@ def read_labels(path: str | Path, named: Callable[[str], Sequence[Any]]) -> Labe
     """
     labels = Labels({}, [], {})
     with lines_of(path) as lines:
-        header = tables.columns_of(tables.header_of(next(iter(lines), [])))
+        names = tables.header_of(next(iter(lines), []))
+        header, several = tables.columns_of(names), tables.has_several_labels(names)
         if "video" not in header or len(header) < 2:
             raise UserError(f"{path} must begin with the header video,label or video,label,split")
         check_columns(header, _COLUMNS, lines.where)
@@ -154,9 +158,12 @@ def read_labels(path: str | Path, named: Callable[[str], Sequence[Any]]) -> Labe
             for video in found:
                 before = labels.rows.get(video, LabelRow((), split))
                 if before.split != split:
-                    raise UserError(f"{lines.where}: {name!r} is in {before.split} already")
-                label = [row["label"]] if row.get("label") else []
-                labels.rows[video] = LabelRow(tuple(dict.fromkeys([*before.labels, *label])), split)
+                    raise UserError(
+                        f"{lines.where}: {name!r} is in {before.split} already, by this or another "
+                        "name of the same file: give it one split, or remove the copy or link"
+                    )
+                new = tables.labels_of(row.get("label", ""), several)
+                labels.rows[video] = LabelRow(tuple(dict.fromkeys(before.labels + new)), split)
     if labels.absent and not labels.rows:
         raise UserError(
             f"no row of {path} names one of the videos, such as {labels.absent[0]!r}: give a "

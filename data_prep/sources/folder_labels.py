@@ -1,5 +1,6 @@
 """Labels, and splits, from the folders that videos lie in: class/file or split/class/file."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from cavmae_sync_jax.utils.errors import UserError
@@ -54,12 +55,13 @@ def _row(video: Video, with_splits: bool) -> LabelRow:
                 f"--labels_from=folders: {path} lies in no folder of a class: files must be "
                 f"{wanted} inside of SOURCE"
             )
-        found.append((read_split(folders[0]) if with_splits else None, folders[with_splits]))
+        label = unicodedata.normalize("NFC", folders[with_splits])  # as lists have it, too
+        found.append((read_split(folders[0]) if with_splits else None, label))
     split = found[0][0]
     for name, (other, _) in zip(video.names, found, strict=True):
         if other != split:
             raise UserError(
                 f"--labels_from=folders: {video.name} and {name} are one file in two splits: "
-                "remove one of the links"
+                "remove it from one of them"
             )
     return LabelRow(tuple(dict.fromkeys(label for _, label in found)), split)

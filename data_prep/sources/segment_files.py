@@ -3,7 +3,7 @@
 import collections
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,10 +36,14 @@ class Found(NamedTuple):
 
 
 class _File(NamedTuple):
-    """A file of an id, and the span that its name says."""
+    """A file of an id, and what its name may say of the span that it holds.
+
+    `aside` are numbers elsewhere in the name, which are a span only if a segment has the same.
+    """
 
     video: Video
-    span: Span | None
+    spans: tuple[Span, ...]
+    aside: tuple[Span, ...] = ()
 
 
 def read_pattern(text: str) -> re.Pattern[str]:
@@ -65,7 +69,7 @@ class SegmentFiles:
     def __init__(
         self,
         videos: Sequence[Video],
-        ids: Iterable[str],
+        starts: Mapping[str, Collection[float]],
         *,
         trimmed: bool = False,
         pattern: re.Pattern[str] | None = None,
@@ -74,7 +78,7 @@ class SegmentFiles:
 
         Args:
           videos: the files.
-          ids: the names of the segments' videos.
+          starts: of the segments of each video, by its name, in seconds.
           trimmed: whether a file without a span in its name holds nothing but its segment.
           pattern: of `read_pattern`, searched in a file's path without its extension; None finds
             an id of YouTube's form wherever it stands.
@@ -82,11 +86,11 @@ class SegmentFiles:
         self._trimmed = trimmed
         self._names = video_files.Names(videos) if pattern is None else video_files.Names([])
         self._files: dict[str, list[_File]] = collections.defaultdict(list)
-        known = set(ids)
+        self._starts = starts
         for video in videos:
             for name in video.names:
-                match = _by_pattern(name, pattern) if pattern else _by_id(name, known)
-                if match is not None and (file := _File(video, match[1])) not in (
+                match = _by_pattern(name, pattern) if pattern else _by_id(name, starts)
+                if match is not None and (file := _File(video, *match[1:])) not in (
                     files := self._files[match[0]]
                 ):
                     files.append(file)
@@ -102,12 +106,12 @@ class SegmentFiles:
         """
         if not youtube and (named := self._names.called(name)):
             return [self._whole(video, start, end) for video in named]
-        files = self._files.get(name, [])
-        fits = [_fit(file.video, file.span, start, end) for file in files if file.span is not None]
-        if found := [fit for fit in fits if fit is not None]:
+        files, starts = self._files.get(name, []), self._starts.get(name, ())
+        fits = {file: _fit(file, start, end, starts) for file in files}
+        if found := [fit for fit in fits.values() if fit is not None]:
             least = min(fit[0] for fit in found)
             return [fit[1] for fit in found if fit[0] == least]
-        whole = [file.video for file in files if file.span is None]
+        whole = [file.video for file in files if not file.spans]
         merged = [video for video in whole if not _UNMERGED.search(video.name.stem)]
         return [self._whole(video, start, end) for video in merged or whole]
 
@@ -117,18 +121,22 @@ class SegmentFiles:
         return Found(video, start, None)
 
 
-def _by_pattern(file: Path, pattern: re.Pattern[str]) -> tuple[str, Span | None] | None:
+_Named = tuple[str, tuple[Span, ...], tuple[Span, ...]]  # an id, and the spans of a `_File`
+
+
+def _by_pattern(file: Path, pattern: re.Pattern[str]) -> _Named | None:
     match = pattern.search(file.with_suffix("").as_posix())
     groups = {} if match is None else match.groupdict()
     if not groups.get("id"):
         return None
     with contextlib.suppress(TypeError, ValueError):  # no group, or no number
         end = groups.get("end")
-        return groups["id"], Span(float(groups.get("start")), None if end is None else float(end))
-    return groups["id"], None
+        span = Span(float(groups.get("start")), None if end is None else float(end))
+        return groups["id"], (span,), ()
+    return groups["id"], (), ()
 
 
-def _by_id(file: Path, known: set[str]) -> tuple[str, Span | None] | None:
+def _by_id(file: Path, known: Container[str]) -> _Named | None:
     """Looks into the file's name, then into its folders' from the innermost on.
 
     In a folder called by an id, a file's name may be its span alone.
@@ -138,22 +146,49 @@ def _by_id(file: Path, known: set[str]) -> tuple[str, Span | None] | None:
         if found := clip_names.find_id(part, known):
             name, behind = found
             inside = part is not stem and not behind
-            return name, clip_names.span_alone(stem) if inside else clip_names.span_behind(behind)
+            spans = clip_names.spans_alone(stem) if inside else clip_names.spans_behind(behind)
+            around = (file.with_suffix("").as_posix().partition(name)[::2]) if not spans else ()
+            aside = [span for text in around for span in clip_names.pairs_within(text)]
+            return name, tuple(spans), tuple(aside)
     return None
 
 
-def _fit(video: Video, span: Span, start: float, end: float | None) -> tuple[float, Found] | None:
-    """Returns how far the span of a file's name is from a segment; None if it holds it not."""
-    fits = []
-    for reading in span.readings():
+_Fit = tuple[tuple[bool, float], Found]  # how bad it is, and the file
+
+
+def _fit(file: _File, start: float, end: float | None, starts: Collection[float]) -> _Fit | None:
+    """Returns how a file's name fits a segment, one of those with `starts`; None if not at all."""
+    video, fits = file.video, []
+    for reading in _readings(file.spans, starts):
+        exact = abs(reading.start - start) <= _SAME
         if reading.end is None:
             # Some write whole seconds of a start that has a fraction.
-            if abs(reading.start - start) <= _SAME or reading.start == int(start):
-                fits.append((0.0, Found(video, 0.0, None if end is None else end - start)))
+            if exact or reading.start == int(start):
+                lasts = None if end is None else end - start
+                fits.append(((False, 0.0), Found(video, 0.0, lasts)))
             continue
         early = max(0.0, start - reading.start)
         holds = reading.start - _SAME <= start < reading.end
         if holds and (end is None or end <= reading.end + _SHORT):
             miss = early + (0.0 if end is None else abs(reading.end - end))
-            fits.append((miss, Found(video, early, reading.end - reading.start)))
+            found = Found(video, early, reading.end - reading.start)
+            fits.append(((not exact, miss), found))
+        elif exact and end is not None and abs(reading.end - (end - start)) <= _SAME:
+            fits.append(((False, 0.0), Found(video, 0.0, reading.end)))  # how long it is
+    for reading in _readings(file.aside, starts):
+        ends = end is not None and reading.end is not None and abs(reading.end - end) <= _SHORT
+        if ends and abs(reading.start - start) <= _SAME:
+            fits.append(((False, 0.0), Found(video, 0.0, reading.end - reading.start)))
     return min(fits, key=lambda fit: fit[0], default=None)
+
+
+def _readings(spans: Iterable[Span], starts: Collection[float]) -> Iterator[Span]:
+    """Yields what spans say if they count seconds, and if they count milliseconds.
+
+    They count seconds where a segment begins at that second.
+    """
+    for span in spans:
+        yield span
+        is_listed = span.start > 0 and any(abs(span.start - one) <= _SAME for one in starts)
+        if not is_listed and (milliseconds := span.in_milliseconds()) is not None:
+            yield milliseconds

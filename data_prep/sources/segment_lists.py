@@ -15,6 +15,10 @@ from data_prep.sources.csv_files import EVAL, TRAIN, Lines
 _LATEST = 1e7  # seconds; a time beyond this is a mistake
 _COLUMNS = ("video", "start", "end", "label", "split")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)", re.ASCII)
+# A comma before three digits may part thousands, but for a clock's.
+_DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d+$)(?!\d{3}$)|(?<=:\d\d),(?=\d+$)", re.ASCII)
+# Five digits or more may count milliseconds, unless zeros fill them up.
+_NAMED_SPAN = re.compile(r"([\w-]{11})_(\d{1,4}|0\d{5})(?:_(\d{1,4}|0\d{5}))?", re.ASCII)
 # What the headers of VGGSounder's, Kinetics' and AudioCaps' lists hold, besides further columns.
 _VGGSOUNDER = ("video_id", "label", "modality")
 _KINETICS = ("label", "youtube_id", "time_start", "time_end")
@@ -51,9 +55,10 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
     Kinetics', with the header `label,youtube_id,time_start,time_end,split,…`. AudioCaps', with the
     header `audiocap_id,youtube_id,start_time,caption`, whose captions are not read. Our own: the
     header video,start,end,label,split, of which end, label and split may be left out, and start,
-    too, where it stands in the name: ID_000030. Several rows of the same span give it several
-    labels. An address of YouTube may stand for an id. A time counts seconds, or milliseconds in a
-    column such as start_ms, or is a clock's, such as 1:30.
+    too, where it stands in the name: ID_000030. A duration may stand for the end. Several rows of
+    the same span give it several labels, and so does a column that is called `labels` or the like,
+    see `tables.labels_of`. An address of YouTube may stand for an id. A time counts seconds, or
+    milliseconds in a column such as start_ms, or is a clock's, such as 1:30.
 
     Args:
       path: the file.
@@ -74,7 +79,7 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
         elif set(_AUDIOCAPS) <= set(header):
             segments = [_audiocaps(row, lines.where) for row in _under(lines, rows, header)]
         elif "video" in columns and set(columns) & {*_COLUMNS[1:], "start_ms"}:
-            segments = _own(lines, rows, columns, ids=tables.has_ids(header))
+            segments = _own(lines, rows, header)
         else:
             segments = _published(lines, first, rows)
     if not segments:
@@ -90,9 +95,10 @@ def _seconds(text: str, where: str, units: int = 1) -> float:
     Raises:
       UserError: it is none.
     """
-    clock = _CLOCK.fullmatch(text.strip())
+    number = _DECIMAL_COMMA.sub(".", text.strip())
+    clock = _CLOCK.fullmatch(number)
     with contextlib.suppress(ValueError):
-        hours, minutes, rest = clock.groups(default="0") if clock else ("0", "0", text)
+        hours, minutes, rest = clock.groups(default="0") if clock else ("0", "0", number)
         value = int(hours) * 3600 + int(minutes) * 60 + float(rest) / (1 if clock else units)
         if 0 <= value < _LATEST:
             return value
@@ -138,14 +144,22 @@ def _vggsound(cells: list[str], where: str) -> Segment:
 
 
 def _named_clip(cells: list[str], where: str) -> Segment:
-    """Takes `YTID_000030.mp4,label`, as VGGSound's authors list what they evaluate on."""
-    stem, start = clip_names.split_start(clip_names.without_extension(cells[0].strip()))
+    """Takes `YTID_000030.mp4,label`, as VGGSound's authors list what they evaluate on.
+
+    Behind YouTube's id the start may lack its zeros, and the end may follow: YTID_30_40.
+    """
+    name, end = clip_names.without_extension(cells[0].strip()), None
+    stem, start = clip_names.split_start(name)
+    last = name.replace("\\", "/").rpartition("/")[2]
+    if match := _NAMED_SPAN.fullmatch(last):
+        stem, start, end = match.groups()
     if len(cells) != 2 or start is None:
         raise UserError(
             f"{where}: need a start in seconds, or YTID_000030.mp4,label, where 000030 is it"
         )
     labels = (cells[1].strip(),) if cells[1].strip() else ()
-    return Segment(stem, _seconds(start, where), None, labels, None, True, where)
+    until = None if end is None else _seconds(end, where)
+    return Segment(stem, _seconds(start, where), until, labels, None, True, where)
 
 
 def _audioset(cells: list[str], where: str) -> Segment:
@@ -157,15 +171,8 @@ def _audioset(cells: list[str], where: str) -> Segment:
             "video,start …)"
         )
     start, end = (_seconds(cell, where) for cell in cells[1:3])
-    labels = _labels(",".join(cells[3:]))
+    labels = tables.labels_of(",".join(cells[3:]))
     return Segment(_youtube(cells[0].strip()), start, end, labels, None, True, where)
-
-
-def _labels(text: str) -> tuple[str, ...]:
-    """Returns the labels of a cell: mids between commas, or one name, which may have commas."""
-    mids = [mid.strip() for mid in text.split(",")]
-    labels = mids if all(mid.startswith("/") for mid in mids) else [text.strip()]
-    return tuple(dict.fromkeys(label for label in labels if label))
 
 
 def _youtube(text: str) -> str:
@@ -174,15 +181,19 @@ def _youtube(text: str) -> str:
     return match[1] if match else clip_names.without_extension(text)
 
 
-def _own(lines: Lines, rows: Iterator[list[str]], header: list[str], ids: bool) -> list[Segment]:
-    """Reads rows under a header of our columns; with `ids`, videos are called by YouTube's id."""
+def _own(lines: Lines, rows: Iterator[list[str]], names: list[str]) -> list[Segment]:
+    """Reads rows under a header that has our columns, under whatever names."""
+    header, ids = tables.columns_of(names), tables.has_ids(names)
+    several = tables.has_several_labels(names)
     known = [f"{name}_ms" if f"{name}_ms" in header else name for name in _COLUMNS]
+    if not {"end", "end_ms"} & set(header):  # else it may be the whole video's
+        known += [name for name in ("duration", "duration_ms") if name in header]
     csv_files.check_columns(header, known, lines.where)
     segments: dict[tuple[str, float, float | None], Segment] = {}
     for cells in rows:
         if len(cells) != len(header):
             raise UserError(f"{lines.where}: need {len(header)} cells, not {len(cells)}")
-        new = _own_row(csv_files.under(header, cells), lines.where, ids)
+        new = _own_row(csv_files.under(header, cells), lines.where, ids, several)
         key = new.video, new.start, new.end
         segment = segments.setdefault(key, new)
         if segment.split != new.split:
@@ -192,30 +203,34 @@ def _own(lines: Lines, rows: Iterator[list[str]], header: list[str], ids: bool) 
     return list(segments.values())
 
 
-def _own_row(row: dict[str, str], where: str, ids: bool) -> Segment:
+def _own_row(row: dict[str, str], where: str, ids: bool, several: bool) -> Segment:
+    """Returns a row's segment; with `ids`, videos are called by YouTube's id."""
     name = row["video"]
     if not Path(name).name:
         raise UserError(f"{where}: {name!r} is no name of a file")
     split = csv_files.read_split(row.get("split", ""))
     if row.get("split") and split is None:
         raise UserError(f"{where}: split must be {TRAIN} or {EVAL}, not {row['split']!r}")
-    labels = _labels(row.get("label", ""))
+    labels = tables.labels_of(row.get("label", ""), several)
     if "start" not in row and "start_ms" not in row:
         named = _named_clip([name, ""], where)
         return named._replace(labels=labels, split=split)
-    start = _time(row, "start", where)
-    end = _time(row, "end", where) if row.get("end") or row.get("end_ms") else None
+    start, end, lasts = (_time(row, column, where) for column in ("start", "end", "duration"))
+    if start is None:
+        raise UserError(f"{where}: '' is no time in seconds")
+    end = start + lasts if lasts is not None else end
     ids = ids or clip_names.ADDRESS.search(name) is not None
     if youtube := ids and clip_names.YOUTUBE.fullmatch(_youtube(name)) is not None:
         name = _youtube(name)
     return Segment(name, start, end, labels, split, youtube, where)
 
 
-def _time(row: dict[str, str], column: str, where: str) -> float:
-    """Returns a row's time in seconds, of a column that may count milliseconds."""
-    if column in row:
-        return _seconds(row[column], where)
-    return _seconds(row[f"{column}_ms"], where, 1000)
+def _time(row: dict[str, str], column: str, where: str) -> float | None:
+    """Returns a row's time in seconds, of a column that may count milliseconds; None if empty."""
+    for name, units in ((column, 1), (f"{column}_ms", 1000)):
+        if row.get(name):
+            return _seconds(row[name], where, units)
+    return None
 
 
 def _under(lines: Lines, rows: Iterator[list[str]], header: list[str]) -> Iterator[dict[str, str]]:

@@ -107,11 +107,12 @@ def segment_clips(
       UserError: a label is not a class, or a segment is in two splits.
     """
     tagged = any(segment.modalities for segment in segments)
-    segments = _merge(segments)
-    names = (segment.video for segment in segments)
-    files = SegmentFiles(videos, names, trimmed=trimmed, pattern=pattern)
+    segments, starts = _merge(segments), collections.defaultdict(list)
+    for segment in segments:
+        starts[segment.video].append(segment.start)
+    files = SegmentFiles(videos, starts, trimmed=trimmed, pattern=pattern)
     splits, used, tails = collections.defaultdict(list), set(), []
-    made = [(segment, files.find(*_wanted(segment))) for segment in segments]
+    made = [(one, files.find(*_wanted(one))) for one in _merge(_one_name_each(segments, files))]
     often = collections.Counter(
         clip_names.with_start(_stem(segment), start)
         for segment in segments
@@ -151,6 +152,19 @@ def _merge(segments: Sequence[Segment]) -> list[Segment]:
         told = tuple(labels.values())
         merged[key] = before._replace(labels=tuple(labels), modalities=told)
     return list(merged.values())
+
+
+def _one_name_each(segments: Sequence[Segment], files: SegmentFiles) -> list[Segment]:
+    """Returns segments under one name for each file, though lists call it a, a.mp4 and x/a.mp4."""
+    first: dict[tuple[Video, float, float | None], str] = {}
+    named = []
+    for segment in segments:
+        found = [] if segment.youtube else files.find(*_wanted(segment))
+        if len(found) == 1:
+            key = found[0].video, segment.start, segment.end
+            segment = segment._replace(video=first.setdefault(key, segment.video))
+        named.append(segment)
+    return named
 
 
 def _tags(segment: Segment) -> list[tuple[str, str]]:

@@ -1,7 +1,6 @@
 """Where the videos are: media files of folders, lists and buckets, and what they are called."""
 
 import collections
-import contextlib
 import functools
 import hashlib
 import os
@@ -13,22 +12,24 @@ from typing import NamedTuple
 
 from etils import epath
 
-from cavmae_sync_jax.utils import clip_names, tables
+from cavmae_sync_jax.utils import clip_names, listing
 from cavmae_sync_jax.utils.buckets import bucket_files, in_bucket
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import archives
 from data_prep.pipeline.clips import clip_name
+from data_prep.sources import copies
 
 EXTENSIONS = clip_names.VIDEOS
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".xlsx")
 _PACKED = (".7z", ".bz2", ".gz", ".rar", ".tbz2", ".txz", ".xz", ".zst")
+_PART = re.compile(r"\.(\d{2,3}|part\w+|[rz]\d{2}|a[a-z])", re.ASCII)  # of an archive
 _NAMED = 5  # extensions that a sentence names
 
 
 class Video(NamedTuple):
     """A media file and its name: its path inside of the folder or list that it was found by.
 
-    `links` are further names, where links lead to the same file.
+    `links` are further names, where links lead to the same file, or where it has copies.
     """
 
     path: epath.Path
@@ -77,17 +78,38 @@ def find_videos(
             )
         if not videos:
             other = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common(_NAMED))
+            how = "a .txt list of paths takes files of any name"
+            if any(map(_is_packed, skipped)):
+                how = "unpack archives of these kinds, and put their parts together"
+            elif in_bucket(source) and any(map(archives.is_archive, skipped)):
+                how = "an archive in a bucket is not read there, so unpack it or copy it to a disk"
             raise UserError(
                 f"{source} has no media files ({' '.join(EXTENSIONS)})"
-                + (other and f", but {other}: a .txt list of paths takes files of any name")
+                + (other and f", but {other}: {how}")
             )
         for place, video in zip(places, videos, strict=True):
             found[place].append(video)
     return [_together(videos) for videos in found.values()]
 
 
+def _is_packed(extension: str) -> bool:
+    return extension in _PACKED or _PART.fullmatch(extension) is not None
+
+
+def without_copies(videos: Sequence[Video]) -> list[Video]:
+    """Returns each file once with the names of all its copies, see `copies.groups`.
+
+    Its own name is the shortest.
+    """
+    groups = copies.groups([str(video.path) for video in videos], [video.name for video in videos])
+    return [
+        _together(sorted((videos[one] for one in members), key=lambda one: len(str(one.name))))
+        for members in groups
+    ]
+
+
 def _together(videos: Sequence[Video]) -> Video:
-    """Returns the one file that several names lead to."""
+    """Returns the one file that has several names."""
     first = videos[0]
     names = dict.fromkeys(name for video in videos for name in video.names)
     return first._replace(links=tuple(name for name in names if name != first.name))
@@ -110,7 +132,7 @@ def _videos(
         root, remote = str(source), in_bucket(source)
         found, damaged = [], []
         # Of hundreds of thousands of files, making paths takes most of the time.
-        for inside in _in_bucket(source) if remote else _in_folder(root):
+        for inside in _in_bucket(source) if remote else listing.in_folder(root):
             extension = os.path.splitext(inside)[1].lower().rstrip(".")
             if archives.is_archive(inside) and not remote:
                 try:
@@ -128,6 +150,8 @@ def _videos(
         return sorted(found, key=lambda video: video.name.parts)
     if archives.is_archive(source.name) and source.is_file() and not in_bucket(source):
         return sorted(_in_archive(source, Path(), skipped))
+    if archives.is_archive(source.name) and source.is_file():
+        raise UserError(f"{source} is an archive in a bucket: copy it to a disk, or unpack it")
     if source.suffix.lower() == ".txt" and source.is_file():
         return list(_listed(source, skipped, absent))
     if source.suffix.lower() in _TABLES and source.is_file():
@@ -172,77 +196,57 @@ def _in_bucket(folder: epath.Path) -> Iterator[str]:
             yield inside
 
 
-def _in_folder(folder: str) -> Iterator[str]:
-    """Yields the files' places in the folder.
-
-    Follows links to folders, too, but goes into no folder twice.
-    """
-    walked = set()
-    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        place = os.path.realpath(parent)
-        if place in walked:
-            folders.clear()
-            continue
-        walked.add(place)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = "" if parent == folder else f"{os.path.relpath(parent, folder)}/"
-        yield from (inside + name for name in names if not name.startswith("."))
-
-
-def _refuse(error: OSError) -> None:
-    raise error
-
-
 def _listed(
     source: epath.Path, skipped: collections.Counter[str], absent: list[str]
 ) -> Iterator[Video]:
-    """Yields the files of a list; a line that begins with # and is no file's is a comment."""
+    """Yields the files of a list of paths."""
+    folder = source.parent.resolve()
     try:
-        lines = tables.text_of(source).replace("\r", "\n").split("\n")
+        for line, path in listing.in_list(source):
+            if path is None:
+                absent.append(line)
+                continue
+            real = path.resolve()
+            name = Path(real.relative_to(folder) if real.is_relative_to(folder) else path.name)
+            if archives.is_archive(path.name) and not in_bucket(path):
+                yield from _in_archive(path, name, skipped)
+            else:
+                yield Video(path, name)
     except UnicodeDecodeError as error:
         raise UserError(f"{source} isn't a list of paths in UTF-8: {error}") from error
-    folder = source.parent.resolve()
-    for line in filter(None, map(str.strip, lines)):
-        # Shells and spreadsheets put names with spaces into quotes.
-        texts = (line, bare := line.strip("\"'"), bare.replace("\\", "/"))
-        path = next((path for text in texts if _is_file(path := source.parent / text)), None)
-        if path is None:
-            absent += [] if line.startswith("#") else [line]
-            continue
-        real = path.resolve()
-        name = Path(real.relative_to(folder) if real.is_relative_to(folder) else path.name)
-        if archives.is_archive(path.name) and not in_bucket(path):
-            yield from _in_archive(path, name, skipped)
-        else:
-            yield Video(path, name)
-
-
-def _is_file(path: epath.Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):  # names that no file can have
-        return path.is_file()
-    return False
 
 
 def clip_ids(videos: Sequence[Video]) -> list[str]:
     """Returns for each video the id that its clips' ids begin with.
 
     This is the file name without its extension. Files that share it, or whose it might be that of a
-    clip of another file, get their whole name instead, with "__" for the path separators. Names
-    that are still the same in this writing get a hash behind it. An id never has path separators.
+    clip of another file, get their whole name instead, with "__" for the path separators. The whole
+    names of several sources begin with the source's, where they would be the same. Names that are
+    still the same in this writing get a hash behind it. An id never has path separators.
     """
     stems = [clip_name(video.name.stem) for video in videos]
     count = collections.Counter(stems)
+    often = collections.Counter(video.name for video in dict.fromkeys(videos))
+    wholes = [_from_source(one) if often[one.name] > 1 else one.name for one in videos]
     ids = [
-        stem if count[stem] == 1 and not _is_clip(stem, count) else clip_name(str(video.name))
-        for stem, video in zip(stems, videos, strict=True)
+        stem if count[stem] == 1 and not _is_clip(stem, count) else clip_name(str(whole))
+        for stem, whole in zip(stems, wholes, strict=True)
     ]
-    names: dict[str, set[Path]] = collections.defaultdict(set)
-    for one, video in zip(ids, videos, strict=True):
-        names[one].add(video.name)
-    return [
-        one if len(names[one]) == 1 else f"{one}_{_digest(video.name)}"
-        for one, video in zip(ids, videos, strict=True)
-    ]
+    files: dict[str, dict[str, Path]] = collections.defaultdict(dict)
+    for one, video, whole in zip(ids, videos, wholes, strict=True):
+        files[one][str(video.path)] = whole
+    made = []
+    for one, video, whole in zip(ids, videos, wholes, strict=True):
+        others = list(files[one].values())
+        distinct = str(whole if others.count(whole) == 1 else video.path)
+        made.append(one if len(others) == 1 else f"{one}_{_digest(distinct)}")
+    return made
+
+
+def _from_source(video: Video) -> Path:
+    """Returns a video's name behind that of the folder or list that it was found by."""
+    path, name = str(video.path), str(video.name)
+    return Path(Path(path.removesuffix(f"/{name}")).name) / video.name
 
 
 def _is_clip(stem: str, stems: Container[str]) -> bool:
@@ -251,8 +255,8 @@ def _is_clip(stem: str, stems: Container[str]) -> bool:
     return match is not None and match[1] in stems
 
 
-def _digest(name: Path) -> str:
-    return hashlib.sha256(str(name).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 class Names:

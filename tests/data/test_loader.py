@@ -190,6 +190,10 @@ def test_wrong_folders_and_splits_are_told(dataset_dir, tmp_path):
         UserError, match=r"must hold one prepared dataset, but it holds 2: give one of .*, "
     ):
         loader.Records(tmp_path, "train")
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    (tmp_path / "a").rename(tmp_path / "runs/demo/videos")
+    with pytest.raises(UserError, match=r"it further below: give one of .*/videos/1\.0\.0$"):
+        loader.Records(tmp_path / "runs", "train")
 
 
 def damaged(dataset_dir, folder, change):

@@ -9,7 +9,8 @@ from test_programs import call_here
 
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import videos
-from data_prep.sources import folder_labels
+from data_prep.pipeline import summary
+from data_prep.sources import csv_files, folder_labels
 from data_prep.sources.video_files import Video
 
 
@@ -71,3 +72,19 @@ def test_the_program_labels_by_folders(tmp_path, capsys):
     assert settings["class_names"] == ("cat", "dog")
     status, _, said = call_here("data_prep.videos", *flags, "--labels=x.csv")
     assert status == 2 and "leave out --labels and --segments" in said
+
+
+def test_a_class_is_the_same_from_every_machine(tmp_path):
+    composed, parted = "Caf\u00e9", "Cafe\u0301"  # Macs write the second
+    found = labels_of(f"train/{composed}/a.mp4", f"test/{parted}/b.mp4")
+    assert {row[0] for row in found.values()} == {composed}
+    (tmp_path / "labels.csv").write_text(f"video,label\na,{composed}\nb,{parted}\n")
+    rows = csv_files.read_labels(tmp_path / "labels.csv", lambda name: [name]).rows
+    assert rows["a"].labels == rows["b"].labels == (composed,)
+
+
+def test_classes_that_are_written_nearly_the_same_are_told():
+    names = ["Dog", "dog", "dog barking", "dog_barking", "cat", "C", "C++"]
+    said = "Classes that may be one, but stay apart: 'Dog' and 'dog'; 'dog barking' and"
+    assert summary.alike_report(names).startswith(said)
+    assert summary.alike_report(names[4:]) == ""

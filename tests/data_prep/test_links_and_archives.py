@@ -80,7 +80,7 @@ def test_lists_may_name_a_file_by_its_links(tmp_path):
 def test_two_names_of_one_id_are_one_file(tmp_path):
     links = [("x/--PJHxphWEs_out.mp4", "--PJHxphWEs.mp4")]
     found = find(folder(tmp_path / "in", ["--PJHxphWEs.mp4"], links))
-    files = segments.SegmentFiles(found, ["--PJHxphWEs"])
+    files = segments.SegmentFiles(found, {"--PJHxphWEs": [30.0]})
     (one,) = files.find("--PJHxphWEs", 30.0, 40.0, True)
     assert one.start == 30.0
 
@@ -146,3 +146,17 @@ def test_an_archive_that_must_be_unpacked_is_told(tmp_path, mode, kind):
     pack(tmp_path / "a.tar", [("a.mp4", b"1")], mode)
     with pytest.raises(UserError, match=rf"a\.tar is packed by {kind}: unpack it"):
         find(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.tar.xz", "unpack archives of these kinds"),
+        ("a.zip.001", "put their parts together"),
+        ("a.tar.gz.partaa", "put their parts together"),
+        ("a.mp4.part", "takes files of any name"),
+    ],
+)
+def test_a_folder_of_nothing_but_packed_files_is_told_what_to_do(tmp_path, name, message):
+    with pytest.raises(UserError, match=f"but 1 .*: .*{message}"):
+        find(folder(tmp_path / "in", [name]))

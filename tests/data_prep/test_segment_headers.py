@@ -8,6 +8,7 @@ from test_segments import clips, read
 
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline.clips import Preparation, prepare_clip
+from data_prep.sources import csv_files
 
 ID = "--PJHxphWEs"
 
@@ -28,6 +29,11 @@ ID = "--PJHxphWEs"
         f"filename,label,split\n{ID}_000030.mp4,dog,test\n",
         f"split,video_id,label\ntest,{ID}_000030,dog\n",
         f"idx,video_id,start,label,split\n1,{ID},30,dog,test\n",
+        f"video_id,start,duration,label,split\n{ID},30,10,dog,test\n",
+        f"ytid;onset;Length (ms);tags;set\n{ID};30,0;10000;dog;test\n",
+        f"filename\tevent_labels\tsplit\n{ID}_30_40\tdog\ttest\n",
+        f"clip_id,label,split\n{ID}_30,dog,test\n",
+        f"path,label,split\nvideos/test/{ID}_000030.mp4,dog,test\n",
     ],
 )
 def test_columns_may_stand_in_any_order_under_many_names(tmp_path, text):
@@ -60,8 +66,37 @@ def test_a_name_keeps_its_commas_and_mids_are_several(tmp_path, head):
 
 
 @pytest.mark.parametrize(
+    ("header", "cell", "labels"),
+    [
+        ("labels", "Speech,Dog", ("Speech", "Dog")),
+        ("tags", "Speech; Dog|Cat", ("Speech", "Dog", "Cat")),
+        ("event_labels", "/m/09x0r,/t/dd00088", ("/m/09x0r", "/t/dd00088")),
+        ("labels", "railroad car, train wagon", ("railroad car, train wagon",)),
+        ("label", "Speech;Dog", ("Speech;Dog",)),
+    ],
+)
+def test_a_column_of_several_labels_says_so(tmp_path, header, cell, labels):
+    (segment,) = read(tmp_path, f'video,start,{header}\na.mp4,1,"{cell}"\n')
+    assert segment.labels == labels
+    (tmp_path / "labels.csv").write_text(f'video,{header}\na.mp4,"{cell}"\n')
+    found = csv_files.read_labels(tmp_path / "labels.csv", lambda name: [name])
+    assert found.rows["a.mp4"].labels == labels
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30,5", 30.5), ("0:30,5", 30.5), ("00:00:30,500", 30.5)]
+)
+def test_decimal_commas_are_read(tmp_path, text, seconds):
+    (segment,) = read(tmp_path, f"video;start;label\na.mp4;{text};dog\n")
+    assert segment.start == seconds
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("video;start\na;1,234\n", "line 2: '1,234' is no time in seconds"),
+        ("video,start,end,duration\na,1,3,2\n", "leave out the column 'duration'"),
+        (f"clip_id,label\n{ID}_30000,dog\n", "line 2: need a start in seconds"),
         (f"segment_id,start_time,label\n{ID}_30000,0.0,dog\n", "line 1: 'start_time' is no time"),
         (f"part,when,label\n{ID},30,dog\n", "nor is the line a header with the columns video"),
         (f"video_id,start_frame,label\n{ID},30,dog\n", "leave out the column 'start_frame'"),

@@ -40,6 +40,8 @@ def test_lists_are_read(tmp_path):
     (tmp_path / "l.txt").write_text("video_id\nx\ny\nx\n")
     assert clip_lists.read(tmp_path / "l.txt") == ["x", "y"]
     assert clip_lists.read(write_json(tmp_path / "l.json", ["x", "y"])) == ["x", "y"]
+    (tmp_path / "l.jsonl").write_text('{"video_id": "x"}\n"y"\n\n')
+    assert clip_lists.read(tmp_path / "l.jsonl") == ["x", "y"]
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,38 @@ def test_channels_of_six_that_sound_are_named(tmp_path):
         assert len(prepare_clip(VideoClip("a", str(path)), preparation)["fbank"]) == 198
 
 
+@pytest.mark.parametrize("codec", ["ac3", "eac3", "pcm_s16le"])
+def test_what_a_codec_leaks_into_a_silent_channel_is_no_sound(tmp_path, codec):
+    rng = np.random.default_rng(0)
+    # The noise of an input without a plug, beside a loud one.
+    quiet = 0 if codec != "pcm_s16le" else rng.uniform(-2e-4, 2e-4, 96_000)
+    waves = np.stack([np.zeros(96_000) + quiet, rng.uniform(-0.3, 0.3, 96_000)])
+    settings = STEREO_48K | {"codecs": ("mpeg4", codec)}
+    path = make_video(tmp_path / "a.mkv", seconds=2, waves=waves, **settings)
+    found, detail = reason(decoding.read_clip, path)
+    assert found == "silent" and "but sounds in 2: use --audio_channel=loudest" in detail
+    assert np.abs(decoding.read_clip(path, audio_channel="loudest").waveform).max() > 5000
+    waves = np.stack([0.001 * tone(440, 2, 48_000)] * 2)  # a quiet recording is one
+    path = make_video(tmp_path / "b.mkv", seconds=2, waves=waves, **settings)
+    assert decoding.read_clip(path).waveform.any()
+
+
+def test_channels_that_cancel_each_other_out_are_told(tmp_path):
+    waves = np.stack([tone(440, 2, 48_000), -tone(440, 2, 48_000)])
+    path = make_video(tmp_path / "a.mov", seconds=2, waves=waves, **STEREO_48K)
+    found, detail = reason(decoding.read_clip, path, audio_channel="mix")
+    assert found == "silent" and "cancel each other out: use --audio_channel=first" in detail
+    assert decoding.read_clip(path).waveform.any()
+
+
+def test_sound_outside_of_a_silent_span_does_not_count(tmp_path):
+    wave_ = np.where(np.arange(8 * 48_000) < 4 * 48_000, 0, tone(440, 8, 48_000))
+    path = make_video(tmp_path / "a.mov", seconds=8, waves=np.stack([wave_] * 2), **STEREO_48K)
+    assert not decoding.read_clip(path, start=1, end=3.9).waveform.any()
+    reject = prepare_clip(VideoClip("a", str(path), 1.0, 3.9), Preparation(image_size=8))
+    assert reject.reason == "silent" and "--audio_channel" not in reject.detail
+
+
 def test_silence_everywhere_names_no_flag(tmp_path):
     path = make_video(tmp_path / "a.mov", seconds=2, waves=np.zeros((2, 96_000)), **STEREO_48K)
     reject = prepare_clip(VideoClip("a", str(path)), Preparation(num_frames=1, image_size=8))

@@ -1,0 +1,62 @@
+"""Media files of folders and of lists of paths."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from etils import epath
+
+from cavmae_sync_jax.utils import tables
+
+_BUCKETS = ("gs://", "s3://")
+
+
+def in_folder(folder: str) -> Iterator[str]:
+    """Yields the places of a folder's files in it, without those that are hidden.
+
+    Follows links to folders, too, but goes into no folder twice.
+
+    Raises:
+      OSError: it or a folder in it can't be read.
+    """
+    walked = set()
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in walked:
+            folders.clear()
+            continue
+        walked.add(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = "" if parent == folder else f"{os.path.relpath(parent, folder)}/"
+        yield from (inside + name for name in names if not name.startswith("."))
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def in_list(source: epath.Path) -> Iterator[tuple[str, epath.Path | None]]:
+    """Yields each line of a list of paths, with its file, or None where there is none.
+
+    A path is relative to the list. A line that begins with # and is no file's is a comment.
+
+    Raises:
+      OSError, UnicodeDecodeError: the list can't be read.
+    """
+    lines = tables.text_of(source).replace("\r", "\n").split("\n")
+    for line in filter(None, map(str.strip, lines)):
+        # Shells and spreadsheets put names with spaces into quotes.
+        texts = (line, bare := line.strip("\"'"), bare.replace("\\", "/"))
+        path = next(filter(_is_file, (_path(source, text) for text in texts)), None)
+        if path is not None or not line.startswith("#"):
+            yield line, path
+
+
+def _path(source: epath.Path, text: str) -> epath.Path:
+    return epath.Path(text) if text.startswith(_BUCKETS) else source.parent / text
+
+
+def _is_file(path: epath.Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # names that no file can have
+        return path.is_file()
+    return False
