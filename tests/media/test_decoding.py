@@ -7,7 +7,7 @@ from media_files import CLOCKWISE, make_video, number, tone
 from PIL import Image
 from scipy import signal
 
-from cavmae_sync_jax.media import decoding, images
+from cavmae_sync_jax.media import decoding, demuxer, images
 
 
 def frame_numbers(read):
@@ -139,6 +139,19 @@ def test_image_size_gives_squares(tmp_path):
     assert read.frames.shape == (3, 32, 32, 3)
     whole = decoding.read_clip(path, num_frames=3).frames
     np.testing.assert_array_equal(read.frames[1], images.resize_and_crop(whole[1], 32))
+
+
+@pytest.mark.parametrize("start", [0.0, 1.5])
+@pytest.mark.parametrize("name", ["b-frames.mp4", "mp3.mkv"])
+def test_a_clip_takes_two_passes(tmp_path, monkeypatch, name, start):
+    path = make_video(tmp_path / name, interleave=True, **FORMATS[name])
+    opened = []
+    open_file = demuxer.open_file
+    monkeypatch.setattr(
+        demuxer, "open_file", lambda *args, **more: opened.append(args) or open_file(*args, **more)
+    )
+    decoding.read_clip(path, start=start)
+    assert len(opened) == 2  # headers, sound and time stamps; then pictures
 
 
 @pytest.mark.parametrize("layout", ["stereo", "5.1"])
