@@ -14,8 +14,9 @@ import av
 import numpy as np
 from jaxtyping import Int16, UInt8
 
-from cavmae_sync_jax.media.demuxer import Decoded, Source, decoded, errors_of, packets
+from cavmae_sync_jax.media.demuxer import BOTH, Source, errors_of, packets
 from cavmae_sync_jax.media.errors import MediaError
+from cavmae_sync_jax.media.frames import Decoded, decode, decoded
 from cavmae_sync_jax.media.images import (
     check_size,
     displayed,
@@ -23,7 +24,7 @@ from cavmae_sync_jax.media.images import (
     with_square_pixels,
 )
 from cavmae_sync_jax.media.resampler import CHANNELS
-from cavmae_sync_jax.media.span_sound import RAGGED_END, RESTART, read_waveform
+from cavmae_sync_jax.media.span_sound import RAGGED_END, RESTART, SpanReader
 
 REASONS = {
     "unreadable": "the file can't be opened or decoded",
@@ -87,13 +88,17 @@ def probe(path: str | Path) -> MediaInfo:
       MediaError: unreadable, no_video, no_audio, too_short (no duration at all) or too_large.
     """
     with errors_of(path), Source(path) as source:
-        video, width, height = source.video, source.video.width, source.video.height
-        check_size(path, width, height)
-        fps = float(video.average_rate or video.guessed_rate or 0)
-        duration = source.duration()
-        if duration <= 0:
-            raise MediaError("too_short", f"{path} has no duration.")
-        return MediaInfo(duration, fps, width, height, source.audio.channels)
+        return _info(source)
+
+
+def _info(source: Source) -> MediaInfo:
+    path, video = source.path, source.video
+    check_size(path, video.width, video.height)
+    fps = float(video.average_rate or video.guessed_rate or 0)
+    duration = source.duration()
+    if duration <= 0:
+        raise MediaError("too_short", f"{path} has no duration.")
+    return MediaInfo(duration, fps, video.width, video.height, source.audio.channels)
 
 
 def read_clip(
@@ -134,64 +139,95 @@ def read_clip(
     """
     if start < 0 or num_frames < 1 or (end is not None and end <= start):
         raise ValueError(f"nothing to read: {num_frames} frames from {start} to {end} s")
-    duration = probe(path).duration
-    start, end = float(start), duration if end is None else min(float(end), duration)
-    if end <= start:
-        raise MediaError("too_short", f"{path} ends at {duration:.2f} s, not after {start:.2f} s.")
-    with errors_of(path):
-        waveform, audio_end, audio_notes = read_waveform(path, start, end, audio_channel)
-        times, begins, video_end, spread = _choose_times(path, start, end, num_frames)
+    with errors_of(path), Source(path) as source:
+        duration = _info(source).duration
+        start, end = float(start), duration if end is None else min(float(end), duration)
+        if end <= start:
+            end_of_it = f"{path} ends at {duration:.2f} s"
+            raise MediaError("too_short", f"{end_of_it}, not after {start:.2f} s.")
+        sound, stamps = _read_sound(source, start, end, audio_channel)
+        waveform, audio_end, audio_notes = sound.finish()
+        times, begins, video_end, spread = stamps.choose(num_frames)
         if max(audio_end, video_end) < end - RAGGED_END:
             raise MediaError("unreadable", f"{path} ends before the {duration:.2f} s it promises.")
-        frames, notes = _read_frames(path, start, times, begins, image_size)
+        frames, notes = _read_frames(source, start, times, begins, image_size)
     if len({frame.shape for frame in frames}) > 1:
         raise MediaError("unreadable", f"{path} changes its picture size within the span.")
     return Media(np.stack(frames), waveform, end - start, spread, audio_notes | notes)
 
 
-def _choose_times(
-    path: str | Path, start: float, end: float, num_frames: int
-) -> tuple[list[float], list[float], float, float]:
-    """Returns two lists that tell which frames to take, when video ends, and `picture_seconds`.
+def _read_sound(
+    source: Source, start: float, end: float, channel: str
+) -> tuple[SpanReader, "_TimeStamps"]:
+    """Reads the sound of a span, and in the same pass when its pictures are shown."""
+    sound, stamps = SpanReader(source.path, start, end, channel), _TimeStamps(source, start, end)
+    wanted = set(BOTH)
+    for kind, packet in packets(source, wanted, start):
+        if kind == "video":
+            enough = stamps.take(packet)
+        else:
+            enough = any(map(sound.take, decode(source, packet, start)))
+        wanted -= {kind} if enough else set()
+    return sound, stamps
 
-    The first list says by when each frame must begin, the second when it begins. The latter is
-    empty where nobody knows. Looks at the packets' timestamps only, so it costs no decoding.
-    """
-    times: set[float] = set()
-    nominal, before, goes_on, latest = None, False, False, -math.inf
-    for source, packet in packets(path, "video", start):
-        nominal = source.video.average_rate or source.video.guessed_rate
-        decode_time = source.packet_time(packet.dts, packet)
-        if decode_time is not None and decode_time > end:
-            goes_on = True
-            break
-        if decode_time is not None:
-            if decode_time < latest - RESTART:
-                continue
-            latest = max(latest, decode_time)
-        time = source.packet_time(packet.pts, packet)
+
+class _TimeStamps:
+    """When the pictures of a span are shown, by the packets' timestamps; it decodes nothing."""
+
+    def __init__(self, source: Source, start: float, end: float):
+        self._source, self._start, self._end = source, start, end
+        self._times: set[float] = set()
+        self._before, self._goes_on, self._latest = False, False, -math.inf
+
+    def take(self, packet: av.Packet) -> bool:
+        """Takes the next packet; returns whether no more are needed."""
+        time = self._source.packet_time(packet.dts, packet)
+        if time is not None:
+            if time > self._end:
+                self._goes_on = True
+                return True
+            if time < self._latest - RESTART:
+                return False
+            self._latest = max(self._latest, time)
+        time = self._source.packet_time(packet.pts, packet)
         if time is not None and not packet.is_discard:
-            before, goes_on = before or time < start, goes_on or time >= end
-            times.update([time] if start <= time < end else [])
-    within = sorted(times)
-    if not within and before and goes_on:
-        return [start] * num_frames, [], end, end - start
-    if not within:
-        raise MediaError("no_video", f"{path} has no video from {start:.2f} to {end:.2f} s.")
-    rate = _constant_rate(within, nominal)
-    whole = end - start
-    # At a low rate, an earlier frame may be on screen for much of the span.
-    if rate is None or (before and within[0] > start + _LATE):
-        wanted = [start + i * whole / num_frames + _ROUNDING for i in range(num_frames)]
-        last = within[-1] + (1 / rate if rate else 0.0)
-        return wanted, _beginnings(within, wanted), end if goes_on else last, whole
-    first = within[0] if within[0] <= start + _LATE else start
-    last = within[-1] + 1 / rate
-    seconds = whole if last < end - RAGGED_END else min(whole, last - first)
-    steps = int(rate * seconds + _ROUNDING)
-    wanted = [first + (i * steps // num_frames + 0.5) / rate for i in range(num_frames)]
-    begins = _beginnings(within, wanted)
-    return wanted, begins, end if goes_on else last, max(1, steps) / rate
+            self._before |= time < self._start
+            self._goes_on |= time >= self._end
+            if self._start <= time < self._end:
+                self._times.add(time)
+        return False
+
+    def choose(self, num_frames: int) -> tuple[list[float], list[float], float, float]:
+        """Returns which frames to take, when video ends, and `picture_seconds`.
+
+        The first list says by when each frame must begin, the second when it begins. The latter is
+        empty where nobody knows.
+
+        Raises:
+          MediaError: no_video.
+        """
+        start, end, within = self._start, self._end, sorted(self._times)
+        if not within and self._before and self._goes_on:
+            return [start] * num_frames, [], end, end - start
+        if not within:
+            path = self._source.path
+            raise MediaError("no_video", f"{path} has no video from {start:.2f} to {end:.2f} s.")
+        video = self._source.video
+        rate = _constant_rate(within, video.average_rate or video.guessed_rate)
+        whole = end - start
+        # At a low rate, an earlier frame may be on screen for much of the span.
+        if rate is None or (self._before and within[0] > start + _LATE):
+            wanted = [start + i * whole / num_frames + _ROUNDING for i in range(num_frames)]
+            begins = _beginnings(within, wanted)
+            last = within[-1] + (1 / rate if rate else 0.0)
+            return wanted, begins, end if self._goes_on else last, whole
+        first = within[0] if within[0] <= start + _LATE else start
+        last = within[-1] + 1 / rate
+        seconds = whole if last < end - RAGGED_END else min(whole, last - first)
+        steps = int(rate * seconds + _ROUNDING)
+        wanted = [first + (i * steps // num_frames + 0.5) / rate for i in range(num_frames)]
+        begins = _beginnings(within, wanted)
+        return wanted, begins, end if self._goes_on else last, max(1, steps) / rate
 
 
 def _beginnings(within: list[float], wanted: list[float]) -> list[float]:
@@ -212,7 +248,7 @@ def _constant_rate(times: list[float], nominal: Rational | None) -> float | None
 
 
 def _read_frames(
-    path: str | Path,
+    source: Source,
     start: float,
     times: list[float],
     begins: list[float],
@@ -227,11 +263,11 @@ def _read_frames(
     if begins:
         needed, first = set(begins), begins[0]
         found = _take_frames(
-            path, start, times, image_size, lambda time: time > first and time not in needed
+            source, start, times, image_size, lambda time: time > first and time not in needed
         )
         if found is not None and found.begins == begins:
             return found.pictures, found.notes
-    found = _take_frames(path, start, times, image_size)
+    found = _take_frames(source, start, times, image_size)
     assert found is not None
     return found.pictures, found.notes
 
@@ -245,7 +281,7 @@ class _Taken(NamedTuple):
 
 
 def _take_frames(
-    path: str | Path,
+    source: Source,
     start: float,
     times: list[float],
     image_size: int | None,
@@ -257,7 +293,7 @@ def _take_frames(
     lost: list[float] = []  # when frames would begin that can't be decoded
     notes: set[str] = set()
     shown, latest, damaged = None, -math.inf, 0
-    for one in itertools.chain(decoded(path, "video", start, idle), [None]):
+    for one in itertools.chain(decoded(source, "video", start, idle), [None]):
         time = math.inf if one is None else one.time
         if one is not None and one.damaged and (time is None or time >= start):
             if idle is not None:
@@ -272,8 +308,8 @@ def _take_frames(
             if chosen is None and idle is not None:
                 return None
             if chosen is None:
-                raise MediaError("unreadable", f"{path} has no frame that can be decoded.")
-            pictures += [_picture(path, chosen, image_size)] * len(due)
+                raise MediaError("unreadable", f"{source.path} has no frame that can be decoded.")
+            pictures += [_picture(chosen, image_size)] * len(due)
             begins += [chosen.time] * len(due)
             notes |= {"hdr"} if chosen.hdr else set()
             held = [any(latest < gone <= moment for gone in lost) for moment in due]
@@ -283,15 +319,13 @@ def _take_frames(
         shown, latest = one, time
     if damaged:
         which = f"{damaged} of the {len(times)} frames that are needed"
-        raise MediaError("unreadable", f"{path}: {which} are damaged.")
+        raise MediaError("unreadable", f"{source.path}: {which} are damaged.")
     return _Taken(pictures, begins, frozenset(notes))
 
 
-def _picture(
-    path: str | Path, shown: Decoded, image_size: int | None
-) -> UInt8[np.ndarray, "height width 3"]:
+def _picture(shown: Decoded, image_size: int | None) -> UInt8[np.ndarray, "height width 3"]:
     """Returns a decoded frame as a player shows it, as RGB."""
-    frame, aspect = shown.frame, shown.source.pixel_aspect
+    frame, path, aspect = shown.frame, shown.source.path, shown.source.pixel_aspect
     assert isinstance(frame, av.VideoFrame)
     check_size(path, frame.width, frame.height)
     check_size(path, max(1, round(frame.width * aspect)), frame.height)

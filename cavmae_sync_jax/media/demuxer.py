@@ -6,10 +6,9 @@ are anybody's: none is trusted to be regular, finite or what its headers say.
 
 import contextlib
 import functools
-import itertools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
@@ -40,8 +39,6 @@ _BARE = ("aac", "ac3", "aiff", "amr", "au", "eac3", "flac", "mp3", "tta", "w64",
 # Formats whose writer notes the length beside the packets: a recorder may note it too early.
 _NOTED = ("asf", "avi", "flv", "matroska,webm")
 _FRAGMENTED = "mov,mp4,m4a,3gp,3g2,mj2"
-# Transfer functions of video with a high dynamic range: PQ and HLG.
-_HDR = (16, 18)
 
 # All in seconds.
 # Decoding starts this much before the span, so that decoders and resampler have settled in it.
@@ -133,6 +130,15 @@ def best_stream(
     return next((one for one in real if one.codec_context is not None), next(iter(real), None))
 
 
+def demux(
+    container: av.container.InputContainer, *streams: av.VideoStream | av.AudioStream
+) -> Iterator[av.Packet]:
+    """Yields the packets of streams up to the empty ones that end them."""
+    # PyAV looks for the end of streams, too, that have appeared on the way. It knows none of them.
+    with contextlib.suppress(IndexError):
+        yield from container.demux(*streams)
+
+
 class _Base(NamedTuple):
     """A rational number whose parts are at hand: PyAV makes a new one for each packet and frame."""
 
@@ -157,18 +163,19 @@ class Source:
 
         Only the streams of `kinds` are looked for.
         """
-        self._path, self._kinds = path, kinds
-        self._bases: dict[int, _Base] = {}  # of the streams' packets
-        self._frame_base: _Base | None = None  # of the frames of the one stream that is decoded
+        self.path, self._kinds = path, kinds
 
     def __enter__(self) -> "Source":
-        self._container = open_file(self._path)
+        self._fresh = True  # nothing has been read
+        self._bases: dict[int, _Base] = {}  # of the streams' packets
+        self._frame_base: _Base | None = None  # of the frames of the one stream that is decoded
+        self._container = open_file(self.path)
         try:
             self._choose()
         except MediaError:
             # A stream may begin after what was looked at, where no header lists the streams.
             self._container.close()
-            self._container = open_file(self._path, patient=True)
+            self._container = open_file(self.path, patient=True)
             self._choose()
         self.is_broadcast = self._container.format.name in _BROADCAST
         self.is_bare = self._container.format.name in _BARE
@@ -189,15 +196,21 @@ class Source:
     def __exit__(self, *error: object) -> None:
         self._container.close()
 
+    def start_over(self) -> None:
+        """Opens the file anew if anything of it has been read, for seeking back is not exact."""
+        if not self._fresh:
+            self._container.close()
+            self.__enter__()
+
     @overload
     def _best(self, kind: Literal["video"]) -> av.VideoStream: ...
     @overload
     def _best(self, kind: Literal["audio"]) -> av.AudioStream: ...
     def _best(self, kind: Kind) -> av.VideoStream | av.AudioStream:
         if (stream := best_stream(self._container, kind)) is None:
-            raise MediaError(f"no_{kind}", f"{self._path} has no {kind} stream.")
+            raise MediaError(f"no_{kind}", f"{self.path} has no {kind} stream.")
         if stream.codec_context is None:
-            raise MediaError("unreadable", f"{self._path} has {kind} of an unknown codec.")
+            raise MediaError("unreadable", f"{self.path} has {kind} of an unknown codec.")
         return stream
 
     def seconds(self, timestamp: int, time_base: "Fraction | _Base | None") -> float:
@@ -253,7 +266,7 @@ class Source:
             return self._continued(promised)
         lasts = self._last_ends(promised - _TAIL)
         if not all(lasts):
-            with Source(self._path) as again:
+            with Source(self.path) as again:
                 lasts = again._last_ends(0.0)
         if promised <= 0:
             promised = max(lasts)
@@ -261,7 +274,7 @@ class Source:
             promised -= self._origin  # some count from 0 here, not from where they begin
         if promised > min(_LONGEST, min(lasts) + _LONG):
             end = f"at {min(lasts):.2f} s instead of {promised:.4g} s"
-            raise MediaError("unreadable", f"{self._path} seems to end {end}.")
+            raise MediaError("unreadable", f"{self.path} seems to end {end}.")
         return promised
 
     def _continued(self, promised: float) -> float:
@@ -270,7 +283,7 @@ class Source:
             return promised
         self._seek(promised)
         reached = promised
-        for packet in self._container.demux(self.video, self.audio):
+        for packet in demux(self._container, self.video, self.audio):
             begin = self.packet_time(packet.pts, packet)
             if begin is not None and begin <= reached + _STEP:
                 reached = max(reached, begin + min(self.packet_seconds(packet), _STEP))
@@ -280,113 +293,64 @@ class Source:
         """Returns when the last packets end of video and audio from `position` on, 0 for none."""
         self._seek(position)
         ends = {self.video.index: 0.0, self.audio.index: 0.0}
-        for packet in self._container.demux(self.video, self.audio):
+        for packet in demux(self._container, self.video, self.audio):
             if packet.pts is not None:
                 end = self.seconds(packet.pts + (packet.duration or 0), packet.time_base)
                 ends[packet.stream_index] = max(ends[packet.stream_index], end)
         return ends[self.video.index], ends[self.audio.index]
 
     def _seek(self, position: float) -> None:
+        self._fresh = False
         if position > 0:
             self._container.seek(min(round((self._origin + position) * av.time_base), 2**62))
 
-    def packets(self, kind: Kind, position: float) -> Iterator[av.Packet]:
-        """Yields the packets of a stream from the last keyframe before `position` on."""
-        packets = self._container.demux(self.video if kind == "video" else self.audio)
-        if position <= 0:
-            return packets
+    def packets(self, kinds: Iterable[Kind], position: float) -> Iterator[tuple[Kind, av.Packet]]:
+        """Yields the packets of streams, each from its last keyframe before `position` on."""
+        streams = [self.video if kind == "video" else self.audio for kind in kinds]
+        kind_of = {stream.index: stream.type for stream in streams}
+        waiting = set(kind_of) if position > 0 else set()
+        packets = demux(self._container, *streams)
         self._seek(position)
-        return itertools.dropwhile(lambda packet: not packet.is_keyframe, packets)
+        for packet in packets:
+            index = packet.stream.index  # the last packet's own number is always 0
+            if index in waiting:
+                if not packet.is_keyframe:
+                    continue
+                waiting.remove(index)
+            yield kind_of[index], packet
 
 
-def packets(
-    path: str | Path, kind: Kind, start: float, kinds: tuple[Kind, ...] = BOTH
-) -> Iterator[tuple[Source, av.Packet]]:
-    """Yields a stream's packets from a keyframe at or before `start` on.
+def packets(source: Source, wanted: set[Kind], start: float) -> Iterator[tuple[Kind, av.Packet]]:
+    """Yields the packets of streams, each from a keyframe at or before `start` on.
 
-    A file that breaks off ends there, with the empty packet that ends every stream. The file needs
-    streams of all `kinds`.
-    """
-    for position in (max(0.0, start - _RUN_UP), 0.0):
-        with Source(path, kinds) as source:
-            found = source.packets(kind, position)
-            if (first := next(found, None)) is None:
-                continue
-            time = source.packet_time(first.pts, first)
-            # Files without an index can't be sought exactly; they are read from the beginning.
-            if position == 0 or (time is not None and time <= start):
-                yield source, first
-                try:
-                    for packet in found:
-                        yield source, packet
-                except av.error.InvalidDataError:
-                    last = av.Packet()
-                    last.stream = source.video if kind == "video" else source.audio
-                    yield source, last
-                return
-
-
-class Decoded(NamedTuple):
-    """A decoded frame, or None for a packet that can't be decoded.
-
-    Attributes:
-      source: where it comes from.
-      time: when it begins, if that is known.
-      frame: of picture or sound.
-      seconds: that the packet lasts; 0 where nobody knows.
-    """
-
-    source: Source
-    time: float | None
-    frame: av.VideoFrame | av.AudioFrame | None
-    seconds: float
-
-    @property
-    def damaged(self) -> bool:
-        """Whether it is lost, or FFmpeg says that it is not whole."""
-        return self.frame is None or bool(self.frame.is_corrupt)
-
-    @property
-    def hdr(self) -> bool:
-        """Whether the picture has a high dynamic range."""
-        return isinstance(self.frame, av.VideoFrame) and self.frame.color_trc in _HDR
-
-
-def decoded(
-    path: str | Path,
-    kind: Kind,
-    start: float,
-    idle: Callable[[float], bool] | None = None,
-    kinds: tuple[Kind, ...] = BOTH,
-) -> Iterator[Decoded]:
-    """Yields frames in the order of presentation, beginning at or before `start`, and losses.
+    A file that breaks off ends there, with the empty packet that ends every stream.
 
     Args:
-      path: of the file.
-      kind: of the stream.
+      source: of which a new pass begins.
+      wanted: which streams; whoever has enough of one takes it out.
       start: in seconds.
-      idle: says of the time of a frame that nobody looks at it. It may then be missing, if no other
-        frame is decoded with its help.
-      kinds: of the streams that the file needs.
     """
-    skips = False
-    for source, packet in packets(path, kind, start, kinds):
-        if idle is not None:
-            time = source.packet_time(packet.pts, packet)
-            can_miss = time is not None and not source.is_broadcast and idle(time)
-            if skips != (skips := can_miss):
-                source.video.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
-        seconds = source.packet_seconds(packet)
+    for position in (max(0.0, start - _RUN_UP), 0.0):
+        if not wanted:
+            return
+        source.start_over()
+        begun, late = set[Kind](), set[Kind]()
         try:
-            frames = packet.decode()
-        except av.error.FFmpegError as error:
-            if isinstance(error, MemoryError):
+            for kind, packet in source.packets(sorted(wanted), position):
+                if kind not in begun and kind not in late:
+                    time = source.packet_time(packet.pts, packet)
+                    # Where seeking is not exact, the file is read from its beginning.
+                    exact = position == 0 or (time is not None and time <= start)
+                    (begun if exact else late).add(kind)
+                if kind in begun and kind in wanted:
+                    yield kind, packet
+                if wanted <= late:
+                    break
+        except av.error.InvalidDataError:
+            if not wanted <= begun | late:
                 raise
-            time = source.packet_time(packet.pts, packet)
-            # In the middle of a file, decoders stumble until they have found their feet. The empty
-            # packet at the end only asks for what is left.
-            if packet.size and (time is None or time >= start):
-                yield Decoded(source, time, None, seconds)
-            continue
-        for frame in frames:
-            yield Decoded(source, source.frame_time(frame), frame, seconds)
+            for kind in sorted(wanted & begun):
+                last = av.Packet()
+                last.stream = source.video if kind == "video" else source.audio
+                yield kind, last
+        wanted -= begun

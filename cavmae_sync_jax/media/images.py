@@ -8,6 +8,7 @@ import simplejpeg
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
+from cavmae_sync_jax.media import bicubic
 from cavmae_sync_jax.media.errors import MediaError, check_file
 
 MAX_PIXELS, MAX_ASPECT = 2**26, 100
@@ -46,8 +47,8 @@ def resize_and_crop(
     """Scales the shorter side to `size` and cuts the central square, as torchvision does.
 
     Sides are measured as they are shown, where a pixel is `pixel_aspect` times as wide as high.
-    Only the square is computed. Pillow rounds its edges to single precision, so that one value in a
-    thousand may be one level off torchvision's.
+    Only the square is computed. Its edges are rounded to single precision, so that one value in a
+    thousand may be one level off torchvision's. `resample` is bicubic or nearest.
     """
     shape = image.shape[0], image.shape[1] * pixel_aspect
     height, width = (int(size * side / min(shape) + 1e-9) for side in shape)
@@ -58,7 +59,7 @@ def resize_and_crop(
     across, down = image.shape[1] / width, image.shape[0] / height  # stored pixels per scaled one
     right, bottom = min(left + size, width) * across, min(top + size, height) * down
     box = (left * across, top * down, right, bottom)
-    return np.asarray(Image.fromarray(image).resize((size, size), resample, box))
+    return bicubic.resize(image, size, box)
 
 
 def stretch(

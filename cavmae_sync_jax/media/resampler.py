@@ -61,8 +61,9 @@ class Channels:
         self._path, self._count = path, like.layout.nb_channels
         # Interleaved, for PyAV's access to planes is out of bounds where there are 8 or more.
         self._resampler = av.AudioResampler("s16", like.layout, SAMPLE_RATE)
-        # Frames are short, and each call costs more than its samples.
-        self._waiting, self._block = av.AudioFifo(), like.rate
+        # Frames are short, and each call costs more than its samples. More than half a second would
+        # not stay in the processor's cache.
+        self._waiting, self._block = av.AudioFifo(), like.rate // 2
         self._nothing = np.zeros((self._count, 0), np.int16)
         self._is_float = like.format.name in ("flt", "dbl")
 

@@ -12,9 +12,10 @@ from jaxtyping import Int16
 
 from cavmae_sync_jax.media import audio, resampler
 from cavmae_sync_jax.media.decoding import Seconds
-from cavmae_sync_jax.media.demuxer import best_stream, errors_of, open_file
+from cavmae_sync_jax.media.demuxer import Source, best_stream, demux, errors_of, open_file
 from cavmae_sync_jax.media.errors import MediaError, check_file
-from cavmae_sync_jax.media.span_sound import RAGGED_END, read_waveform
+from cavmae_sync_jax.media.frames import decoded
+from cavmae_sync_jax.media.span_sound import RAGGED_END, SpanReader
 
 _CHUNKS = 100  # of a WAV, among which its samples are
 _ID3, _FIRST_FRAME = 10, 256  # bytes, of tags' heads and of where an MP3 counts its frames
@@ -74,7 +75,12 @@ def read_span(
             until = until if end is None else min(until, float(end))
             if until <= start:
                 raise MediaError("no_audio", f"{path} has no audio after {start:.2f} s.")
-            waveform, sound_end, _ = read_waveform(path, start, until, channel, ("audio",))
+            sound = SpanReader(path, start, until, channel)
+            with Source(path, ("audio",)) as source:
+                for one in decoded(source, "audio", start):
+                    if sound.take(one):
+                        break
+            waveform, sound_end, _ = sound.finish()
     except MediaError:
         raise
     except ValueError as error:  # of PyAV, for headers that make no sense
@@ -111,7 +117,7 @@ def _end_of_packets(path: str, changed: int, size: int) -> float:
         origin = (container.start_time or 0) / av.time_base
         ends = [
             float((packet.pts + (packet.duration or 0)) * packet.time_base) - origin
-            for packet in container.demux(stream)
+            for packet in demux(container, stream)
             if packet.pts is not None
         ]
         return max(ends, default=0.0)

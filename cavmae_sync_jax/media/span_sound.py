@@ -12,8 +12,9 @@ import av
 import numpy as np
 from jaxtyping import Int16
 
-from cavmae_sync_jax.media.demuxer import BOTH, Kind, best_stream, decoded, open_file
+from cavmae_sync_jax.media.demuxer import best_stream, demux, open_file
 from cavmae_sync_jax.media.errors import MediaError
+from cavmae_sync_jax.media.frames import Decoded
 from cavmae_sync_jax.media.resampler import SAMPLE_RATE, Channels, Choice
 
 # All in seconds. A stream that ends this much before the span's end counts as covering it.
@@ -96,64 +97,85 @@ class _Sound:
         return self._choice.chosen(path, self._channels)
 
 
-def read_waveform(
-    path: str | Path, start: float, end: float, channel: str, kinds: tuple[Kind, ...] = BOTH
-) -> tuple[np.ndarray, float, frozenset[str]]:
-    """Returns the audio of the span (int16), when it ends, and notes.
+class SpanReader:
+    """Makes the waveform of a span of the frames that `demuxer.decode` brings."""
 
-    The file needs streams of all `kinds`.
-    """
-    sound, run, lost = _Sound(round((end - start) * SAMPLE_RATE), channel), None, 0.0
-    usual = end - start  # of a packet that doesn't know how long it lasts: beyond what is bearable
-    broken, reached, restarts = False, -math.inf, False
-    for one in decoded(path, "audio", start, kinds=kinds):
-        time, frame = one.time, one.frame
+    def __init__(self, path: str | Path, start: float, end: float, channel: str):
+        """Takes the file, for errors, the span, and one of `resampler.CHANNELS`."""
+        self._path, self._start, self._end = path, start, end
+        self._sound, self._lost = _Sound(round((end - start) * SAMPLE_RATE), channel), 0.0
+        self._run: _Run | None = None
+        # Of a packet that doesn't know how long it lasts: beyond what is bearable.
+        self._usual = end - start
+        self._broken, self._reached, self._restarts = False, -math.inf, False
+
+    def take(self, one: Decoded) -> bool:
+        """Takes the next frame or loss; returns whether no more are needed.
+
+        Raises:
+          MediaError: unreadable.
+        """
+        time, frame, run = one.time, one.frame, self._run
         assert not isinstance(frame, av.VideoFrame)  # of an audio stream
-        follows = run is not None and one.source.is_bare and not broken
+        follows = run is not None and one.source.is_bare and not self._broken
         if time is None or follows:
             time = 0.0 if run is None else run.next_time()
-        if time > end + _RUN_OUT:
-            break
-        if time < reached - RESTART:
+        if time > self._end + _RUN_OUT:
+            return True
+        if time < self._reached - RESTART:
             if run is not None and abs(time - run.next_time()) > RESTART:
-                run.add(None, sound)
-                run = None
+                self._end_run()
             # What fills a hole is no second timeline: one time stamp may have been too large.
-            if frame is not None and sound.has(time - start, frame.samples / frame.rate):
-                restarts = True
-                continue
-        if one.damaged and time >= start:
-            lost += one.seconds or usual
+            if frame is not None and self._has(time, frame):
+                self._restarts = True
+                return False
+        if one.damaged and time >= self._start:
+            self._lost += one.seconds or self._usual
         if frame is None:
-            broken = True
-            continue
-        usual = frame.samples / frame.rate
+            self._broken = True
+            return False
+        self._usual = frame.samples / frame.rate
         # After a loss the time stamps tell the place, although it is nearly where the run ended.
-        broken = broken and one.time is not None
-        if run is not None and (broken or not run.continues_with(time, frame)):
-            run.add(None, sound)
-            run = None
-        broken = False
-        if run is None:
-            index = round((time - start) * SAMPLE_RATE)
-            run = _Run(time, frame, index, Channels(path, frame))
-        run.add(frame, sound)
-        reached = max(reached, run.next_time())
-    if run is not None:
-        run.add(None, sound)
-    if lost > _MOST_LOST * (end - start):
-        share = f"{min(1.0, lost / (end - start)):.1%}"
-        raise MediaError("unreadable", f"{path}: {share} of its sound is damaged.")
-    if sound.filled == 0:
-        raise MediaError("no_audio", f"{path} has no audio from {start:.2f} to {end:.2f} s.")
-    audio_end = start + sound.filled / SAMPLE_RATE
-    if restarts and audio_end < end - RAGGED_END:
-        raise MediaError("unreadable", f"{path}: its sound's time stamps stop at {reached:.2f} s.")
-    waveform = sound.chosen(path)
-    waveform = waveform[: sound.filled] if audio_end >= end - RAGGED_END else waveform
-    gap = sound.missing_seconds(len(waveform)) > max(_SHORT_GAP, _MOST_LOST * (end - start))
-    notes = {"damaged": bool(lost), "restarts": restarts, "gap": gap}
-    return waveform, audio_end, frozenset(note for note, holds in notes.items() if holds)
+        broken, self._broken = self._broken and one.time is not None, False
+        if self._run is not None and (broken or not self._run.continues_with(time, frame)):
+            self._end_run()
+        if self._run is None:
+            index = round((time - self._start) * SAMPLE_RATE)
+            self._run = _Run(time, frame, index, Channels(self._path, frame))
+        self._run.add(frame, self._sound)
+        self._reached = max(self._reached, self._run.next_time())
+        return False
+
+    def _has(self, time: float, frame: av.AudioFrame) -> bool:
+        return self._sound.has(time - self._start, frame.samples / frame.rate)
+
+    def _end_run(self) -> None:
+        if self._run is not None:
+            self._run.add(None, self._sound)
+        self._run = None
+
+    def finish(self) -> tuple[np.ndarray, float, frozenset[str]]:
+        """Returns the audio of the span (int16), when it ends, and notes.
+
+        Raises:
+          MediaError: unreadable, no_audio, or silent, see `resampler.Choice.chosen`.
+        """
+        self._end_run()
+        path, start, end, sound = self._path, self._start, self._end, self._sound
+        if self._lost > _MOST_LOST * (end - start):
+            share = f"{min(1.0, self._lost / (end - start)):.1%}"
+            raise MediaError("unreadable", f"{path}: {share} of its sound is damaged.")
+        if sound.filled == 0:
+            raise MediaError("no_audio", f"{path} has no audio from {start:.2f} to {end:.2f} s.")
+        audio_end = start + sound.filled / SAMPLE_RATE
+        if self._restarts and audio_end < end - RAGGED_END:
+            stop = f"stop at {self._reached:.2f} s"
+            raise MediaError("unreadable", f"{path}: its sound's time stamps {stop}.")
+        waveform = sound.chosen(path)
+        waveform = waveform[: sound.filled] if audio_end >= end - RAGGED_END else waveform
+        gap = sound.missing_seconds(len(waveform)) > max(_SHORT_GAP, _MOST_LOST * (end - start))
+        notes = {"damaged": bool(self._lost), "restarts": self._restarts, "gap": gap}
+        return waveform, audio_end, frozenset(note for note, holds in notes.items() if holds)
 
 
 def sounding_tracks(path: str | Path, start: float, end: float) -> list[int]:
@@ -172,7 +194,8 @@ def _sounds(path: str | Path, number: int, start: float, end: float) -> bool:
         origin = (container.start_time or 0) / av.time_base
         if start > 0:
             container.seek(round((origin + start) * av.time_base))
-        for frame in itertools.chain(container.decode(stream), [None]):
+        frames = (frame for packet in demux(container, stream) for frame in stream.decode(packet))
+        for frame in itertools.chain(frames, [None]):
             if frame is not None:
                 time = 0.0
                 if frame.pts is not None:

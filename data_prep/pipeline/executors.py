@@ -139,7 +139,7 @@ def beam() -> ModuleType:
 def context() -> multiprocessing.context.ForkServerContext:
     """Returns what starts processes, which find the modules loaded that prepare clips."""
     chosen = multiprocessing.get_context("forkserver")
-    chosen.set_forkserver_preload(["data_prep.pipeline.shards"])
+    chosen.set_forkserver_preload(["data_prep.pipeline.shards", "cavmae_sync_jax.media.compiled"])
     return chosen
 
 

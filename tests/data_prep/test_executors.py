@@ -15,12 +15,13 @@ import tensorflow_datasets as tfds
 from etils import epath
 from faulty_clips import faulty
 from media_files import make_video
+from worker_state import scalings_compiled
 
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import output, shards, tfds_writer, writers
 from data_prep.pipeline.clips import Preparation
-from data_prep.pipeline.executors import Engine
+from data_prep.pipeline.executors import Engine, Workers
 from data_prep.pipeline.tfds_writer import write_dataset
 from data_prep.sources import lengths
 
@@ -61,6 +62,11 @@ def test_a_clip_takes_nothing_down_but_itself(tmp_path):
     assert "SIGKILL" in details["killed"]
     assert "3 s" in details["hang"]
     assert "ZeroDivisionError: by design" in details["bug"]
+
+
+def test_workers_need_not_compile():
+    with Workers(1, 60) as workers:
+        assert list(workers.results(scalings_compiled, ["a clip"])) == [("a clip", 1)]
 
 
 @pytest.mark.usefixtures("each_writing")

@@ -7,7 +7,7 @@ from media_files import CLOCKWISE, make_video, number, tone
 from PIL import Image
 from scipy import signal
 
-from cavmae_sync_jax.media import decoding, images
+from cavmae_sync_jax.media import decoding, demuxer, images
 
 
 def frame_numbers(read):
@@ -139,6 +139,20 @@ def test_image_size_gives_squares(tmp_path):
     assert read.frames.shape == (3, 32, 32, 3)
     whole = decoding.read_clip(path, num_frames=3).frames
     np.testing.assert_array_equal(read.frames[1], images.resize_and_crop(whole[1], 32))
+
+
+@pytest.mark.parametrize("start", [0.0, 1.5])
+@pytest.mark.parametrize("name, passes", [("b-frames.mp4", 2), ("mp3.mkv", 3)])
+def test_a_clip_takes_few_passes(tmp_path, monkeypatch, name, passes, start):
+    path = make_video(tmp_path / name, interleave=True, **FORMATS[name])
+    opened = []
+    open_file = demuxer.open_file
+    monkeypatch.setattr(
+        demuxer, "open_file", lambda *args, **more: opened.append(args) or open_file(*args, **more)
+    )
+    decoding.read_clip(path, start=start)
+    # Headers, sound and time stamps; then pictures. The end that Matroska notes is looked at, too.
+    assert len(opened) == passes
 
 
 @pytest.mark.parametrize("layout", ["stereo", "5.1"])

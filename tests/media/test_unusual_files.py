@@ -280,3 +280,52 @@ def test_one_time_stamp_that_is_too_large_costs_no_sound(tmp_path):
             target.mux(packet)
     loud = np.abs(decoding.read_clip(late, num_frames=4).waveform / 32768)
     assert (loud[8_000:88_000].reshape(-1, 800).max(axis=1) > 0.2).mean() > 0.98
+
+
+def noise(_, size):
+    return np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+
+
+def caption(milliseconds):
+    """A tag of an FLV that makes a stream of subtitles."""
+    entry = b"\x08\x00\x00\x00\x01\x00\x04text\x02\x00\x02hi\x00\x00\x09"
+    body = b"\x02\x00\x0aonTextData" + entry
+    head = b"\x12" + len(body).to_bytes(3, "big") + milliseconds.to_bytes(3, "big") + bytes(4)
+    tag = head + body
+    return tag + len(tag).to_bytes(4, "big")
+
+
+def with_late_captions(folder):
+    path = make_video(
+        folder / "a.flv", seconds=5, codecs=("flv", "mp3"), rate=44_100, interleave=True,
+        size=(320, 240), picture=noise, options={"g": "1", "qmin": "1", "qmax": "2"},
+    )  # fmt: skip
+    path.write_bytes(path.read_bytes() + caption(4900))
+    return path
+
+
+def with_late_sounds(folder):
+    """As where a recorder of a programme stream gets further tracks later."""
+    path = make_video(
+        folder / "a.mpg", seconds=5, fps=25, codecs=("mpeg2video", "mp2"), rate=44_100,
+        interleave=True, size=(320, 240), picture=noise, options={"g": "1", "qmax": "2"},
+    )  # fmt: skip
+    data, sound, pack = path.read_bytes(), b"\x00\x00\x01\xc0", b"\x00\x00\x01\xba"
+    place = data.index(pack, len(data) * 3 // 4)  # neither the beginning nor the end is looked at
+    begin = data.rindex(sound, 0, place)
+    track = sound[:3] + b"\xc1" + data[begin + 4 : data.index(pack, begin)]
+    path.write_bytes(data[:place] + track + data[place:])
+    return path
+
+
+@pytest.mark.parametrize("write", [with_late_captions, with_late_sounds])
+def test_a_stream_that_appears_on_the_way_costs_nothing(tmp_path, write):
+    path = write(tmp_path)
+    with av.open(str(path)) as container:
+        known = len(container.streams)
+        with pytest.raises(IndexError):  # or this test tells nothing
+            list(container.demux(video=0))
+    assert known == 2
+    content = decoding.read_clip(path, num_frames=4, image_size=32)
+    assert content.seconds == pytest.approx(5, abs=0.2)
+    assert len(sound_files.read_span(path, 0.0, None)) == pytest.approx(80_000, abs=2_000)
