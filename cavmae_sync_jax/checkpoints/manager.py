@@ -38,6 +38,7 @@ DEFAULTS_OF_OLDER_CHECKPOINTS = {
     "microbatches": 1,
     "evaluations": ("retrieval",),
     "model.learned_positions": False,
+    "model.residual_dtype": "auto",
     "data.own_statistics": False,
     "data.window_spread": "clip",
     "data.requests": 64,
