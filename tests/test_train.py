@@ -337,10 +337,12 @@ class LoggedStep:
         self.log = []
 
     def lower(self, state, batch, ratio):
+        def run(*given):
+            self.log.append(("runs", ratio, *given))
+            return given
+
         self.log.append(("compiles", ratio))
-        runs = types.SimpleNamespace()
-        runs.compile = lambda: lambda *given: self.log.append(("runs", ratio, *given))
-        return runs
+        return types.SimpleNamespace(compile=lambda: run)
 
 
 @pytest.mark.parametrize("ratios", [(0.75,), (0.6, 0.75, 0.9)])
@@ -348,7 +350,7 @@ def test_the_steps_of_all_mask_ratios_are_compiled_before_the_first_one_runs(mon
     step, config = LoggedStep(), tiny.config(mask__ratios=ratios)
     monkeypatch.setattr(train_step, "make_train_step", lambda *_: step)
     task = types.SimpleNamespace(config=config, module=None, optimizer=None)
-    run = train.Pretraining.step_function(task, None)
+    run = train.Pretraining.step_function(task, train_step.TrainState(None, None, None))
     for number in range(1, 9):
         run("state", "batch", number)
     expected = [train_step.batch_ratio(ratios, config.seed, number) for number in range(1, 9)]
