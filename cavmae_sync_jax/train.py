@@ -51,12 +51,18 @@ class Pretraining(clip_task.ClipTask):
     def step_function(
         self, shardings: train_step.TrainState
     ) -> Callable[[Any, Any, int], tuple[Any, Any]]:
-        """The jitted train step, with the mask ratio of each step."""
+        """The train step with the mask ratio of each step, compiled for all ratios at the first.
+
+        So no compilation interrupts the run later, where it would delay the answer to a signal.
+        """
         step = train_step.make_train_step(self.module, self.optimizer, self.config, shardings)
         ratios, seed = tuple(self.config.mask.ratios), self.config.seed
+        compiled: dict[float, jax.stages.Compiled] = {}
 
         def numbered(state: Any, batch: Any, number: int) -> tuple[Any, Any]:
-            return step(state, batch, train_step.batch_ratio(ratios, seed, number))
+            for ratio in ratios if not compiled else ():
+                compiled[ratio] = step.lower(state, batch, ratio).compile()
+            return compiled[train_step.batch_ratio(ratios, seed, number)](state, batch)
 
         return numbered
 

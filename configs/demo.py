@@ -116,6 +116,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
                 "audio_mean": -5.081,
                 "audio_std": 4.4849,
                 "dtype": "auto",
+                "residual_dtype": "auto",
                 "unroll": False,
                 "remat": "full",  # on a CPU computing again is faster than waiting for memory
             },

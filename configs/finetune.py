@@ -153,6 +153,7 @@ def get_config(variant: str = "as20k") -> ConfigDict:
                 "audio_mean": -5.081,  # of AudioSet's log-mel
                 "audio_std": 4.4849,
                 "dtype": "auto",  # bfloat16, on a CPU float32
+                "residual_dtype": "auto",  # as dtype; float32: tokens between blocks
                 "unroll": False,
                 "remat": "none",  # or full, or dots: less memory, more arithmetic
             },

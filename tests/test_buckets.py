@@ -70,7 +70,7 @@ def test_an_evaluation_and_the_summary_write_to_a_bucket(bucket, tmp_path, capsy
 
 def test_metrics_in_a_bucket_are_appended_and_dropped(bucket, monkeypatch):
     class Board:
-        def __init__(self, path, purge_step=None):
+        def __init__(self, path, purge_step=None, max_queue=None):
             assert path == f"{bucket}/run"
 
         def add_scalar(self, *args):

@@ -114,6 +114,9 @@ def test_the_paper_sizes(shape_of_step):
 def test_variants_combine_and_unknown_ones_are_told():
     config = pretrain.get_config("scale+,mask_0.9")
     assert (config.batch_size, config.mask.ratios) == (128, (0.9,))
+    # CAV-MAE's negatives came from a fourth of the batch, which its rows leave to the reader.
+    assert pretrain.get_config("scale+").loss.contrast_groups == 1
+    assert pretrain.get_config("scale+,contrast_groups_4").loss.contrast_groups == 4
     with pytest.raises(ValueError, match="did you mean 'registers_4'"):
         pretrain.get_config("register_4")
     with pytest.raises((KeyError, AttributeError)):

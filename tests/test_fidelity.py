@@ -40,6 +40,7 @@ TINY = {
     "audio_mean": 0.0,
     "audio_std": 1.0,
     "dtype": "float32",
+    "residual_dtype": "auto",
     "unroll": False,
     "remat": "none",
 }

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import types
 
 import jax
 import numpy as np
@@ -327,6 +328,34 @@ def test_a_workdir_that_is_a_file(dataset_dir, tmp_path):
 def test_profile_on_request(dataset_dir, tmp_path):
     train.train_and_evaluate(tiny.config(dataset_dir, epochs=2.0, profile_step=2), tmp_path)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+class LoggedStep:
+    """A train step that tells when it is compiled and when it runs."""
+
+    def __init__(self):
+        self.log = []
+
+    def lower(self, state, batch, ratio):
+        def run(*given):
+            self.log.append(("runs", ratio, *given))
+            return given
+
+        self.log.append(("compiles", ratio))
+        return types.SimpleNamespace(compile=lambda: run)
+
+
+@pytest.mark.parametrize("ratios", [(0.75,), (0.6, 0.75, 0.9)])
+def test_the_steps_of_all_mask_ratios_are_compiled_before_the_first_one_runs(monkeypatch, ratios):
+    step, config = LoggedStep(), tiny.config(mask__ratios=ratios)
+    monkeypatch.setattr(train_step, "make_train_step", lambda *_: step)
+    task = types.SimpleNamespace(config=config, module=None, optimizer=None)
+    run = train.Pretraining.step_function(task, train_step.TrainState(None, None, None))
+    for number in range(1, 9):
+        run("state", "batch", number)
+    expected = [train_step.batch_ratio(ratios, config.seed, number) for number in range(1, 9)]
+    assert step.log[: len(ratios)] == [("compiles", ratio) for ratio in ratios]
+    assert step.log[len(ratios) :] == [("runs", ratio, "state", "batch") for ratio in expected]
 
 
 def test_mask_ratios_are_drawn_from_seed_and_step():

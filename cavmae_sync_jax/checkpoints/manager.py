@@ -27,12 +27,14 @@ from cavmae_sync_jax.checkpoints import hub
 from cavmae_sync_jax.checkpoints.checksums import fingerprints, name_of
 from cavmae_sync_jax.checkpoints.shape_diff import mismatch
 from cavmae_sync_jax.distributed import multihost
-from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils import buckets, cli, console
 from cavmae_sync_jax.utils.errors import UserError
 
 FOLDER = "checkpoints"
 _NAMED = 5  # trainings that a sentence names
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")  # of PyTorch
+MARK = "commit_success.txt"  # Orbax's last object of a checkpoint in a bucket
+METADATA = "_CHECKPOINT_METADATA"  # has the time of the commit, which is written just before it
 SET_ASIDE = "set_aside"  # beside it, with the step: what a resumed run was told to pass over
 # Settings that older checkpoints lack, with the value that was the only one then.
 DEFAULTS_OF_OLDER_CHECKPOINTS = {
@@ -40,6 +42,7 @@ DEFAULTS_OF_OLDER_CHECKPOINTS = {
     "microbatches": 1,
     "evaluations": ("retrieval",),
     "model.learned_positions": False,
+    "model.residual_dtype": "auto",
     "data.own_statistics": False,
     "data.window_spread": "clip",
     "data.requests": 64,
@@ -50,9 +53,14 @@ class Checkpoints:
     """The checkpoints of a workdir that is being trained; saves are asynchronous."""
 
     def __init__(self, workdir: epath.PathLike, keep: int):
-        """Opens `WORKDIR/checkpoints`, where the newest `keep` stay."""
+        """Opens `WORKDIR/checkpoints`, where the newest `keep` stay, and removes unfinished saves.
+
+        Raises:
+          UserError: in a bucket, if a checkpoint looks whole but lacks Orbax's mark.
+        """
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self.directory = _absolute(workdir) / FOLDER
+        _refuse_unmarked(self.directory)
         self._manager = _manager(self.directory, options)
 
     @property
@@ -145,23 +153,27 @@ def write(directory: epath.PathLike, state: dict[str, Any], config: ConfigDict) 
     """
     directory = epath.Path(directory)
     cli.refuse_existing(directory)
-    partial = cli.make_folder(directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with _quiet():
-            checkpoints = Checkpoints(partial, keep=1)
-            # Orbax copies NumPy's arrays before it saves them, but not JAX's.
-            checkpoints.save(0, jax.tree.map(jax.device_put, state), config, position={})
-            checkpoints.close()
-        cli.refuse_existing(directory)
-        partial.rename(directory)
-    except UserError as error:
-        if error.__cause__ is None:
-            raise
-        raise UserError(f"{directory} can't be written: {_reason(error.__cause__)}") from error
-    except OSError as error:
-        raise UserError(f"{directory} can't be written: {_reason(error)}") from error
-    finally:
-        _remove(partial)
+    # In a bucket nothing is renamed at once, but there it is Orbax's mark that makes it complete.
+    hidden = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}"
+    partial = cli.make_folder(directory if buckets.in_bucket(directory) else hidden)
+    with contextlib.ExitStack() as unless_written:
+        unless_written.callback(_remove, partial)
+        try:
+            with _quiet():
+                checkpoints = Checkpoints(partial, keep=1)
+                # Orbax copies NumPy's arrays before it saves them, but not JAX's.
+                checkpoints.save(0, jax.tree.map(jax.device_put, state), config, position={})
+                checkpoints.close()
+            if partial == hidden:
+                cli.refuse_existing(directory)
+                partial.rename(directory)
+        except UserError as error:
+            if error.__cause__ is None:
+                raise
+            raise UserError(f"{directory} can't be written: {_reason(error.__cause__)}") from error
+        except OSError as error:
+            raise UserError(f"{directory} can't be written: {_reason(error)}") from error
+        unless_written.pop_all()
 
 
 @contextlib.contextmanager
@@ -197,6 +209,21 @@ def _absolute(path: epath.PathLike) -> epath.Path:
 
 def _steps(folder: epath.Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
+def _refuse_unmarked(folder: epath.Path) -> None:
+    """Orbax takes a checkpoint without its mark for an unfinished save, and removes it."""
+    if not buckets.in_bucket(folder) or not folder.is_dir():
+        return
+    for place in folder.iterdir():
+        known = place.name.isdigit() and (place / METADATA).exists()
+        if not known or (place / MARK).exists():
+            continue
+        if json.loads((place / METADATA).read_text()).get("commit_timestamp_nsecs"):
+            raise UserError(
+                f"{place} has no {MARK}, as after a copy that was not finished: copy it again, or, "
+                f"if it is whole, run `echo whole | gcloud storage cp - {place}/{MARK}`"
+            )
 
 
 def _require(step: int, steps: list[int], folder: epath.Path) -> None:
@@ -299,6 +326,8 @@ def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Store
         reader = _manager(_absolute(folder), options)
     with reader as manager:
         steps = sorted(manager.all_steps())
+        if not steps or step not in (None, *steps):
+            _refuse_unmarked(folder)
         if not steps:
             raise UserError(f"{folder} holds no finished checkpoint")
         step = steps[-1] if step is None else step

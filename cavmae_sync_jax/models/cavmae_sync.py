@@ -66,6 +66,7 @@ class Encoder(nn.Module):
     registers: int
     global_token: bool
     learned_positions: bool
+    residual: Any  # type of the tokens between the blocks
     stack: dict[str, Any]
 
     @nn.compact
@@ -75,13 +76,13 @@ class Encoder(nn.Module):
         keep: Int[Array, "batch kept"] | None,
     ) -> Tokens:
         """Encodes patches whose places are in `keep` (None: all, in order)."""
-        dtype, width = self.stack["dtype"], self.width
+        width = self.width
         positions = _positions(self, "positions", self.grid, width, self.learned_positions)
         if keep is not None:
             positions = positions[0][keep]
         small = nn.initializers.normal(0.02)
-        x = dense(width, dtype, "patch_projection")(patches)
-        x = x + (positions + self.param("modality", small, (1, 1, width))).astype(dtype)
+        x = dense(width, self.stack["dtype"], "patch_projection")(patches)
+        x = x + (positions + self.param("modality", small, (1, 1, width))).astype(self.residual)
         batch, kept = x.shape[:2]
         parts = [x]
         if self.global_token:
@@ -94,7 +95,7 @@ class Encoder(nn.Module):
         return split_tokens(x, kept, self.global_token)
 
     def _repeat(self, name: str, init: Any, count: int, batch: Any) -> Array:
-        tokens = self.param(name, init, (1, count, self.width)).astype(self.stack["dtype"])
+        tokens = self.param(name, init, (1, count, self.width)).astype(self.residual)
         return jnp.broadcast_to(tokens, (batch, count, self.width))
 
 
@@ -117,6 +118,7 @@ class Decoder(nn.Module):
     pixels: dict[str, int]
     width: int
     learned_positions: bool
+    residual: Any  # type of the tokens between the blocks
     stack: dict[str, Any]
 
     @nn.compact
@@ -143,8 +145,8 @@ class Decoder(nn.Module):
             positions = _positions(self, f"positions_{m}", grid, self.width, learned)[0]
             # Added after the gathering, so that their gradients are sums and no scattered ones.
             code = self.param(f"modality_{m}", small, (1, 1, self.width))
-            seen.append(tokens + (positions[keep[m]] + code).astype(dtype))
-            hidden.append((positions[places[m]] + (mask_token + code)).astype(dtype))
+            seen.append(tokens + (positions[keep[m]] + code).astype(self.residual))
+            hidden.append((positions[places[m]] + (mask_token + code)).astype(self.residual))
         x = jnp.concatenate(seen + hidden, axis=1)
         stack, norm = Stack(**self.stack, name="stack"), Norm(dtype, name="norm")
         if masked is not None:
@@ -191,6 +193,7 @@ class CavMaeSync(nn.Module):
     audio_mean: float
     audio_std: float
     dtype: str
+    residual_dtype: str
     unroll: bool
     remat: str
 
@@ -218,6 +221,15 @@ class CavMaeSync(nn.Module):
         automatic = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         return jnp.dtype(automatic if self.dtype == "auto" else self.dtype)
 
+    @property
+    def token_dtype(self) -> Any:
+        """The type of the tokens between the blocks: that of the arithmetic, or `residual_dtype`.
+
+        PyTorch's autocast, with which the authors trained, keeps float32 here.
+        """
+        chosen = self.residual_dtype
+        return self.compute_dtype if chosen == "auto" else jnp.dtype(chosen)
+
     def setup(self) -> None:
         """Makes the submodules."""
         shared = {
@@ -234,6 +246,7 @@ class CavMaeSync(nn.Module):
                 self.registers,
                 self.global_token,
                 self.learned_positions,
+                self.token_dtype,
                 encoder,
             )
             for modality in MODALITIES
@@ -243,7 +256,12 @@ class CavMaeSync(nn.Module):
         self.norms = {name: Norm(self.compute_dtype) for name in passes}
         decoder = {**shared, "depth": self.decoder_depth, "heads": self.decoder_heads}
         self.decoder = Decoder(
-            self.grids, self.pixels, self.decoder_width, self.learned_positions, decoder
+            self.grids,
+            self.pixels,
+            self.decoder_width,
+            self.learned_positions,
+            self.token_dtype,
+            decoder,
         )
 
     def patchify(
@@ -382,6 +400,7 @@ def from_config(section: ConfigDict | Mapping[str, Any]) -> CavMaeSync:
         raise UserError(f"config.model.registers must be 0 to {MAX_REGISTERS}")
     for name, values in (
         ("dtype", ("auto", "float32", "bfloat16")),
+        ("residual_dtype", ("auto", "float32")),
         ("remat", ("none", *REMAT_POLICIES)),
     ):
         if getattr(model, name) not in values:

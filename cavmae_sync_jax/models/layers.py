@@ -56,8 +56,8 @@ class Norm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         # Whoever applies a module by hand may bring NumPy's arrays.
-        x, scale, bias = jnp.asarray(x, self.dtype), jnp.asarray(scale), jnp.asarray(bias)
-        return memory_efficient_ops.layer_norm(x, scale, bias, EPSILON)
+        x, scale, bias = jnp.asarray(x), jnp.asarray(scale), jnp.asarray(bias)
+        return memory_efficient_ops.layer_norm(x, scale, bias, EPSILON, self.dtype)
 
 
 class Projections(nn.Module):
@@ -122,6 +122,7 @@ class Block(nn.Module):
     """A pre-norm transformer block: one set of weights, one pair of norms for each `norm_sets`.
 
     Only the joint block has several sets (paper section 3.2: shared weights, individual norms).
+    Tokens keep their type from block to block. It may be wider than `dtype`, the arithmetic's.
     """
 
     heads: int

@@ -6,6 +6,7 @@ rounding. Sums, norms and GELU are in float32 inside, whatever the arrays' type.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,28 +73,32 @@ def _gelu_backward(x: Rows, cotangent: Rows) -> tuple[Rows]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def layer_norm(
-    x: Rows, scale: Float[Array, " dim"], bias: Float[Array, " dim"], epsilon: float
+    x: Rows, scale: Float[Array, " dim"], bias: Float[Array, " dim"], epsilon: float, dtype: Any
 ) -> Rows:
-    """Normalises the last axis to mean 0 and variance 1, then scales and shifts it."""
-    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+    """Normalises the last axis to mean 0 and variance 1, then scales and shifts it.
+
+    The result has the type `dtype`, which may be narrower than that of `x`.
+    """
+    return _layer_norm_forward(x, scale, bias, epsilon, dtype)[0]
 
 
 def _layer_norm_forward(
-    x: Rows, scale: Float[Array, " dim"], bias: Float[Array, " dim"], epsilon: float
+    x: Rows, scale: Float[Array, " dim"], bias: Float[Array, " dim"], epsilon: float, dtype: Any
 ) -> tuple[Rows, Residuals]:
     wide = x.astype(jnp.float32)
     mean = wide.mean(-1, keepdims=True)
     # The fast variance E[x²] - E[x]² loses digits that the golden values have.
     inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
     scaled = (wide - mean) * (inverse * _row(scale, x)) + _row(bias, x)
-    return scaled.astype(x.dtype), (x, mean, inverse, scale)
+    return scaled.astype(dtype), (x, mean, inverse, scale)
 
 
 def _layer_norm_backward(
-    epsilon: float, residuals: Residuals, cotangent: Rows
+    epsilon: float, dtype: Any, residuals: Residuals, cotangent: Rows
 ) -> tuple[Rows, Float[Array, " dim"], Float[Array, " dim"]]:
+    del epsilon, dtype
     x, mean, inverse, scale = residuals
     cotangent = cotangent.astype(jnp.float32)
     normal = (x.astype(jnp.float32) - mean) * inverse

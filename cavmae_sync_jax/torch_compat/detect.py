@@ -42,6 +42,7 @@ RELEASED = {
         "audio_mean": -5.081,
         "audio_std": 4.4849,
         "dtype": "auto",
+        "residual_dtype": "auto",
         "unroll": False,
         "remat": "none",
     },

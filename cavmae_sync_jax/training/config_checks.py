@@ -27,7 +27,7 @@ CHANGEABLE_ON_RESUME = {
     ),
     *("mesh.data", "mesh.fsdp", "data.dir", "data.eval_split", "data.workers", "data.prefetch"),
     "data.requests",
-    *("model.dtype", "model.unroll", "model.remat"),
+    *("model.dtype", "model.residual_dtype", "model.unroll", "model.remat"),
     "learning_rate",  # a run that diverged goes on with a lower one
 }
 

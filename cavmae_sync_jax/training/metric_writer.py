@@ -1,15 +1,19 @@
 """Where a training run's numbers go: their means, a JSON line, TensorBoard, the progress bar."""
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Array, Float
+
+from cavmae_sync_jax.utils import console
+from cavmae_sync_jax.utils.errors import UserError
 
 
 class Writer:
@@ -23,10 +27,15 @@ class Writer:
         self._purged = 0  # TensorBoard forgets this step and all after it
 
     def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
-        """Records the scalars of one step; each line is complete on disk when this returns."""
+        """Records the scalars of one step; each line is complete on disk when this returns.
+
+        Raises:
+          UserError: if it can't be written.
+        """
         if not self._active:
             return
-        self._append(json.dumps({"step": step, "split": split, **scalars}) + "\n")
+        with self._writing():
+            self._append(json.dumps({"step": step, "split": split, **scalars}) + "\n")
         # Made with the first line, so that a run that is refused leaves neither file nor thread.
         self._board = self._board or _board(self._path.parent, self._purged)
         for name, value in scalars.items():
@@ -44,15 +53,30 @@ class Writer:
         self._path.write_text(self._text)
 
     def drop_after(self, step: int) -> None:
-        """Forgets the lines of steps that a resumed run is about to repeat."""
+        """Forgets the lines of steps that a resumed run is about to repeat.
+
+        Raises:
+          UserError: if they can't be written.
+        """
         self._purged = step + 1
         if not self._active or not self._path.exists():
             return
-        kept = "".join(f"{line}\n" for line in self._lines() if _step(line) <= step)
-        self._text = None
-        fresh = self._path.with_suffix(".jsonl.new")
-        fresh.write_text(kept)
-        fresh.replace(self._path)
+        with self._writing():
+            kept = "".join(f"{line}\n" for line in self._lines() if _step(line) <= step)
+            self._text = None
+            fresh = self._path.with_suffix(".jsonl.new")
+            fresh.write_text(kept)
+            fresh.replace(self._path)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # each library of a bucket has kinds of its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise UserError(
+                f"{self._path} can't be written ({reason}): mend that and start again"
+            ) from error
 
     def has(self, step: int, split: str) -> bool:
         """Whether a line of this step and split was written."""
@@ -64,15 +88,21 @@ class Writer:
         return self._path.read_text().splitlines() if self._path.exists() else []
 
     def close(self) -> None:
-        """Writes what TensorBoard still buffers."""
-        if self._board is not None:
+        """Writes what TensorBoard still buffers; says so if it can't."""
+        if self._board is None:
+            return
+        try:
             self._board.close()
+        except Exception as error:  # the run is saved, and its metrics are in metrics.jsonl
+            console.warn(f"TensorBoard's file in {self._path.parent} can't be written: {error}")
 
 
 def _board(folder: epath.Path, purged: int) -> Any:
     import tensorboardX  # imports PyTorch, where that is installed, which no worker needs
 
-    return tensorboardX.SummaryWriter(str(folder), purge_step=purged)
+    # A thread of its own writes. It ends when it can't, and a queue with an end would then block
+    # the training for ever. This one has none.
+    return tensorboardX.SummaryWriter(str(folder), purge_step=purged, max_queue=0)
 
 
 class NotFiniteError(ValueError):

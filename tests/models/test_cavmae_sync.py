@@ -101,6 +101,7 @@ def test_normalisation_of_raw_input():
         ({"model__heads": 3}, "width=16 must be a multiple of config.model.heads=3"),
         ({"model__registers": 17}, "registers must be 0 to 16"),
         ({"model__dtype": "float8"}, "dtype must be one of auto, float32, bfloat16"),
+        ({"model__residual_dtype": "bfloat16"}, "residual_dtype must be one of auto, float32"),
         ({"model__remat": "some"}, "remat must be one of none, full, dots"),
     ],
 )
@@ -114,6 +115,31 @@ def test_missing_and_unknown_keys_are_told():
     section["hight"] = section.pop("width")
     with pytest.raises(UserError, match=r"missing keys \['width'\].*unknown keys \['hight'\]"):
         cavmae_sync.from_config(section)
+
+
+def test_tokens_between_blocks_may_be_float32():
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            yield equation
+            for inner in jax.tree.leaves(list(equation.params.values())):
+                if hasattr(inner, "eqns"):
+                    yield from walk(getattr(inner, "jaxpr", inner))
+
+    def carried(**types):
+        config = tiny.config(**types)
+        module = cavmae_sync.from_config(config.model)
+        params, batch = draw(module), batch_of(module)
+        run = functools.partial(train_step.loss_and_grads, module, config)
+        trace = jax.make_jaxpr(lambda p: run(p, batch, jnp.int32(0), 0.75))(params)
+        # A loop over layers carries the tokens forward and their cotangents back.
+        loops = [equation for equation in walk(trace.jaxpr) if equation.primitive.name == "scan"]
+        assert {aval.dtype for aval in trace.out_avals} == {jnp.dtype("float32")}
+        tokens = (v.aval for loop in loops for v in loop.outvars[: loop.params["num_carry"]])
+        return {aval.dtype.name for aval in tokens if aval.ndim == 3}
+
+    assert carried(model__dtype="float32") == {"float32"}
+    assert carried(model__dtype="bfloat16") == {"bfloat16"}
+    assert carried(model__dtype="bfloat16", model__residual_dtype="float32") == {"float32"}
 
 
 def test_bfloat16_is_close_to_float32():

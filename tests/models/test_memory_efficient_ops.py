@@ -19,7 +19,7 @@ def plain_norm(x, scale, bias):
 
 
 def lean_norm(x, scale, bias):
-    return memory_efficient_ops.layer_norm(x, scale, bias, EPSILON)
+    return memory_efficient_ops.layer_norm(x, scale, bias, EPSILON, x.dtype)
 
 
 def plain_gelu(x):
@@ -91,6 +91,21 @@ def test_values_and_gradients_are_those_of_the_plain_function(name, dtype, toler
     ):
         assert found.dtype == array.dtype
         close(found, wanted, tolerance)
+
+
+def test_a_norm_may_be_narrower_than_what_it_normalises():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(300 + rng.standard_normal((3, DIM)), jnp.float32)  # bfloat16 has steps of 2
+    scale, bias = jnp.ones(DIM), jnp.zeros(DIM)
+    narrow = functools.partial(memory_efficient_ops.layer_norm, epsilon=EPSILON, dtype=jnp.bfloat16)
+    value, back = jax.vjp(narrow, x, scale, bias)
+    expected, plain_back = jax.vjp(plain_norm, x, scale, bias)
+    assert value.dtype == jnp.bfloat16
+    close(value, expected, 1e-2)
+    pull = jnp.asarray(rng.standard_normal(value.shape), jnp.bfloat16)
+    for found, wanted in zip(back(pull), plain_back(pull.astype(jnp.float32)), strict=True):
+        assert found.dtype == jnp.float32
+        close(found, wanted, 1e-2)
 
 
 def test_large_logits_stay_finite():

@@ -6,7 +6,7 @@
     export TENSORSTORE_GCS_HTTP_URL=http://127.0.0.1:9023            # Orbax
 
 Serves the part of the JSON API that these clients use: objects are listed, read by ranges, written
-(whole, in two parts or resumably), copied, rewritten and deleted, alone or in batches, with
+(whole, in two parts or resumably), copied, moved, rewritten and deleted, alone or in batches, with
 generations as preconditions. Objects are files in FOLDER, so that they outlive the server. It
 listens on the loopback interface only and believes everybody.
 """

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from benchmarks.data.bucket_emulator.store import Refused, Store
 
 _OBJECT = re.compile(r"(?:/download|/upload)?/storage/v1/b/([^/]+)/o(?:/([^/]+))?")
+_MOVE = re.compile(r"/storage/v1/b/([^/]+)/o/([^/]+)/moveTo/o/([^/]+)")
 _COPY = re.compile(r"/storage/v1/b/([^/]+)/o/([^/]+)/(?:copyTo|rewriteTo)/b/([^/]+)/o/([^/]+)")
 
 
@@ -65,6 +66,9 @@ class Bucket:
         copied = _COPY.fullmatch(path)
         if copied:
             return self._copy(request, *map(urllib.parse.unquote, copied.groups()))
+        moved = _MOVE.fullmatch(path)
+        if moved:
+            return self._move(request, *map(urllib.parse.unquote, moved.groups()))
         found = _OBJECT.fullmatch(path)
         if found:
             bucket, name = (urllib.parse.unquote(part or "") for part in found.groups())
@@ -159,6 +163,12 @@ class Bucket:
             return as_json(resource)
         done = {"done": True, "objectSize": str(size), "totalBytesRewritten": str(size)}
         return as_json({"kind": "storage#rewriteResponse", **done, "resource": resource})
+
+    def _move(self, request: Request, bucket: str, name: str, to_name: str) -> Answer:
+        self._check(request, bucket, to_name)
+        resource = self.store.write(bucket, to_name, self.store.read(bucket, name, None)[0])
+        self.store.path(bucket, name).unlink()
+        return as_json(resource)
 
     def _upload(self, request: Request, bucket: str) -> Answer:
         kind, session = request.query.get("uploadType"), request.query.get("upload_id")
