@@ -98,7 +98,7 @@ class _Sound:
 
 
 class SpanReader:
-    """Makes the waveform of a span of the frames that `demuxer.decode` brings."""
+    """Makes the waveform of a span of the frames that `frames.decode` brings."""
 
     def __init__(self, path: str | Path, start: float, end: float, channel: str):
         """Takes the file, for errors, the span, and one of `resampler.CHANNELS`."""

@@ -412,8 +412,11 @@ def test_where_a_dataset_may_lie(output, tmp_path):
     for place in ("", tmp_path / "none"):
         with pytest.raises(UserError, match="no dataset folder"):
             find(place)
-    with pytest.raises(UserError, match="it holds none"):
+    with pytest.raises(UserError, match=r"it further below: give one of .*1\.0\.0"):
         find(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="it holds none"):
+        find(tmp_path / "empty")
     shutil.copytree(folder_of(output), output / "little" / "2.0.0")
     with pytest.raises(UserError, match=r"one prepared dataset.*1\.0\.0, .*2\.0\.0"):
         find(output)
