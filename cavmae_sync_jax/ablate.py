@@ -6,14 +6,14 @@ Examples:
   python -m cavmae_sync_jax.ablate --table=mine.py --config=configs/demo.py \\
       --config.data.dir=runs/demo/data --probe=configs/probe.py:demo --workdir=runs/mine
 
---table is one of the paper's (4, 5, 6, 7, 8, figure4, 11, 12) or a Python file of your own.
-Started again, or on other machines that share the workdir, it goes on: a process takes a training
-that no living process works on, and resumes it exactly. Rows with equal settings are trained once.
+--table is one of the paper's (4, 5, 6, 7, 8, figure4, 11, 12) or a Python file of your own. Repeat
+the command to go on, also on other machines that share the workdir. A process takes a training that
+no running process works on, and resumes it exactly. Rows with equal settings are trained once.
 
 WORKDIR gets table_TABLE.md, .json, .png and .html, and trainings/. --dry_run only lists the
 trainings, what is finished, and the device-hours that are left. The paper's datasets are named
-audioset, vggsound, ade20k and as20k; one that --data does not name is the training's own, except
-for vggsound, whose columns are left out then. The status is 3 if trainings are left to others.
+audioset, vggsound, ade20k and as20k. If --data does not name one, the training's own is used;
+without vggsound, its columns are left out. The exit status is 3 while other processes still train.
 """
 
 import argparse
@@ -318,7 +318,9 @@ def main() -> None:
     arguments.add_argument("--workdir", required=True, help="folder of all trainings and tables")
     arguments.add_argument("--seeds", type=int, default=1, help="trainings per row")
     arguments.add_argument(
-        "--rows", type=lambda text: text.split(","), help="only these, with commas between"
+        "--rows",
+        type=lambda text: text.split(","),
+        help="train only these rows, with commas between",
     )
     arguments.add_argument(
         "--data",
@@ -341,10 +343,10 @@ def main() -> None:
         "--probe",
         default="configs/probe.py:as20k,cached",
         metavar="FILE:ROWS",
-        help="recipe of columns that probe",
+        help="recipe of the columns that need a probe",
     )
     arguments.add_argument(
-        "--dry_run", action="store_true", help="only list the trainings and what they would take"
+        "--dry_run", action="store_true", help="only list the trainings and the time that they need"
     )
     cli.main(arguments, start, config=True, rows=True, within=multihost.connected)
 

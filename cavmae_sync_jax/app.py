@@ -358,8 +358,10 @@ def main() -> None:
     arguments = cli.parser(__doc__)
     arguments.add_argument("--checkpoint", required=True, help="folder of a trained model")
     arguments.add_argument("--index", help="folder that embed wrote, to search in")
-    arguments.add_argument("--port", type=int, default=7860, help="0 is any that is free")
-    arguments.add_argument("--largest", type=int, default=200, help="MB of an upload")
+    arguments.add_argument(
+        "--port", type=int, default=7860, help="port to listen on; 0 takes a free one"
+    )
+    arguments.add_argument("--largest", type=int, default=200, help="largest upload in MB")
 
     def start(args: argparse.Namespace) -> None:
         if args.largest < 1:

@@ -8,21 +8,22 @@ Examples:
   python -m cavmae_sync_jax.convert runs/sync hf://USER/REPO
   python -m cavmae_sync_jax.convert hf://USER/REPO checkpoints/theirs
 
-A file (.pth, .pt, .bin or .safetensors) of CAV-MAE Sync, CAV-MAE (fine-tuned or not), a MAE ViT
-with or without its decoder, or a probe's head is told by its names. Its sizes are read from its
-shapes and written with it, so that evaluations and --config.init_from take DESTINATION as they take
-a training's workdir. What shapes do not tell is as in configs/pretrain.py; --config.KEY=VALUE says
-otherwise, such as --config.model.heads=4, and asks for another length of audio or size of image
-than the file's: --config.model.audio_rows=1024. For a CAV-MAE, --config.model.global_token=True and
---config.model.registers=8 ask for the tokens that Sync adds.
+A SOURCE file (.pth, .pt, .bin or .safetensors) holds CAV-MAE Sync, CAV-MAE (fine-tuned or not), a
+MAE ViT with or without its decoder, or a probe's head; its names say which. The model's sizes are
+read from the file's shapes. Evaluations and --config.init_from take DESTINATION like a workdir.
+
+Settings that shapes do not show are those of configs/pretrain.py. --config.KEY=VALUE changes them,
+such as --config.model.heads=4. It also sets another length of audio or size of image than the
+file's: --config.model.audio_rows=1024. For a CAV-MAE, --config.model.global_token=True and
+--config.model.registers=8 add the tokens of Sync.
 
 --class_names=CSV names the classes of a fine-tuned CAV-MAE. --config.classifier.stream=audio says
 that it was trained with sound alone, and --config.classifier.loss=ce that a clip has one class.
 
-A SOURCE that is a folder, a workdir or a conversion, is written as a file for the authors' classes.
-A DESTINATION NAME.onnx becomes NAME.audio.onnx and NAME.visual.onnx, the encoders in float32.
-Either may be a repository of the Hugging Face Hub, which gets the weights and the config only; a
-new one is private. Log in before by `hf auth login`.
+A SOURCE folder (a workdir or a conversion) is written as a file for the authors' classes. A
+DESTINATION NAME.onnx becomes NAME.audio.onnx and NAME.visual.onnx, the encoders in float32. Either
+may be a repository of the Hugging Face Hub. It gets the weights and the config only, and a new one
+is private. Log in with `hf auth login` first.
 """
 
 import argparse
@@ -348,7 +349,7 @@ def main() -> None:
     arguments.add_argument(
         "--seed",
         type=int,
-        help="of what the file lacks and a MAE or CAV-MAE may: tokens, codes of modalities …",
+        help="seed of the weights that a MAE or CAV-MAE lacks: tokens, codes of modalities …",
     )
     arguments.add_argument(
         "--class_names",

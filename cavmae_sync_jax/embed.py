@@ -4,12 +4,12 @@ Examples:
   python -m cavmae_sync_jax.embed VIDEOS --checkpoint=runs/sync --output=runs/index
   python -m cavmae_sync_jax.embed a.mp4 b.wav c.jpg --checkpoint=runs/sync --output=runs/index
 
-Each source is a file, a folder or a text file with a path per line. Of a folder, the files are
-taken that are named as media. Files that the index holds already are skipped; changed ones are
-embedded again. After an interruption, repeat the command.
+Each source is a file, a folder, or a text file with a path per line. Of a folder, only files with
+the extension of a video, sound or picture are taken. Files that the index holds already are
+skipped, and changed ones are embedded again. After an interruption, repeat the command.
 
-A pair of vectors comes every 10/16 s. A file that can't be read is told, and the others go on.
-python -m cavmae_sync_jax.search asks the index. It consists of Parquet files, which pandas or
+There is a pair of vectors every 10/16 s. A file that can't be read is reported and skipped.
+python -m cavmae_sync_jax.search searches the index. It consists of Parquet files, which pandas or
 DuckDB can read.
 """
 
@@ -140,10 +140,15 @@ def _stat(file: str) -> Stat | None:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("sources", nargs="+", metavar="FILE", help="file, folder or list")
+    arguments.add_argument(
+        "sources",
+        nargs="+",
+        metavar="FILE",
+        help="files, folders, or text files with a path per line",
+    )
     arguments.add_argument("--checkpoint", required=True, help="folder of a trained model")
-    arguments.add_argument("--output", required=True, metavar="INDEX", help="the index's folder")
-    arguments.add_argument("--every", type=float, help="seconds between pairs; None: 10/16")
+    arguments.add_argument("--output", required=True, metavar="INDEX", help="folder of the index")
+    arguments.add_argument("--every", type=float, help="seconds between pairs; without it, 10/16 s")
     arguments.add_argument("--workers", type=int, default=1, help="processes that decode")
     arguments.add_argument(
         "--export", metavar="FILE", help="also write all vectors into one .npz or .parquet"

@@ -4,13 +4,13 @@ Example:
   python -m cavmae_sync_jax.finetune --config=configs/finetune.py:vggsound \\
       --config.init_from=runs/sync --config.data.dir=DATASET --workdir=runs/vggsound
 
-It trains the encoders, the joint block and a head on the dataset's labels. `,audio` and `,visual`
-behind the row train one modality, and `,global` feeds the head global tokens. Without
---config.init_from it trains from scratch. At its end it prints the held-out clips' scores with both
-modalities and with either one missing, and writes WORKDIR/evals/classify.json and classify.png.
+It trains the encoders, the joint block and a head on the dataset's labels. The rows audio and
+visual, as in vggsound,audio, train one modality. The row global gives the head global tokens.
+Without --config.init_from it trains from scratch. At its end it prints the held-out clips' scores
+with both modalities and with either one missing, and writes WORKDIR/evals/classify.json and .png.
 
-The workdir is as that of `train`, which also says how a training stops and goes on.
-`load(WORKDIR).classify(FILE)` then tells what a video, a sound or a picture shows.
+The workdir is like that of `train`, whose --help says how a training stops and resumes.
+`load(WORKDIR).classify(FILE)` then gives the classes of a video, a sound or a picture.
 """
 
 from collections.abc import Callable

@@ -6,7 +6,7 @@ Example:
 
 The workdir gets config.json, metrics.jsonl, TensorBoard files and checkpoints/. On several hosts
 every process runs this command. SIGTERM makes it save and stop with status 143, and Ctrl-C with
-status 130; a second Ctrl-C ends it at once. `--help_config` lists the keys of a config.
+status 130. A second Ctrl-C ends it at once. `--help_config` lists the keys of a config.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,9 @@
 """Prepares ADE20K-Sound, images prompted by sounds (paper Table 3), as a dataset to evaluate on.
 
-FOLDER is the published one: prompted_segmentation.csv, frames/, audio/ and annotations/. A row of
-the CSV with a vggsound_file and an ade_class_id other than 0 makes one example of the split eval:
-the image, the log-mel of the sound's first --clip_seconds, the class, and the mask of its pixels.
+FOLDER is the published one, with prompted_segmentation.csv, frames/, audio/ and annotations/. A row
+of the CSV with a vggsound_file and an ade_class_id other than 0 becomes one example of the split
+eval: the image, the log-mel of the sound's first --clip_seconds, the class, and the mask of its
+pixels.
 Rows that can't be used are listed with the reason in OUTPUT/rejects.csv.
 
 Example:
@@ -63,7 +64,7 @@ class Prompt(Clip):
     def read(self, preparation: Preparation) -> Recording:
         """Reads image, sound and mask, which are one frame with its truth.
 
-        `events` are empty: nobody has said when in the sound the class is heard. So are the fields
+        `events` are empty: it is not known when in the sound the class is heard. So are the fields
         of silent objects.
         """
         frame, mask = self._frame_and_mask(preparation.image_size)
@@ -192,7 +193,7 @@ def _row(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prepares the dataset that the command line asks for and prints what came of it."""
+    """Prepares the dataset that the command line asks for and prints a summary."""
     preparation = flags.preparation(arguments, num_frames=1)
     table = read_table(arguments.folder)
     summary = flags.write(

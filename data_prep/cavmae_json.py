@@ -1,18 +1,18 @@
 """Prepares a dataset whose audio and frames are extracted already, in the layout of CAV-MAE.
 
-A SPLIT=JSON names a split, such as train or eval, and the list of its clips; a split given twice
-gets the clips of both lists. A list is {"data": [{"video_id", "wav", "video_path", "labels"}, …]}.
-The wav is an audio file of any rate. Frame i is VIDEO_PATH/frame_i/VIDEO_ID.jpg. The labels are
-mids, joined by commas, or "" for none. The class list is a CSV with the columns index, mid and
+SPLIT=JSON names a split, such as train or eval, and the list of its clips. A split that is given
+twice gets the clips of both lists. A list is {"data": [{"video_id", "wav", "video_path", "labels"},
+…]}. The wav is an audio file of any rate. Frame i is VIDEO_PATH/frame_i/VIDEO_ID.jpg. The labels
+are mids, joined by commas, or "" for none. The class list is a CSV with the columns index, mid and
 display_name. A clip's id is its video_id. The class names are the display names in the order of
-the indices; a display name that comes twice gets its mid behind it.
+the indices. A display name that occurs twice gets its mid appended.
 
-Relative paths start at the folder of their JSON. Absolute ones are often those of another machine:
---replace puts this machine's beginning in place of theirs, and may be given for several.
+Relative paths start at the folder of their JSON. Absolute paths are often those of another machine:
+--replace=OLD=NEW replaces their beginning. It may be repeated.
 
 The frames must be spread evenly over the first --clip_seconds of the audio, which is cut there.
-Where more than --num_frames are stored, those nearest to their times are taken. Clips that can't be
-used are listed with the reason in OUTPUT/rejects.csv.
+If more than --num_frames are stored, those nearest to the wanted times are taken. Clips that can't
+be used are listed with the reason in OUTPUT/rejects.csv.
 
 Example:
   python -m data_prep.cavmae_json train=train.json eval=eval.json --output=data/audioset \\
@@ -155,7 +155,7 @@ def _count_frames(root: str) -> int:
     if gaps:
         raise UserError(
             f"{root} has the folder frame_{max(numbers)}, but not frame_{min(gaps)}: without it "
-            "nobody knows when the others were"
+            "the times of the others are unknown"
         )
     return len(numbers)
 
@@ -313,7 +313,7 @@ def _check_files(split: str, entries: Sequence[Entry], num_frames: int) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prepares the dataset that the command line asks for and prints what came of it."""
+    """Prepares the dataset that the command line asks for and prints a summary."""
     preparation = flags.preparation(arguments)
     classes = csv_files.read_classes(arguments.classes)
     places = Places(arguments.root, arguments.replace)
@@ -324,7 +324,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("lists", nargs="+", metavar="SPLIT=JSON", help="a split and its list")
+    parser.add_argument(
+        "lists", nargs="+", metavar="SPLIT=JSON", help="a split and its list, SPLIT=JSON"
+    )
     parser.add_argument("--classes", required=True, help="CSV: index,mid,display_name")
     parser.add_argument("--root", help="where relative paths start instead of the JSON's folder")
     parser.add_argument(

@@ -156,8 +156,10 @@ def main() -> None:
     """Runs the command line."""
     parser = cli.parser(__doc__)
     parser.add_argument("--clips", type=int, nargs="+", default=[100_000, 500_000, 2_000_000])
-    parser.add_argument("--records", type=int, default=4000, help="of 0.5 MB, to pass on")
-    parser.add_argument("--child", action="store_true", help="measure the first count here")
+    parser.add_argument("--records", type=int, default=4000, help="records of 0.5 MB to pass on")
+    parser.add_argument(
+        "--child", action="store_true", help="measure the first count in this process"
+    )
 
     def start(arguments: argparse.Namespace) -> None:
         if arguments.child:

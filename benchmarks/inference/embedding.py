@@ -179,11 +179,15 @@ def _row(name: str, seconds: dict[str, list[float]], count: int) -> list[str]:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--files", type=int, default=32, help="to embed, a turn")
-    arguments.add_argument("--repeats", type=int, default=5, help="turns of each")
+    arguments.add_argument("--files", type=int, default=32, help="files to embed per turn")
+    arguments.add_argument("--repeats", type=int, default=5, help="turns of each candidate")
     arguments.add_argument("--workers", type=int, default=1, help="processes that decode")
     arguments.add_argument(
-        "--peers", nargs="*", choices=PEERS, default=PEERS, help="in PyTorch; none without names"
+        "--peers",
+        nargs="*",
+        choices=PEERS,
+        default=PEERS,
+        help="PyTorch versions to compare with; without names, none",
     )
 
     def start(args: argparse.Namespace, config: ConfigDict) -> None:

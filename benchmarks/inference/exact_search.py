@@ -68,11 +68,14 @@ def _peak() -> float:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--clips", type=int, default=5000, help="in the index")
-    arguments.add_argument("--dim", type=int, default=768, help="of a vector")
-    arguments.add_argument("--repeats", type=int, default=10, help="searches that are timed")
+    arguments.add_argument("--clips", type=int, default=5000, help="clips in the index")
+    arguments.add_argument("--dim", type=int, default=768, help="numbers per vector")
+    arguments.add_argument("--repeats", type=int, default=10, help="timed searches")
     arguments.add_argument(
-        "--index", type=pathlib.Path, required=True, help="folder; an index that is there is used"
+        "--index",
+        type=pathlib.Path,
+        required=True,
+        help="folder of the index; an existing index is used",
     )
     cli.main(arguments, lambda args: run(args.clips, args.dim, args.repeats, args.index))
 

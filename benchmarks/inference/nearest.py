@@ -151,9 +151,9 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--clips", type=int, default=5000, help="in the index")
-    arguments.add_argument("--queries", type=int, default=50, help="clips that are asked with")
-    arguments.add_argument("--dim", type=int, default=768, help="of a vector")
+    arguments.add_argument("--clips", type=int, default=5000, help="clips in the index")
+    arguments.add_argument("--queries", type=int, default=50, help="clips that are searched with")
+    arguments.add_argument("--dim", type=int, default=768, help="numbers per vector")
     cli.main(arguments, lambda args: run(args.clips, args.queries, args.dim))
 
 

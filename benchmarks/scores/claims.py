@@ -108,7 +108,7 @@ def run(workdir: str, output: str) -> None:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--workdir", required=True, help="of the ablations")
+    arguments.add_argument("--workdir", required=True, help="workdir of the ablations")
     arguments.add_argument("--output", required=True, help="Markdown file to write")
 
     def start(args: argparse.Namespace) -> None:

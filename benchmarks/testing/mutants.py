@@ -131,7 +131,10 @@ def main() -> None:
         help="how many of ten mutants to try",
     )
     arguments.add_argument(
-        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/mutants"), help="for the copy"
+        "--workdir",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/mutants"),
+        help="folder for the copy of the tree",
     )
 
     def start(args: argparse.Namespace) -> None:

@@ -166,10 +166,12 @@ def run(output: Path, todo: dict[str, Part], minutes: float) -> dict[str, Any]:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--output", type=Path, required=True, help="a folder")
-    arguments.add_argument("--minutes", type=float, default=60, help="after them, no part begins")
+    arguments.add_argument("--output", type=Path, required=True, help="folder of the results")
+    arguments.add_argument(
+        "--minutes", type=float, default=60, help="minutes after which no further part begins"
+    )
     arguments.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
-    arguments.add_argument("--only", nargs="+", choices=parts(False), help="these parts")
+    arguments.add_argument("--only", nargs="+", choices=parts(False), help="run only these parts")
 
     def start(args: argparse.Namespace) -> None:
         every = parts(args.tiny)

@@ -268,8 +268,8 @@ def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
     arguments.add_argument("--workdir", required=True, help="folder for the trainings")
-    arguments.add_argument("--kills", type=int, default=20, help="how often to kill")
-    arguments.add_argument("--seed", type=int, default=0, help="of the moments")
+    arguments.add_argument("--kills", type=int, default=20, help="number of random kills")
+    arguments.add_argument("--seed", type=int, default=0, help="seed of the random moments")
 
     def start(args: argparse.Namespace) -> Any:
         random.seed(args.seed)

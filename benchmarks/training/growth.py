@@ -113,7 +113,7 @@ def main() -> None:
     """Runs the command line."""
     parser = cli.parser(__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 256, 1024, 4096])
-    parser.add_argument("--time", action="store_true", help="run the steps, too")
+    parser.add_argument("--time", action="store_true", help="also run and time the steps")
     parser.add_argument("--clips", type=int, nargs="*", default=[500, 1545, 5000, 20000])
 
     def start(arguments: argparse.Namespace, config: ConfigDict) -> None:

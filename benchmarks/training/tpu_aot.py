@@ -242,8 +242,15 @@ def _rows(topology: str, config: ConfigDict, whole_table: bool) -> Iterator[Conf
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--topology", nargs="+", default=TOPOLOGIES, help="such as v5e:16x16")
-    arguments.add_argument("--table", action="store_true", help="all rows of results/tpu_pods.md")
+    arguments.add_argument(
+        "--topology",
+        nargs="+",
+        default=TOPOLOGIES,
+        help="TPU slice to compile for, such as v5e:16x16",
+    )
+    arguments.add_argument(
+        "--table", action="store_true", help="compile all rows of results/tpu_pods.md"
+    )
 
     def start(args: argparse.Namespace, config: ConfigDict) -> None:
         titles = COLUMNS.split(",")

@@ -1,10 +1,10 @@
-"""The folder of one training of an ablation: what is finished in it, and what it found.
+"""The folder of one training of an ablation: what is finished in it, and with which scores.
 
 WORKDIR/trainings/NAME/
   lock           held by the process that works on it
   trained.json   written when the training is finished: its config, steps and devices
   train/         the training's workdir
-  evals/ASK/     an evaluation's output, and asked.json, which says of what it is
+  evals/ASK/     an evaluation's output, and asked.json, which says what was evaluated and how
 """
 
 import io

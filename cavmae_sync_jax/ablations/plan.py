@@ -1,7 +1,7 @@
-"""From a table to what must be done: which trainings, and what each is asked afterwards.
+"""From a table to its plan: which trainings it needs, and how each is evaluated.
 
-Rows whose configs are equal share a training, and so do tables that share a workdir: a training is
-called by what it changes in the given config, and by its seed.
+Rows whose configs are equal share a training, and so do tables that share a workdir. A training's
+name states its seed and what it changes in the given config.
 """
 
 import hashlib

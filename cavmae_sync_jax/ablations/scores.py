@@ -1,8 +1,8 @@
 """From finished trainings to the cells of a table: means over seeds, with bootstrap intervals.
 
-A resample draws the seeds anew and, where an evaluation has resamples of its clips, the clips. The
-clips are the same in all trainings of a resample, and a difference of two rows is taken within
-each seed, so that what seeds and clips have in common does not blur it.
+A resample draws the seeds again and, if an evaluation has resamples of its clips, the clips. All
+trainings of a resample have the same clips, and differences of two rows are taken within each seed.
+So the variation that rows share does not widen the interval of their difference.
 """
 
 from collections.abc import Collection, Mapping, Sequence

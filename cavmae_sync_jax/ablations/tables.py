@@ -10,7 +10,7 @@ A table of your own is a Python file with these names; only ROWS and COLUMNS are
         "four frames": {"num_frames": 4},  # in the evaluation: no training of its own
     }
     COLUMNS = ["retrieval/visual_to_audio/R1", "segmentation/evidence/mIoU", "probe/mAP"]
-    BASELINE = "as it is"  # each row's difference from it is told
+    BASELINE = "as it is"  # each row's difference from it is reported
     # Settings of an evaluation's run(), and of the recipe of probe and tokens.
     SETTINGS = {"segmentation": {"sets": 64}, "probe": {"epochs": 6}}
     # Each is judged below the table: seen, not seen, or the other way round.

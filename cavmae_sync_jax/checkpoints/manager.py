@@ -2,7 +2,7 @@
 
 `DIRECTORY/checkpoints/STEP/` holds the items `state` (arrays) and `meta` (JSON: `config`, the data
 `position`, the code's `version` and the arrays' `fingerprints`), so that an evaluation needs
-nothing but the directory. Whatever is read is compared with its fingerprint.
+nothing but the directory. Every array that is read is compared with its fingerprint.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What is wrong between the arrays that a model needs and those that a file holds, all at once."""
+"""All differences between the arrays that a model needs and those that a file holds."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,7 @@
 """The records of a split's shards in a bucket (`gs://`), by number, asked for ahead of their use.
 
-TensorStore, which also writes the checkpoints there, sends the requests and repeats those that
-fail; it counts them. `records` of what comes back are cut out by `array_record_format`.
+TensorStore, which also writes the checkpoints there, sends the requests, and repeats and counts
+those that fail. `array_record_format` cuts the records out of the answers.
 """
 
 import collections

@@ -3,7 +3,7 @@
 The order of training examples is a pure function of (seed, position): position `n` of an endless
 sequence of shuffled epochs. Batch `s` holds positions `s·B … s·B + B - 1`, cut into equal
 consecutive shares for the processes. A run therefore resumes from a number, with any count of
-workers, processes or devices, and every clip comes once an epoch.
+workers, processes or devices. Every clip comes once per epoch.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""A split of a prepared dataset (TFDS, ArrayRecord): its records by number."""
+"""A split of a prepared dataset (TFDS, ArrayRecord): its records by number.
+
+docs/data.md lists the fields of a record; `data_prep.pipeline.shards.Schema` defines them.
+"""
 
 import contextlib
 import functools

@@ -1,8 +1,8 @@
 """The processes of one run: how they find each other, agree, and stop together.
 
-Every process runs the same program on its own devices, of which JAX makes one mesh. On TPU pods,
-under Slurm, MPI or Kubernetes JAX finds out by itself who belongs together. Elsewhere three
-variables say it: JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and
+Every process runs the same program on its own devices. JAX makes one mesh of all devices. On TPU
+pods, under Slurm, MPI or Kubernetes, JAX itself finds the processes of a run. Elsewhere three
+variables name them: JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and
 JAX_PROCESS_ID.
 """
 

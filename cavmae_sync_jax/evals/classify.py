@@ -4,12 +4,14 @@ Example:
   python -m cavmae_sync_jax.evals.classify --checkpoint=runs/vggsound --data=DATASET \\
       --output=runs/vggsound/evals
 
-Of each clip the predictions for all pairs of a frame and its window are averaged (sigmoids, or
-softmaxes of a model trained with cross-entropy). The scores are those of the AudioSet papers: mean
-average precision, mean area under the ROC curve, d', and accuracy where each clip has one label,
-each with an interval over clips. A model trained with both modalities is also scored with the sound
-alone and with the picture alone. Prints a table and writes OUTPUT/classify.json with every class,
-and OUTPUT/classify.png, who is taken for whom. --from_scratch=DIR also scores another fine-tuning.
+The predictions for all pairs of a clip (a frame and its window) are averaged: sigmoids, or
+softmaxes if the model was trained with cross-entropy. The scores are those of the AudioSet papers:
+mean average precision, mean area under the ROC curve, d', and accuracy if each clip has one label.
+Each has an interval over clips. A model trained with both modalities is also scored with the sound
+alone and with the picture alone. --from_scratch=DIR also scores another fine-tuning.
+
+Prints a table and writes OUTPUT/classify.json with every class, and OUTPUT/classify.png, which
+shows the classes that are confused.
 """
 
 import argparse

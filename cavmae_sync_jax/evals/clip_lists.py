@@ -1,7 +1,8 @@
 """Published lists of clips, and a split's records that are on one.
 
 Lists name clips in many ways: by the dataset's own `clip_id`, by a file's name, by YouTube's id
-alone, or by rows of AudioSet's and VGGSound's lists. `select` understands them where one clip fits.
+alone, or by rows of AudioSet's and VGGSound's lists. `select` takes a name if exactly one clip
+fits it.
 """
 
 import collections
@@ -181,7 +182,7 @@ class Selected(loader.Records):
     def pairs(
         self, index: int, pair_spec: loader.PairSpec, frames: Iterable[int]
     ) -> list[loader.Batch]:
-        """Some of a clip's frames with their windows, see `dataset.PairSpec.pair`."""
+        """Some of a clip's frames with their windows, see `PairSpec.pair`."""
         return self._records.pairs(self._indices[index], pair_spec, frames)
 
 

@@ -1,4 +1,4 @@
-"""What evaluations share: their flags, what a result says of itself, the untrained model."""
+"""What evaluations share: flags, the settings that a result states, the untrained model."""
 
 import argparse
 import io

@@ -4,12 +4,14 @@ Example:
   python -m cavmae_sync_jax.evals.probe --config=configs/probe.py:as20k \\
       --checkpoint=runs/sync --data=DATASET --output=runs/sync/evals
 
-A small transformer is trained on the split `config.train_split` and scored on --split: mean average
-precision and area under the ROC curve, means over the classes, d', and accuracy where each clip has
-one label. A probe of both streams is also scored with either modality missing. Prints a table and
-writes OUTPUT/probe.json with every class and OUTPUT/probe.png, who is taken for whom (probe_audio,
-probe_visual for one stream). The head's checkpoints are in OUTPUT/probe/, where it resumes.
---head=DIR scores a head of another run or of a conversion instead of training one.
+A small transformer is trained on the split `config.train_split` and scored on --split. The scores
+are mean average precision, mean area under the ROC curve, d', and accuracy if each clip has one
+label. A probe of both streams is also scored with either modality missing.
+
+Prints a table and writes OUTPUT/probe.json with every class, and OUTPUT/probe.png, which shows the
+classes that are confused. A probe of one stream is called probe_audio or probe_visual. The head's
+checkpoints are in OUTPUT/probe/, where the training resumes. --head=DIR scores a head of another
+run or of a conversion instead of training one.
 """
 
 import argparse

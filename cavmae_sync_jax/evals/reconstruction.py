@@ -1,8 +1,9 @@
 """What a trained model reconstructs of masked patches (paper equations 2–4): errors and pictures.
 
-The decoder predicts each patch minus its mean, over its spread: neither is predicted. The errors
-are in those units, and a prediction of zero, which is to say of the mean, has about 1. The pictures
-put back each masked patch's own true mean and spread; beside them stands what these alone show.
+The decoder predicts each patch minus its mean, divided by its standard deviation. It predicts
+neither of the two. The errors are in these units: a prediction of zero, which is the mean, has an
+error of about 1. For the pictures, each masked patch gets its true mean and deviation back. Beside
+them is a picture of the means alone.
 
 Example:
   python -m cavmae_sync_jax.evals.reconstruction --checkpoint=runs/sync --data=DATASET

@@ -1,18 +1,18 @@
 """Sound-prompted segmentation (paper section 3.5.3; Table 3, Figure 5) of a trained model.
 
-Where in an image is what a sound comes from? Two maps answer. The paper's is the cosine of the
+Where in an image does a sound come from? Two kinds of maps answer. The paper's is the cosine of the
 sound's global token with the image's patch tokens. The other is evidence: how much better the image
-matches the sound where a patch is visible, see `inference.heatmaps`. Any dataset whose frames have
-a class and a mask can be scored, such as those of data_prep.ade20k_sound, data_prep.scenes and
-data_prep.localisation; frames in which nothing sounds are left out. With boxes it also scores cIoU
-at 0.5 and its AUC, with masks AVSBench's J (mean IoU of the frames) and F.
+matches the sound when a patch is visible, see `inference.heatmaps`. Any dataset whose frames have a
+class and a mask can be scored, such as those of data_prep.ade20k_sound, data_prep.scenes and
+data_prep.localisation. Frames in which nothing sounds are left out. With boxes it also scores cIoU
+at 0.5 and its AUC. With masks it also scores AVSBench's J (mean IoU of the frames) and F.
 
 Example:
   python -m cavmae_sync_jax.evals.segmentation --checkpoint=runs/sync --data=DATASET
 
 Prints a table and writes OUTPUT/segmentation.json, with the scores of every class, and
-OUTPUT/segmentation.png, where some images are shown with their maps. Videos without such truth have
-no score: data_prep.scenes makes some that have.
+OUTPUT/segmentation.png, where some images are shown with their maps. Videos without such truth
+can't be scored. data_prep.scenes makes videos with it.
 """
 
 import argparse
@@ -311,13 +311,15 @@ def main() -> None:
     """Runs the command line."""
     arguments = common.parser(__doc__, NAME)
     arguments.add_argument(
-        "--map", choices=get_args(Map), help="which map; None is both, the paper's cosine first"
+        "--map",
+        choices=get_args(Map),
+        help="kind of map; without it, both, the paper's cosine first",
     )
     arguments.add_argument(
         "--query",
         choices=get_args(Query),
         help="sound's vector: of the frame's own window, or the mean of all the clip's windows; "
-        "None is frame for clips and clip for single images",
+        "without it, frame for clips and clip for single images",
     )
     arguments.add_argument(
         "--tokens",

@@ -1,4 +1,4 @@
-"""From a split to maps of its frames: which frames, searched for which sounds, by which map."""
+"""Maps for the frames of a split: chooses the frames and their sounds, and computes the maps."""
 
 import functools
 import io

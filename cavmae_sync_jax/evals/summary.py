@@ -5,10 +5,10 @@ Examples:
   python -m cavmae_sync_jax.evals.summary runs/demo/evals --output=runs/demo/results.json \\
       --workdir=runs/demo/train --report=runs/demo/report.html
 
-FOLDER holds NAME.json and NAME.png as the evaluations write them; OUTPUT gets one key an
+FOLDER holds NAME.json and NAME.png as the evaluations write them. OUTPUT gets one key per
 evaluation. The table has every headline score beside an untrained model of the same shape and the
-best trivial baseline. --report writes the same with pictures, all scores and, from --workdir, the
-training's curves, into one HTML file that needs nothing else.
+best trivial baseline. --report writes one HTML file, which needs no other file. It has the table,
+the pictures, all scores and, from --workdir, the training's curves.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Clips cut into segments in time (paper supplement 11, Figure 6) by a trained model's features.
 
-The global embeddings of a clip's frames are clustered: those of the sound, of the picture, and both
-concatenated, each of length one first. Where the dataset knows what sounds in every frame, a clip
-is cut into its true number of segments, and the cuts are scored. A segment is a run of frames of
-one class; silence is a class.
+The global embeddings of a clip's frames are clustered: those of the sound, those of the picture,
+and both concatenated after each is scaled to length one. If the dataset says what sounds in every
+frame, a clip is cut into its true number of segments, and the cuts are scored. A segment is a run
+of frames of one class. Silence is a class.
 
 Example:
   python -m cavmae_sync_jax.evals.temporal --checkpoint=runs/sync --data=DATASET --output=runs/t

@@ -1,4 +1,4 @@
-"""What a fine-tuned model takes a file for: each class's probability, the mean over its pairs."""
+"""A fine-tuned model's probability of each class for a file, as the mean over its pairs."""
 
 import functools
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""A trained model with methods for files: embed, compare, and show where it sounds."""
+"""A trained model with methods for files: embed, compare, classify, and make heat maps."""
 
 import contextlib
 import hashlib

@@ -1,8 +1,8 @@
 """Writes a model's encoders as ONNX graphs, for those who serve it without JAX.
 
-An encoder is traced with a batch of any size. Each of its primitive operations becomes ONNX nodes
-by the table `_NODES`; what does not depend on the input is computed now. The libraries for this
-need TensorFlow, or an Orbax older than ours.
+An encoder is traced with a batch of any size. The table `_NODES` turns each of its primitive
+operations into ONNX nodes. What does not depend on the input is computed at once. The libraries
+for this need TensorFlow, or an Orbax older than ours.
 """
 
 import string

@@ -1,4 +1,4 @@
-"""What a file holds, read in spans: pictures as a dataset stores them, and sound at 16 kHz.
+"""Reads spans of a file: pictures as a dataset stores them, and sound at 16 kHz.
 
 Within `workers.within`, other processes decode. They import this module, so it imports no JAX. All
 times are seconds.

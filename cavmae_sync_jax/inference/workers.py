@@ -1,4 +1,4 @@
-"""Processes that decode: a file that crashes a decoder or keeps it busy gives a sentence.
+"""Processes that decode: a file that crashes or blocks a decoder becomes a `UserError`.
 
 They import no JAX. All times are seconds.
 """

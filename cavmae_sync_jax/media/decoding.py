@@ -1,4 +1,4 @@
-"""A media file to frames and one channel of 16 kHz audio (PyAV; no ffmpeg program needed).
+"""Decodes a media file to frames and one channel of 16 kHz audio (PyAV; needs no ffmpeg program).
 
 All times are seconds on the file's own timeline, on which its earliest stream starts at 0.
 """

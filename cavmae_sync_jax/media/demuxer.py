@@ -1,7 +1,7 @@
 """An open media file: its streams, packets and decoded frames, on one timeline.
 
-All times are seconds on the file's own timeline, on which its earliest stream starts at 0. Files
-are anybody's: none is trusted to be regular, finite or what its headers say.
+All times are seconds on the file's own timeline, on which its earliest stream starts at 0. No file
+is trusted: it may be irregular or endless, and its headers may be wrong.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What a PyTorch file of weights holds: its kind by its names, the model's sizes by its shapes."""
+"""Finds out what a PyTorch file of weights holds: its kind from names, its sizes from shapes."""
 
 import math
 import re

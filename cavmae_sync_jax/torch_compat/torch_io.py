@@ -1,6 +1,6 @@
 """PyTorch's files of weights, `.pth` and `.safetensors`, as named NumPy arrays, and back.
 
-Nothing but plain tensors is ever read from a file: no pickled object of it is built.
+Only plain tensors are read from a file. No pickled object is ever built.
 """
 
 import argparse

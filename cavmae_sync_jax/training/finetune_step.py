@@ -1,4 +1,4 @@
-"""The step of a fine-tuning, and what it shares with the probe: soft labels and their loss."""
+"""The train step of fine-tuning, and what the probe shares with it: soft labels and their loss."""
 
 from collections.abc import Callable
 from typing import Any

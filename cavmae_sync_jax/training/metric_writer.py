@@ -1,4 +1,4 @@
-"""Where a training run's numbers go: their means, a JSON line, TensorBoard, the progress bar."""
+"""Writes a training's numbers: means as JSON lines, to TensorBoard and on the progress bar."""
 
 import json
 import os

@@ -1,9 +1,9 @@
-"""What every command-line program shares: how a user's mistake is told, and the exit status.
+"""What every command-line program shares: flags, reports of users' mistakes, the exit status.
 
 The exit status is 0 only on success. It is 2 after a user's mistake, with one sentence on stderr
-and no traceback. It is 3 if the work is done, but not what a flag demands of it. It is 130 after
-Ctrl-C, and 143 after SIGTERM where a program saves before it stops. Anything else that goes wrong
-is a defect and keeps its traceback.
+and no traceback. It is 3 if the work is done, but does not meet what a flag demands. It is 130
+after Ctrl-C, and 143 after SIGTERM if a program saves before it stops. Any other error is a defect
+and keeps its traceback.
 """
 
 import argparse

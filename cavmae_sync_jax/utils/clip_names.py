@@ -1,4 +1,4 @@
-"""What the names of clips and of their files say: YouTube's id, and the span that a file holds."""
+"""Reads YouTube's id and the span of a video from the names of clips and files."""
 
 import re
 from collections.abc import Container, Iterator

@@ -1,4 +1,4 @@
-"""What a program says while it works: log lines and progress bars."""
+"""Log lines and progress bars."""
 
 import contextlib
 import sys

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writes files that are complete or absent, never half."""
 
 import uuid
 

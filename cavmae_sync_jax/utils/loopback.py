@@ -1,4 +1,4 @@
-"""A server that only this machine reaches, and whose pages reach nothing else."""
+"""A server that only this machine can reach, whose pages can reach no other server."""
 
 import socket
 from typing import Any

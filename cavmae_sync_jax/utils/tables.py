@@ -1,4 +1,4 @@
-"""Lists as other programs write them: their text, their delimiter, and what columns are called."""
+"""Reads lists as other programs write them: encoding, delimiter, and names of columns."""
 
 import itertools
 import re

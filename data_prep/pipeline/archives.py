@@ -1,7 +1,7 @@
 """Media files in archives (.tar, .tar.gz, .zip), read one by one without unpacking the archive.
 
-A member's path is that of its archive with its name behind it: `videos.tar/folder/a.mp4`. A member
-is copied to a file of this machine while it is read. Its name never becomes a path.
+A member's path is that of its archive and its name: `videos.tar/folder/a.mp4`. While a member is
+read, it is copied to a local file. Its name never becomes a path.
 """
 
 import collections

@@ -1,6 +1,6 @@
-"""Files in a bucket that are read in parts, so that a clip costs its own part and the headers.
+"""Files in a bucket that are read in parts: for a clip, only its own part and the headers.
 
-Blocks are kept for whoever asks next in this process.
+This process keeps some blocks for later reads.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""One clip of a source to one example of a dataset: a pure function, for any engine to run."""
+"""One clip of a source to one example of a dataset: a pure function that any engine can run."""
 
 import abc
 import io
@@ -29,9 +29,9 @@ REASONS = decoding.REASONS | {
     "mask_shape": "image and annotation have different proportions",
     "crashed": "the process that prepared it died, by a decoder's fault or for lack of memory",
     "too_slow": "preparing it took longer than --time_limit",
-    "failed": "preparing it failed in a way that nobody has foreseen",
+    "failed": "preparing it raised an unexpected error",
 }
-# What is stored of an example for somebody to count.
+# Notes that an example stores, so that they can be counted.
 NOTES = decoding.NOTES | {"still": "all frames show the same picture"}
 # Fields of an example that only some sources have, see `prepare_clip`.
 EXTRAS = ("boxes", "label_modalities")
@@ -172,7 +172,7 @@ class VideoClip(Clip):
         return self.truth is not None
 
     def read(self, preparation: Preparation) -> Recording:
-        """Reads the span, see `media.read_clip`, and the truth file.
+        """Reads the span, see `decoding.read_clip`, and the truth file.
 
         A truth file holds, for T frames and E events: `frame_class` int64 [T], an index of the
         class names, -1 where nothing sounds; `frame_mask` bool [T, height, width] at the video's

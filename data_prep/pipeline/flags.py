@@ -44,32 +44,32 @@ def add_flags(
                 f"--{name}", type=type(value), default=value, choices=choices, help=meaning
             )
     engine = Engine()
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes that prepare clips"
+    )
     parser.add_argument(
         "--time_limit", type=float, default=engine.time_limit, help="seconds that a clip may take"
     )
     parser.add_argument(
         "--runner",
         default=engine.runner,
-        help="Apache Beam's, instead of --workers processes",
+        help="runner of Apache Beam that prepares clips instead of --workers processes",
     )
     parser.add_argument(
-        "--beam_pipeline_options", default="", help="of the runner: KEY=VALUE,KEY=VALUE …"
+        "--beam_pipeline_options", default="", help="options of the runner: KEY=VALUE,KEY=VALUE …"
     )
     parser.add_argument(
         "--max_reject_share",
         type=float,
         default=0.5,
-        help="with more of the clips rejected, the exit status is 3",
+        help="share of rejected clips above which the exit status is 3",
     )
     parser.add_argument(
         "--compute_stats",
         action="store_true",
         help="store mean and deviation of the training clips' log-mel, class counts and weights",
     )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="say what would be prepared, and prepare nothing"
-    )
+    parser.add_argument("--dry_run", action="store_true", help="only say what would be prepared")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a dataset that OUTPUT holds already"
     )
@@ -106,7 +106,7 @@ def write(
     source: str,
     findings: Findings | None = None,
 ) -> Summary | None:
-    """Prepares a dataset as the flags say; prints what it will prepare, and what came of it.
+    """Prepares a dataset as the flags say; prints what it will prepare, and a summary.
 
     Returns:
       None after a dry run.

@@ -1,4 +1,4 @@
-"""What a preparation found and what came of it: printed, and kept as `OUTPUT/summary.json`."""
+"""Counts of what a preparation found and made: printed, and kept as `OUTPUT/summary.json`."""
 
 import collections
 import json

@@ -1,4 +1,4 @@
-"""How long media files are: asked on this machine, or by a runner's workers."""
+"""The lengths of media files, read on this machine or by a runner's workers."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,7 +16,7 @@ _FINAL = ("no_video", "no_audio", "too_large")
 
 
 def duration(path: str) -> float | Failure:
-    """Returns a file's seconds, or why nobody knows them."""
+    """Returns a file's seconds, or why they are unknown."""
     try:
         with readers.media(path) as here:
             return decoding.probe(here).duration

@@ -1,4 +1,4 @@
-"""Lists of labelled segments of videos, as AudioSet, VGGSound, VGGSounder, Kinetics publish."""
+"""Lists of labelled segments, as AudioSet, VGGSound, VGGSounder and Kinetics publish them."""
 
 import contextlib
 import re
@@ -85,7 +85,7 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
 
 
 def _seconds(text: str, where: str, units: int = 1) -> float:
-    """Returns a time that a list writes as a clock's, or as a number with so many units a second.
+    """Returns a time that a list writes as on a clock, or as a number in the list's units.
 
     Raises:
       UserError: it is none.

@@ -1,4 +1,4 @@
-"""Labelled segments of videos to clips."""
+"""Turns labelled segments of videos into clips."""
 
 import collections
 import contextlib

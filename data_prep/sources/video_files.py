@@ -1,4 +1,4 @@
-"""Where the videos are: media files of folders, lists and buckets, and what they are called."""
+"""Finds media files in folders, lists, archives and buckets, and gives them names."""
 
 import collections
 import contextlib
@@ -117,7 +117,7 @@ def _videos(
                     found += _in_archive(
                         epath.Path(os.path.join(root, inside)), Path(inside), skipped
                     )
-                except UserError as error:  # all of them are told at once
+                except UserError as error:  # all of them are reported together
                     damaged.append(str(error))
             elif extension in EXTENSIONS:
                 found.append(Video(epath.Path(os.path.join(root, inside)), Path(inside)))

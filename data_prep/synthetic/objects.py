@@ -1,8 +1,8 @@
 """What a scene is made of: objects that look and sound like their class, and backgrounds.
 
-An object source gives, for a class, ever new sprites and ever new sounds. Two sources exist: the
-built-in one of this module, drawn and synthesised, and `scene_assets.AssetObjects` from real photos
-and sounds. A background is a function of a size and a random generator.
+An object source makes new sprites and new sounds of a class at every call. Two sources exist: the
+built-in one of this module, drawn and synthesised, and `photo_objects.AssetObjects` from real
+photos and sounds. A background is a function of a size and a random generator.
 """
 
 import math

@@ -147,7 +147,7 @@ def _read_photo(path: Path) -> Sprite:
 
 
 def _cropped(image: Image.Image) -> Image.Image:
-    """Cuts an RGBA picture to the pixels that `scene_sprites.opaque` counts as the object."""
+    """Cuts an RGBA picture to the pixels that `sprites.opaque` counts as the object."""
     opaque = sprites.opaque(np.asarray(image))
     return image.crop(Image.fromarray(opaque).getbbox())
 

@@ -1,7 +1,7 @@
-"""Drawn sprites: twelve silhouettes, each drawn anew for every instance.
+"""Drawn sprites of twelve silhouettes; every instance differs.
 
-Only the silhouette tells the family. Hue, tones, texture, outline, size, aspect and rotation are
-drawn from the same distributions for all of them, so that none gives a family away.
+Only the silhouette identifies the family. Hue, tones, texture, outline, size, aspect and rotation
+are drawn from the same distributions for all of them.
 """
 
 import colorsys

@@ -1,4 +1,4 @@
-"""The probe's figure: how the best classes of each class's clips are spread."""
+"""The figure of the probe and of `classify`: the confusion matrix of the classes."""
 
 import numpy as np
 from etils import epath

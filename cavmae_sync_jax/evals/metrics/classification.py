@@ -1,7 +1,7 @@
 """Classification scores as pure NumPy functions, as the AudioSet papers have them.
 
-Means over classes leave out those that no clip has. Each score has a twin that gives its values in
-the resamples of `bootstrap.draw_weights`.
+Means over classes leave out those that no clip has. A second function for each score gives its
+values in the resamples of `bootstrap.draw_weights`.
 """
 
 import numpy as np

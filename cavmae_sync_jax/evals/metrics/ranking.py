@@ -1,9 +1,9 @@
-"""Retrieval's ranks at scale: block by block on the devices, nothing of clips × clips is held.
+"""Retrieval's ranks at scale, block by block on the devices: no array has the size clips × clips.
 
-The ranks are exactly those of the dense float64 definition in `scores`, whatever the blocks, the
+The ranks are exactly those of the dense float64 definition in `retrieval`, whatever the blocks, the
 devices and the order of their sums. Similarities are computed in float32, and `margin` bounds their
-error: a clip's own score and another that are further apart are told apart on the device. The few
-that are nearer are compared again by the definition itself.
+error. If a clip's own score and another one are further apart, the device compares them. The few
+that are closer are compared again by the definition itself.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""One HTML page of all evaluations of a model, which needs no other file and no network."""
+"""One HTML page with all evaluations of a model; it needs no other file and no network."""
 
 import datetime
 import re

@@ -1,7 +1,7 @@
-"""The paper's figures, to be read beside our own, each with its place in the paper. In percent.
+"""The paper's scores in percent, to compare with our own, each with its place in the paper.
 
 They come from other data and other models than yours: full-size models, AudioSet and VGGSound. A
-cell of the paper that is not here is one of which we have no reliable text.
+cell of the paper is left out if its text could not be read reliably.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
-"""What the evaluations' results say in one table: each score beside its baselines, and a verdict.
+"""All evaluations' results in one table: each score beside its baselines, and a verdict.
 
-Reads the dicts that the evaluations write, never their code, so that it needs no JAX.
+Reads the dicts that the evaluations write and imports none of their code, so it needs no JAX.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What the report says of each evaluation (its meaning, its picture), and how it looks."""
+"""The report's texts about each evaluation and its picture, and the report's CSS."""
 
 MEANINGS = {
     "retrieval": (

@@ -1,4 +1,4 @@
-"""A shortlist of an index's files that may be near a query, for indexes beyond exact search.
+"""A shortlist of an index's files that may be near a query, where exact search is too slow.
 
 `INDEX/approximate/MODALITY.faiss` is a graph of all vectors (HNSW, in 16 bits), made by FAISS.
 `MODALITY.parquet` names the file of each vector. `nearest.search` then compares the files of the

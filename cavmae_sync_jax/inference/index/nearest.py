@@ -1,7 +1,7 @@
-"""What in an index is nearest to a sound, a picture or a video: exact search, in NumPy.
+"""Exact search in an index for the files nearest to a sound, a picture or a video, in NumPy.
 
 Sounds are compared with pictures, as the model was trained, and never with sounds. A video is
-compared both ways, and the mean counts.
+compared both ways, and the mean of both is used.
 """
 
 import itertools

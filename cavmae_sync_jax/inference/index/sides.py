@@ -1,7 +1,7 @@
-"""The vectors of one modality in memory, and how they come out of an index's shards.
+"""The vectors of one modality in memory, and how they are read from an index's shards.
 
-Of a shard, only row groups are read that hold a wanted row. What a shard says besides vectors is
-small, and kept: a shard never changes.
+Only row groups that hold a wanted row are read. The other columns of a shard are small and kept in
+memory, because a shard never changes.
 """
 
 import contextlib

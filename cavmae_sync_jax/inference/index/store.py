@@ -1,13 +1,12 @@
-"""An index of embedded files on disk: Parquet shards and a manifest, read by anything.
+"""An index of embedded files on disk: Parquet shards and a manifest, which any program can read.
 
 `INDEX/index.json` names the model, the settings and the code's version.
 `INDEX/shards/NNNNNN.parquet` hold a row per vector: `file`, its `size` in bytes, when it was
 `modified` in ns, `kind`, `modality` (audio or visual), `time` in seconds, `padded`, and `vector`
 (unit length, float32).
 
-A shard appears complete under its name, or not at all, so a program that is killed loses the files
-since the last shard and nothing else. A file that changed is embedded again; its newest shard
-counts.
+A shard appears complete under its name, or not at all. So a program that is killed loses only the
+files since the last shard. A file that changed is embedded again, and its newest shard is valid.
 """
 
 import contextlib
