@@ -191,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="store mean and deviation of the training clips' log-mel, class counts and weights",
     )
-    parser.add_argument("--page", default="", help="PNG to draw clips to")
+    parser.add_argument("--page", default="", help="PNG file to draw clips to")
     parser.add_argument(
         "--split", default="", help="split whose clips are drawn; if empty, the first"
     )

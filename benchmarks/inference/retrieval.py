@@ -79,6 +79,7 @@ def main() -> None:
         nargs="+",
         choices=retrieval_metrics.STRATEGIES,
         default=list(retrieval_metrics.STRATEGIES),
+        help="aggregations of frames to score",
     )
 
     def start(args: argparse.Namespace) -> None:

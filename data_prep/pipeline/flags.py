@@ -14,13 +14,13 @@ from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.summary import Findings, Summary
 
 _PREPARATION = {
-    "num_frames": "frames stored a clip",
+    "num_frames": "frames stored per clip",
     "image_size": "pixels of a stored frame's side",
-    "clip_seconds": "length of a clip",
-    "min_seconds": "reject shorter clips",
-    "jpeg_quality": "of stored frames",
-    "fbank_dtype": "of the stored log-mel; uint8 takes half the space",
-    "audio_channel": "of several: the first (as the reference), their mean, or the loudest",
+    "clip_seconds": "seconds of a clip",
+    "min_seconds": "seconds below which a clip is rejected",
+    "jpeg_quality": "quality of the stored frames",
+    "fbank_dtype": "number type of the stored log-mel; uint8 takes half the space",
+    "audio_channel": "the first of several channels (as the reference), their mean, or the loudest",
 }
 
 
@@ -76,7 +76,7 @@ def add_flags(
 
 
 def preparation(arguments: argparse.Namespace, **fixed: Any) -> Preparation:
-    """Returns what the flags say is stored, with the fields that a source sets itself."""
+    """Returns the flags' choices of what is stored, with the fields that a source sets itself."""
     flags = {name: getattr(arguments, name) for name in _PREPARATION if name not in fixed}
     flags = {name: value for name, value in flags.items() if value is not None}
     if not 0 <= arguments.max_reject_share <= 1:
@@ -85,7 +85,7 @@ def preparation(arguments: argparse.Namespace, **fixed: Any) -> Preparation:
 
 
 def engine(arguments: argparse.Namespace) -> Engine:
-    """Returns what the flags say does the work."""
+    """Returns the flags' choice of the engine that does the work."""
     options = tuple(arguments.beam_pipeline_options.split(","))
     chosen = Engine(
         arguments.workers,
