@@ -1,4 +1,4 @@
-"""Fine-tunes a pre-trained model end to end to tell classes; started again, it resumes.
+"""Fine-tunes a pre-trained model end to end to classify; started again, it resumes.
 
 Example:
   python -m cavmae_sync_jax.finetune --config=configs/finetune.py:vggsound \\
@@ -117,7 +117,7 @@ def train_and_evaluate(
     Raises:
       UserError: for settings, data or a workdir that don't fit, a loss that is not finite, or a
         checkpoint that can't be written.
-      Terminated: if told to stop; all steps are saved.
+      Terminated: after SIGTERM or Ctrl-C; all steps are saved.
     """
     task = FineTuning(config)
     console.log(f"fine-tuning on {hardware.description()}, mesh {dict(task.mesh.shape)}")
@@ -126,7 +126,7 @@ def train_and_evaluate(
         model = Pretrained(task.module, state.best(), task.config, task.steps, str(workdir))
         output = epath.Path(workdir) / "evals"
         classify.report(task.predictions, model, task.held_out, output)
-    console.log(task.what_next(workdir, "classify"))
+    console.log(task.closing_message(workdir, "classify"))
     return scores
 
 

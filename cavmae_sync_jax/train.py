@@ -81,12 +81,12 @@ def train_and_evaluate(
     Raises:
       UserError: for settings, data or a workdir that don't fit, a loss that is not finite, or a
         checkpoint that can't be written.
-      Terminated: if told to stop; all steps are saved.
+      Terminated: after SIGTERM or Ctrl-C; all steps are saved.
     """
     task = Pretraining(config)
     console.log(f"training on {hardware.description()}, mesh {dict(task.mesh.shape)}")
     _, scores = loop.train(task, workdir, resume_step)
-    console.log(task.what_next(workdir, "retrieval"))
+    console.log(task.closing_message(workdir, "retrieval"))
     return scores
 
 

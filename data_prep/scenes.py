@@ -47,7 +47,7 @@ SETTINGS = "scenes.json"  # in the folder of the videos; marks it as ours
 FIXED = {name: getattr(Preparation(), name) for name in ("num_frames", "clip_seconds")}
 
 
-def film(
+def render_clips(
     folder: Path,
     renderer: SceneRenderer,
     counts: Mapping[str, int],
@@ -58,7 +58,7 @@ def film(
 ) -> dict[str, list[VideoClip]]:
     """Writes the videos and truths of all splits to `folder`, which is complete or absent.
 
-    What an interrupted call with the same arguments has filmed is not filmed again.
+    What an interrupted call with the same arguments has rendered is not rendered again.
 
     Args:
       folder: where the videos go.
@@ -176,7 +176,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     output = Path(arguments.output)
     output_folder.check_output(output, SOURCE, arguments.overwrite)  # before minutes of filming
-    clips = film(
+    clips = render_clips(
         output / VIDEOS,
         renderer,
         counts,

@@ -138,7 +138,7 @@ def run(config: ConfigDict, count: int, repeats: int, workers: int, peers: Seque
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / f"{number}.mp4") for number in range(count)]
         for number, file in enumerate(files):
-            preparation.film(Path(file), preparation.SIZES[0], np.random.default_rng(number))
+            preparation.write_video(Path(file), preparation.SIZES[0], np.random.default_rng(number))
         pairs = decode(model, files, workers)
         calls: dict[str, Callable[[], Any]] = {
             WHOLE: lambda: embed(model, files, workers),

@@ -29,7 +29,7 @@ def run(clips: int, dim: int, repeats: int, folder: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     if not folder.exists():
         centres = unit(rng.standard_normal((made_up.CLASSES, dim)))
-        took, _ = made_up.timed(lambda: made_up.made(folder, clips, dim, centres))
+        took, _ = made_up.timed(lambda: made_up.synthetic_index(folder, clips, dim, centres))
         print(f"written in {took:.0f} s")
     index = Index(folder)
     vectors = unit(rng.standard_normal((2, made_up.MOMENTS, dim))).astype(np.float32)
@@ -38,7 +38,7 @@ def run(clips: int, dim: int, repeats: int, folder: pathlib.Path) -> None:
     before = _peak()
     first, _ = made_up.timed(lambda: nearest.search(index, sound, TOP, APART))
     loaded = _peak()
-    side = index.held("visual")
+    side = index.vectors_in_memory("visual")
     print(f"{len(side.files)} clips, {len(side.times)} moments × {side.vectors.shape[1]}")
     size = side.vectors.nbytes / 1e9
     print(f"first search {first:.1f} s; vectors {size:.2f} GB, peak {loaded - before:.2f} GB more")

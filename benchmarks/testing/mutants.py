@@ -144,8 +144,8 @@ def main() -> None:
             if status != "killed":
                 print(f"\n{status}\n{mutmut(folder, 'show', name).stdout}")
         counts = collections.Counter(found.values())
-        told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        print(f"{args.module}: {len(found)} mutants: {told}")
+        counted = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        print(f"{args.module}: {len(found)} mutants: {counted}")
 
     cli.main(arguments, start)
 

@@ -119,8 +119,8 @@ def run_part(name: str, part: Part, output: Path, seconds: float) -> dict[str, A
             status = "stopped: the time was up"
     if status == "done" and part.writes_json:
         unfinished.rename(output / f"{name}.json")
-    told = {"status": status, "seconds": round(time.monotonic() - began, 1)}
-    return {**told, "command": command[1:], "environment": part.environment}
+    outcome = {"status": status, "seconds": round(time.monotonic() - began, 1)}
+    return {**outcome, "command": command[1:], "environment": part.environment}
 
 
 def device_kind() -> str:
@@ -147,7 +147,7 @@ def run(output: Path, todo: dict[str, Part], minutes: float) -> dict[str, Any]:
             session = json.loads(path.read_text())
             session["parts"].items()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is no session's: give another --output") from error
+            raise UserError(f"{path} is not a session's: give another --output") from error
     session |= {"machine": timing.machine("jax"), "device": device_kind()}
     for name, part in todo.items():
         left = until - time.monotonic()

@@ -209,8 +209,8 @@ def lose_one(run: Run, number: int, rank: int) -> str:
         for process in started:
             process.kill()
     said = run.said(1 - rank)
-    told = "one of them has stopped" in said or "another task died" in said
-    expect(status != 0 and told, f"the survivor ended with {status}: {said[-500:]}")
+    noticed = "one of them has stopped" in said or "another task died" in said
+    expect(status != 0 and noticed, f"the survivor ended with {status}: {said[-500:]}")
     return f"the other ends with a message after {seconds:.1f} s (limit {launch.SECONDS} s)"
 
 

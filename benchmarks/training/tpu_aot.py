@@ -159,9 +159,9 @@ def estimate(topology: str, config: ConfigDict) -> Estimate:
         compiled = lowered(config, mesh).compile(compiler_options=FAST)
     except jax.errors.JaxRuntimeError as error:
         # Two ways to say it, with the figure in the middle.
-        told = re.search(r"(?:Used |temporaries \()([\d.]+)G(?: of|\) exceeds)", str(error))
-        if told:
-            return Estimate(mesh.size, float(told[1]) * GIB, False, flops, math.nan, {})
+        needed = re.search(r"(?:Used |temporaries \()([\d.]+)G(?: of|\) exceeds)", str(error))
+        if needed:
+            return Estimate(mesh.size, float(needed[1]) * GIB, False, flops, math.nan, {})
         raise
     about = compiled.memory_analysis()
     memory = about.argument_size_in_bytes + about.output_size_in_bytes + about.temp_size_in_bytes

@@ -71,7 +71,7 @@ class Column(NamedTuple):
 
     @property
     def title(self) -> str:
-        """In the table."""
+        """The column's heading."""
         shown = [part.replace("_to_", " → ").replace("_", " ") for part in self.path]
         shown = [f"R@{part[1:]}" if part in ("R1", "R5", "R10") else part for part in shown]
         about = {"retrieval": "", "segmentation": "segmentation", "training": ""}
@@ -80,7 +80,7 @@ class Column(NamedTuple):
 
     @property
     def is_share(self) -> bool:
-        """Whether it is a fraction of 1, which is told in percent."""
+        """Whether it is a fraction of 1, which is shown in percent."""
         return self.evaluation not in ("training", "reconstruction") or "accuracy" in self.name
 
     def value(self, result: Mapping[str, Any], row: Row) -> float | None:
@@ -103,7 +103,7 @@ class Column(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """That a row scores more than another one in a column."""
+    """The claim that a row scores more than another one in a column."""
 
     text: str
     row: str

@@ -33,6 +33,7 @@ from cavmae_sync_jax.evals.figures import probe as figure
 from cavmae_sync_jax.evals.metrics import bootstrap, classification
 from cavmae_sync_jax.evals.report import results_table
 from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.inference.classes import require_fine_tuned
 from cavmae_sync_jax.models.classifier import ALONE, SEEN, Classifier
 from cavmae_sync_jax.training import finetune_step
 from cavmae_sync_jax.utils import cli
@@ -98,20 +99,16 @@ def predict(
     """The predictions of a fine-tuned model for a split.
 
     Raises:
-      UserError: if it is no fine-tuned model, or knows other classes than the split.
+      UserError: if it is not a fine-tuned model, or knows other classes than the split.
     """
-    if not isinstance(model.module, Classifier):
-        raise UserError(
-            f"{model.directory} is no fine-tuned model and knows no classes: "
-            "fine-tune it, or probe it by cavmae_sync_jax.evals.probe"
-        )
+    require_fine_tuned(model)
     ours, theirs = list(model.config.classifier.names), labels.class_names(records)
     if ours != theirs:
         new = sorted(set(theirs) ^ set(ours))[:3] or ["the same ones in another order"]
         raise UserError(
             f"{model.directory} knows {len(ours)} classes and {records.directory} has "
             f"{len(theirs)}, which are not the same (such as {', '.join(map(str, new))}): "
-            "name a dataset with the classes that it was trained with"
+            "name a dataset with the classes that the model was trained with"
         )
     loss, modes = model.config.classifier.loss, modes_of(model)
     function = functools.partial(probabilities, modes=modes, loss=loss)
@@ -157,7 +154,7 @@ def report(
     output: epath.PathLike | None,
     beside: tuple[Pretrained, Predictions] | None = None,
 ) -> dict[str, Any]:
-    """What `run` returns and writes, of predictions that are there already."""
+    """What `run` returns and writes, for given predictions."""
     truth, best = found.truth, found.by_mode[found.main]
     weights = bootstrap.draw_weights(len(truth), RESAMPLES)
     precisions = classification.class_precisions(truth, best)

@@ -49,7 +49,7 @@ def read(path: epath.PathLike) -> list[str]:
         try:
             whole = json.loads(text)
         except ValueError as error:
-            raise UserError(f"the list of clips {path} is no JSON: {error}") from error
+            raise UserError(f"the list of clips {path} is not valid JSON: {error}") from error
         entries = whole.get("data") if isinstance(whole, dict) else whole
         if not isinstance(entries, list):
             raise UserError(
@@ -73,10 +73,10 @@ def read(path: epath.PathLike) -> list[str]:
 
 
 def _columns(line: str, delimiter: str, path: epath.Path) -> list[str] | None:
-    """Returns the columns of a header, see `tables`; None if it is no header.
+    """Returns the columns of a header, see `tables`; None if it is not a header.
 
     Raises:
-      UserError: a column may be a start, but nobody knows in which unit.
+      UserError: a column may be a start, but its unit is unknown.
     """
     cells = tables.header_of(next(csv.reader([line], delimiter=delimiter)))
     columns = tables.columns_of(cells)
@@ -96,7 +96,7 @@ def _rows(path: epath.Path, rows: Any, columns: Sequence[str]) -> Iterable[str]:
     """Yields the clip of each row under a header, with its start behind a comma if it has one.
 
     Raises:
-      UserError: a row lacks one of these cells, or the start is no number.
+      UserError: a row lacks one of these cells, or the start is not a number.
     """
     for cells in rows:
         try:
@@ -115,7 +115,7 @@ def _entry(row: Mapping[str, Any]) -> str:
     """Returns a clip's name, with its start in seconds behind a comma if the row has one.
 
     Raises:
-      ValueError: the start is no number.
+      ValueError: the start is not a number.
     """
     starts = [
         float(row[name]) / unit for name, unit in _STARTS.items() if row.get(name) is not None
@@ -139,13 +139,15 @@ def _id_of(entry: Any, number: int, path: epath.Path) -> str:
             names = [pathlib.PurePosixPath(file).stem for file in files]
         if names and isinstance(names[0], str) and names[0]:
             columns = zip(
-                tables.columns_of(tables.header_of(list(entry))), entry.values(), strict=True
+                tables.columns_of(tables.header_of(list(entry))),
+                entry.values(),
+                strict=True,
             )
             times = {name: value for name, value in columns if name in _STARTS}
             with contextlib.suppress(TypeError, ValueError):  # no numbers
                 return _entry({"video": names[0], **times}) if times else names[0]
     raise UserError(
-        f"the list of clips {path}, entry {number}, has no video_id, or a start that is no number"
+        f"the list of clips {path}, entry {number}, has no video_id, or its start is not a number"
     )
 
 
@@ -270,7 +272,7 @@ def select(records: loader.Records, wanted: Sequence[str], name: str) -> tuple[S
     """The records that a list's entries mean, in the split's order, and the entries without one.
 
     An entry means the clip whose id it is; else the clip of the same video and start; else, if the
-    entry or the dataset tells no start, the only clip of the same video.
+    entry or the dataset has no start, the only clip of the same video.
 
     Args:
       records: the whole split.

@@ -121,7 +121,7 @@ def by_modality(
     truth: Truth,
     by_mode: Mapping[str, Float[np.ndarray, "clips classes"]],
 ) -> dict[str, Any]:
-    """VGGSounder's scores, if the dataset tells how each label is perceived (Zverev et al. 2025).
+    """VGGSounder's scores, if the dataset says how each label is perceived (Zverev et al. 2025).
 
     Args:
       records: the clips.
@@ -204,18 +204,18 @@ def _logits(
 def _load_head(directory: epath.PathLike, width: int, classes: int) -> tuple[ProbeHead, Any]:
     with manager.opened(directory) as stored:
         if "head" not in stored.config:
-            raise UserError(f"{directory} holds no probe's head")
+            raise UserError(f"--head={directory} holds no probe's head: name an OUTPUT/probe")
         module = ProbeHead(**stored.config.head)
         if (module.width, module.classes) != (width, classes):
             raise UserError(
-                f"the head in {directory} takes features of width {module.width} and knows "
-                f"{module.classes} classes, but here are {width} and {classes}"
+                f"--head={directory} takes features of width {module.width} and knows "
+                f"{module.classes} classes, but model and dataset have {width} and {classes}"
             )
         return module, stored.weights()
 
 
 def _frequencies(truth: Truth, train: tuple[Truth, Any] | None) -> dict[str, float]:
-    """What a constant scores: how often each class comes in the training clips."""
+    """The scores of a constant prediction: the frequencies of the classes in the training clips."""
     known = truth if train is None else train[0]
     return classification.scores_of(truth, np.broadcast_to(known.mean(axis=0), truth.shape))
 
@@ -236,8 +236,8 @@ def format_table(result: dict[str, Any]) -> str:
             for name in names
         )
         lines.append(f"{title:42}" + "".join(f"{cell:>10}" for cell in cells))
-    told = published.told("probe") if result["stream"] == "both" else []
-    return "\n".join([*lines, *modality_lines(result), *told])
+    theirs = published.text_lines("probe") if result["stream"] == "both" else []
+    return "\n".join([*lines, *modality_lines(result), *theirs])
 
 
 def modality_lines(result: dict[str, Any]) -> list[str]:

@@ -69,7 +69,7 @@ def run(
       records: the clips that are queries and targets.
       output: a folder for `retrieval.json` and `retrieval.png`; None writes and prints nothing.
       mesh: the devices; None means all.
-      strategies: of `scores.STRATEGIES`.
+      strategies: of `similarity.STRATEGIES`.
       with_baselines: also scores chance and an untrained model of the same shape; a linear
         baseline, where the dataset has a split "train" to fit it on; and an oracle, where the
         dataset knows the truth and the whole split is scored.
@@ -196,7 +196,7 @@ def read_embeddings(
     try:
         with epath.Path(path).open("rb") as file:
             if not zipfile.is_zipfile(file):
-                raise UserError(f"{path} is no npz file, or is cut short")
+                raise UserError(f"{path} is not an npz file, or is cut short")
             file.seek(0)
             with np.load(file, allow_pickle=False) as stored:
                 held = list(stored)
@@ -232,7 +232,7 @@ def read_embeddings(
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """In this machine's byte order."""
+    """The array in this machine's byte order."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 

@@ -42,7 +42,7 @@ def run(
       page: the HTML file to write, if any.
 
     Raises:
-      UserError: if there are none, or one of them is no JSON or not what its name says.
+      UserError: if there are none, or one of them is not valid JSON or not what its name says.
     """
     folder, output = epath.Path(folder), epath.Path(output)
     results = {}
@@ -52,14 +52,18 @@ def run(
         try:
             results[path.stem] = json.loads(path.read_text())
         except ValueError as error:
-            raise UserError(f"{path} is not the JSON of an evaluation: {error}") from error
+            raise UserError(
+                f"{path} is not the JSON of an evaluation ({error}): delete it or evaluate again"
+            ) from error
     evaluations = {
         name: evaluation
         for name in sorted(results, key=_place)
         if (evaluation := results_table.read(name, results[name])) is not None
     }
     if not evaluations:
-        raise UserError(f"{folder} holds no evaluation's NAME.json")
+        raise UserError(
+            f"{folder} holds no evaluation's NAME.json: give the --output of evaluations"
+        )
     rows = results_table.rows(evaluations)
     html = None
     if page is not None:

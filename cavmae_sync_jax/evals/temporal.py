@@ -51,7 +51,7 @@ def run(
     with_baselines: bool = True,
     cache: epath.PathLike | None = None,
 ) -> dict[str, Any]:
-    """Cuts a split's clips into segments and, where the truth is known, scores the cuts.
+    """Cuts a split's clips into segments and, if the truth is known, scores the cuts.
 
     Scores are means over the clips with at least two true segments. Labels are classes: one that
     comes back later is the same cluster for the adjusted Rand index.

@@ -91,8 +91,12 @@ def write(model: Model, destination: epath.PathLike) -> list[epath.Path]:
 
         made = model_of(encode, module.raw_shape(modality), modality, OUTPUTS)
         made.doc_string = f"{modality}: {INPUTS[modality]}"
-        told = {"checkpoint": model.directory, "step": str(model.step), "version": cli.version()}
-        helper.set_model_props(made, told)
+        properties = {
+            "checkpoint": model.directory,
+            "step": str(model.step),
+            "version": cli.version(),
+        }
+        helper.set_model_props(made, properties)
         partial = place.with_name(f".{place.name}.partial")
         try:
             partial.write_bytes(made.SerializeToString())

@@ -133,7 +133,7 @@ def _decode_picture(path: str) -> UInt8[np.ndarray, "height width 3"]:
         except (UnidentifiedImageError, SyntaxError, ValueError) as error:
             if isinstance(error, MediaError):
                 raise
-            raise MediaError("unreadable", f"{path} is no readable picture.") from error
+            raise MediaError("unreadable", f"{path} is not a readable picture.") from error
 
 
 def as_stored(image: UInt8[np.ndarray, "height width 3"], size: int) -> bytes:
@@ -142,7 +142,7 @@ def as_stored(image: UInt8[np.ndarray, "height width 3"], size: int) -> bytes:
     Raises:
       UserError: if it is too large or too long.
     """
-    with workers.told():
+    with workers.as_user_errors():
         images.check_size("the array", image.shape[1], image.shape[0])
     return images.encode_jpeg(images.resize_and_crop(image, size), JPEG_QUALITY)
 

@@ -268,7 +268,7 @@ def picture(source: str | os.PathLike | np.ndarray, size: int) -> UInt8[np.ndarr
       size: height and width in pixels.
 
     Raises:
-      UserError: if it is no picture.
+      UserError: if it is not a picture.
     """
     if not isinstance(source, np.ndarray):
         return images.decode_jpeg(reading.read_picture(source, size))

@@ -144,7 +144,7 @@ def pointing(
     return np.array(found)
 
 
-def duels(
+def beats_silent_object(
     maps: Maps,
     masks: Bool[np.ndarray, "items height width"],
     silent_masks: Bool[np.ndarray, "items height width"],

@@ -48,7 +48,7 @@ def segment(vectors: Float[np.ndarray, "frames dim"], wanted: int) -> Segmentati
 
     Args:
       vectors: of any length; what is compared is their direction.
-      wanted: number of segments; more than frames means one a frame.
+      wanted: number of segments; more than frames means one per frame.
 
     Returns:
       Labels from 0, in the order in which they first come.

@@ -78,7 +78,7 @@ def _built(index: Index, library: Any) -> pathlib.Path:
     cli.make_folder(partial)
     try:
         for modality in MODALITIES:
-            side = index.side(modality)
+            side = index.vectors(modality)
             if not side.files:
                 continue
             dim = side.vectors.shape[1]
