@@ -141,7 +141,7 @@ def export_weights(source: str, destination: str, module_prefix: bool = False) -
 
     Args:
       source: a training's workdir or a conversion's destination.
-      destination: a file that must not exist; its suffix tells the format.
+      destination: a file that must not exist; its suffix decides the format.
       module_prefix: whether the names begin with `module.`.
 
     Returns:
@@ -220,7 +220,7 @@ def build(config: ConfigDict) -> CavMaeSync | ProbeHead:
 
 
 def complete(params: Any, module: CavMaeSync | ProbeHead) -> StateDict:
-    """All that the authors' class holds: the parameters, fixed positions and its unused norms."""
+    """Everything that the authors' class holds: parameters, fixed positions, its unused norms."""
     state = key_mapping.state_dict(params)
     if isinstance(module, CavMaeSync) and not module.learned_positions:
         for short, modality in (("a", AUDIO), ("v", VISUAL)):
@@ -269,7 +269,7 @@ def _check(config: ConfigDict, own: ConfigDict, source: str) -> None:
     unknown = [f"--config.{key}=N" for key in flat if key.endswith("heads") and not flat[key]]
     if unknown:
         raise UserError(
-            f"the shapes in {source} do not tell how many heads there are: "
+            f"the shapes in {source} do not show how many heads there are: "
             f"give {', '.join(unknown)}"
         )
     for key, least in (("num_frames", 1), ("clip_rows", 1), ("workers", 0), ("prefetch", 1)):
@@ -296,19 +296,19 @@ def _compare(
     }
     found = {name: array.shape for name, array in state.items()}
 
-    def told(name: str) -> str:
+    def name_in_file(name: str) -> str:
         is_mae = kind in (detect.MAE, detect.MAE_ENCODER) and name in expected
         return mae.original(name, module.depth) if is_mae else name
 
     def shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if told(name) == name or "pos_embed" not in name or len(shape) != 3:
+        if name_in_file(name) == name or "pos_embed" not in name or len(shape) != 3:
             return shape
         return shape[0], shape[1] + 1, shape[2]  # MAE's have one for its CLS token
 
     wrong = {name for name in expected if found.get(name) != expected[name]}
     differences = mismatch(
-        {told(n): shape(n, expected[n]) for n in expected if n in wrong},
-        {told(n): shape(n, found[n]) for n in found if n in wrong or n not in expected},
+        {name_in_file(n): shape(n, expected[n]) for n in expected if n in wrong},
+        {name_in_file(n): shape(n, found[n]) for n in found if n in wrong or n not in expected},
     )
     if differences:
         raise UserError(f"{source} does not hold {kind.title} of its sizes:{differences}")
@@ -317,7 +317,7 @@ def _compare(
 def _take_leftovers(
     state: StateDict, module: CavMaeSync | ProbeHead, target: CavMaeSync | ProbeHead
 ) -> StateDict:
-    """Takes what has no place in our model out of `state`; what `target` can still use is kept."""
+    """Removes from `state` what has no place in our model; keeps what `target` can still use."""
     resized: set[str] = set()
     fixed = isinstance(module, CavMaeSync) and not module.learned_positions
     if fixed:

@@ -129,7 +129,7 @@ def _is_media(path: pathlib.Path) -> bool:
 
 
 def _stat(file: str) -> Stat | None:
-    """What tells that a file changed; None if it is not there, which reading it will say."""
+    """What shows that a file changed; None if it is not there, which reading it will report."""
     try:
         stat = os.stat(file)
     except OSError:

@@ -151,7 +151,7 @@ def read_table(folder: epath.PathLike) -> Table:
 
 
 def _whole_number(text: str) -> int | None:
-    """Returns what "7" or "7.0" says, None for anything but a whole number of 0 or more."""
+    """Returns the number of "7" or "7.0", None for anything but a whole number from 0 on."""
     with contextlib.suppress(ValueError):
         value = float(text)
         if value >= 0 and value.is_integer():
@@ -174,11 +174,11 @@ def _row(
     clip_id = f"{clip_name(image.stem)}_{line}"
     refusal = None
     if image.is_absolute() or ".." in (*image.parts, recording) or not recording:
-        refusal = "outside", f"{where}: {location!r} or {sound!r} is no file of the folder"
+        refusal = "outside", f"{where}: {location!r} or {sound!r} is not a file in the folder"
     elif image.suffix != ".jpg":
         refusal = "bad_name", f"{where}: the image {location!r} does not end in .jpg"
     elif class_id is None:
-        refusal = "bad_class", f"{where}: the ade_class_id {number!r} is no class"
+        refusal = "bad_class", f"{where}: the ade_class_id {number!r} is not a class"
     if refusal is not None:
         return Prompt(clip_id, where, refusal=refusal)
     return Prompt(

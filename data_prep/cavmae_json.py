@@ -90,7 +90,7 @@ def chosen_frames(stored: int, num_frames: int) -> list[int]:
 
 
 class Places:
-    """Where the files that JSONs speak of lie on this machine."""
+    """Where the files that JSONs name lie on this machine."""
 
     def __init__(self, root: str | None = None, replace: Sequence[str] = ()):
         """Takes where relative paths start (None: at their JSON's folder) and texts OLD=NEW.
@@ -161,11 +161,11 @@ def _count_frames(root: str) -> int:
 
 
 def read_list(path: epath.PathLike, classes: Classes, places: Places) -> list[Entry]:
-    """Returns the clips of a JSON, without a look at the files of each.
+    """Returns the clips of a JSON, without looking at the files of each.
 
     Args:
       path: the JSON.
-      classes: of `tables.read_classes`.
+      classes: of `csv_files.read_classes`.
       places: where the files lie.
 
     Raises:
@@ -190,7 +190,7 @@ def read_list(path: epath.PathLike, classes: Classes, places: Places) -> list[En
         labels, clip_id = tuple(dict.fromkeys(names)), clip_name(video_id)
         refusal = None
         if clip_id != video_id or video_id in (".", ".."):
-            refusal = "outside", f"{where}: the video_id {video_id!r} is no name of a file"
+            refusal = "outside", f"{where}: the video_id {video_id!r} is not a name of a file"
         elif not wav.strip():
             refusal = "missing", f"{where}, video_id {video_id!r}: the wav is empty"
         if refusal is not None:
@@ -211,9 +211,9 @@ def _read_json(path: epath.Path) -> list[Any]:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}, {place}, is no JSON: {error.msg}") from error
+        raise UserError(f"{path}, {place}, is not valid JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON that can be read: {error}") from error
+        raise UserError(f"{path} can't be read as JSON: {error}") from error
     listed = whole.get("data") if isinstance(whole, dict) else None
     if not isinstance(listed, list):
         keys = ", ".join(f'"{key}": "…"' for key in KEYS)
@@ -247,7 +247,7 @@ def read_splits(
 
     Args:
       lists: texts SPLIT=JSON.
-      classes: of `tables.read_classes`.
+      classes: of `csv_files.read_classes`.
       places: where the files lie.
       num_frames: frames that each clip needs.
 

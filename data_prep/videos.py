@@ -222,7 +222,7 @@ def _segments(
     rest: decoding.Seconds,
     findings: Findings,
 ) -> tuple[dict[str, list[VideoClip]], Classes]:
-    """Returns the clips of all --segments by split, and their classes; tells `findings` the rest.
+    """Returns the clips of all --segments by split, and their classes; fills `findings`.
 
     Raises:
       UserError: no segment has a file.

@@ -32,7 +32,7 @@ class Index(NamedTuple):
 
     @property
     def records(self) -> int:
-        """How many there are in the shard."""
+        """The number of records in the shard."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def span(self, position: int) -> tuple[int, int, int]:
@@ -107,7 +107,7 @@ def _without_block_headers(data: bytes, begin: int) -> bytes:
 
 
 def _varint(data: memoryview | bytes, place: int) -> tuple[int, int]:
-    """A number at a place, and the place behind it."""
+    """The number at a place, and the place after it."""
     value = shift = 0
     while True:
         byte = data[place]

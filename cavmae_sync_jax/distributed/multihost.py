@@ -29,7 +29,7 @@ SHUTDOWN_SECONDS = 60
 
 
 def initialize() -> None:
-    """Joins the run's other processes, if the environment tells of any; call it before computing.
+    """Joins the run's other processes, if the environment names any; call it before computing.
 
     Raises:
       UserError: if only some of the variables are set, they make no sense, or joining fails.
@@ -60,7 +60,7 @@ def initialize() -> None:
 
 
 def _described() -> tuple[str, int, int] | tuple[()]:
-    """The address, the number of processes and the rank that the variables tell, if set."""
+    """The address, the number of processes and the rank in the variables, if they are set."""
     given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     if not given:
         return ()
@@ -116,6 +116,6 @@ def all_agree(flag: bool) -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has come here."""
+    """Waits until every process has reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

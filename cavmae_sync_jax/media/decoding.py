@@ -41,7 +41,7 @@ NOTES = {
     "hdr": "the picture has a high dynamic range, which is not tone-mapped: it looks washed out",
 }
 
-Seconds = float | int  # for checked annotations, an int is no float
+Seconds = float | int  # for checked annotations, an int is not a float
 
 # All in seconds. Timestamps are whole milliseconds in some containers.
 _ROUNDING = 1e-3
@@ -80,7 +80,7 @@ class Media(NamedTuple):
 
 
 def probe(path: str | Path) -> MediaInfo:
-    """Reads a file's headers (all packets where the headers don't tell the duration).
+    """Reads a file's headers (all packets where the headers lack the duration).
 
     Raises:
       MediaError: unreadable, no_video, no_audio, too_short (no duration at all) or too_large.
@@ -150,10 +150,10 @@ def read_clip(
 def _choose_times(
     path: str | Path, start: float, end: float, num_frames: int
 ) -> tuple[list[float], list[float], float, float]:
-    """Returns two lists that tell which frames to take, when video ends, and `picture_seconds`.
+    """Returns two lists of which frames to take, when video ends, and `picture_seconds`.
 
     The first list says by when each frame must begin, the second when it begins. The latter is
-    empty where nobody knows. Looks at the packets' timestamps only, so it costs no decoding.
+    empty if it is unknown. Looks at the packets' timestamps only, so it costs no decoding.
     """
     times: set[float] = set()
     nominal, before, goes_on, latest = None, False, False, -math.inf
@@ -216,7 +216,7 @@ def _read_frames(
 ) -> tuple[list[np.ndarray], frozenset[str]]:
     """Returns for each of the sorted `times` the last frame that begins by then, and notes.
 
-    Where `begins` tells when these frames begin, frames between them that no other needs are not
+    Where `begins` says when these frames begin, frames between them that no other needs are not
     decoded, but for transmissions, whose damage is counted. If then anything is damaged, or not as
     `begins` says, all is decoded after all.
     """

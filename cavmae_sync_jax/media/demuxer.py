@@ -33,7 +33,7 @@ _TOLERANT: dict[str, Any] = (
 )
 # How far one looks for a stream that begins late, in microseconds and bytes.
 _PATIENCE = {"analyzeduration": str(120 * 10**6), "probesize": str(2**28)}
-# Formats of transmissions, which lose packets: only decoding tells what is damaged.
+# Formats of transmissions, which lose packets: only decoding shows what is damaged.
 _BROADCAST = ("mpeg", "mpegts")
 # Formats that hold one sound without a gap, whose time stamps are counted by their reader.
 _BARE = ("aac", "ac3", "aiff", "amr", "au", "eac3", "flac", "mp3", "tta", "w64", "wav")
@@ -95,7 +95,7 @@ def open_file(path: str | Path, *, patient: bool = False) -> av.container.InputC
     elif stat.S_ISREG(os.stat(path).st_mode):
         file = str(Path(path).absolute())
     else:
-        raise MediaError("unreadable", f"{path} is no regular file.")
+        raise MediaError("unreadable", f"{path} is not a regular file.")
     options = {"protocol_whitelist": "file", "format_whitelist": _trusted_formats()}
     return av.open(
         file,
@@ -115,7 +115,7 @@ def best_stream(
 def best_stream(
     container: av.container.InputContainer, kind: Kind
 ) -> av.VideoStream | av.AudioStream | None:
-    """Returns the stream that a player takes, which is no cover picture; None if there is none.
+    """Returns the stream that a player takes, which is not a cover picture; None if there is none.
 
     Of a transmission with several programmes, the sound is that of the picture's programme. A
     stream of a codec that is not known counts only where there is no other.
@@ -206,7 +206,7 @@ class Source:
         return None if timestamp is None else self.seconds(timestamp, self._base(packet))
 
     def packet_seconds(self, packet: av.Packet) -> float:
-        """Returns how long a packet lasts, 0 where nobody knows."""
+        """Returns how long a packet lasts, 0 if that is unknown."""
         duration = packet.duration
         if not duration:
             return 0.0
@@ -218,7 +218,7 @@ class Source:
         if self._frame_base is None and frame.time_base:
             self._frame_base = _Base.of(frame.time_base)
         if frame.pts is None or self._frame_base is None:
-            return None  # a number that counts nothing known is no time
+            return None  # a number that counts nothing known is not a time
         return self.seconds(frame.pts, self._frame_base)
 
     def _base(self, packet: av.Packet) -> "_Base":
@@ -229,7 +229,7 @@ class Source:
         return self._bases[index]
 
     def duration(self) -> float:
-        """Returns when the later of the two streams ends, from the headers if they tell.
+        """Returns when the later of the two streams ends, from the headers if they say.
 
         Raises:
           MediaError: unreadable, where that is beyond belief.
@@ -314,7 +314,7 @@ class Decoded(NamedTuple):
       source: where it comes from.
       time: when it begins, if that is known.
       frame: of picture or sound.
-      seconds: that the packet lasts; 0 where nobody knows.
+      seconds: that the packet lasts; 0 if that is unknown.
     """
 
     source: Source
@@ -346,7 +346,7 @@ def decoded(
       path: of the file.
       kind: of the stream.
       start: in seconds.
-      idle: says of the time of a frame that nobody looks at it. It may then be missing, if no other
+      idle: says of the time of a frame that it is not needed. It may then be missing, if no other
         frame is decoded with its help.
       kinds: of the streams that the file needs.
     """

@@ -82,7 +82,7 @@ def read_span(
 
 
 def _promise(path: str | Path) -> float:
-    """Returns when a file promises its sound to end, 0 where it doesn't tell."""
+    """Returns when a file promises its sound to end, 0 if it doesn't say."""
     with _open(path) as (container, stream):
         return _promised_end(container, stream) / _complete_share(path)
 
@@ -119,7 +119,7 @@ def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.Au
 
 
 def _promised_end(container: av.container.InputContainer, stream: av.AudioStream) -> float:
-    """Returns when the headers promise the sound to end, 0 where they don't tell."""
+    """Returns when the headers promise the sound to end, 0 if they don't say."""
     whole = (container.duration or 0) / av.time_base
     if not container.streams.video:
         return whole

@@ -107,7 +107,7 @@ def read_waveform(
             if run is not None and abs(time - run.next_time()) > RESTART:
                 run.add(None, sound)
                 run = None
-            # What fills a hole is no second timeline: one time stamp may have been too large.
+            # What fills a hole is not a second timeline: one time stamp may have been too large.
             if frame is not None and sound.has(time - start, frame.samples / frame.rate):
                 restarts = True
                 continue

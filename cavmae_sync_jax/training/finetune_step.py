@@ -38,7 +38,7 @@ def check(config: ConfigDict) -> None:
 
 
 def check_average_from(config: ConfigDict) -> None:
-    """Refuses an epoch to average from that does not come."""
+    """Refuses an `average_from` after the last epoch."""
     if not 1 <= config.average_from <= config.epochs:
         raise UserError(
             f"config.average_from={config.average_from} must be from 1 to config.epochs="

@@ -1,4 +1,4 @@
-"""Reads YouTube's id and the span of a video from the names of clips and files."""
+"""What the names of clips and of their files say: YouTube's id, and the span that a file holds."""
 
 import re
 from collections.abc import Container, Iterator
@@ -55,7 +55,7 @@ class Span(NamedTuple):
 
 
 def without_extension(name: str) -> str:
-    """Returns a file's name without its extension, if this is one of a medium."""
+    """Returns a file's name without its extension, if that is a media file's."""
     stem, dot, extension = name.rpartition(".")
     return stem if dot and f".{extension.lower()}" in (*VIDEOS, *_OTHERS) else name
 

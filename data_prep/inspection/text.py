@@ -150,7 +150,7 @@ def count_rejects(path: epath.PathLike) -> collections.Counter[str]:
             for row in reader:
                 counts[row["reason"] or "?"] += 1
         except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num} is no CSV: {error}") from error
+            raise UserError(f"{path}, line {reader.line_num} is not valid CSV: {error}") from error
     return counts
 
 

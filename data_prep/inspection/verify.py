@@ -163,7 +163,7 @@ def _flaw_of_images(
                     return f"{name} {number} has {shape} pixels, not {size} x {size}"
                 image.load()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"{name} {number} is no readable {kind} ({error})"
+            return f"{name} {number} is not a readable {kind} ({error})"
     return None
 
 

@@ -103,7 +103,7 @@ def pipeline_options(engine: Engine) -> PipelineOptions:
 
 
 class _InChild(beam.DoFn):
-    """Does its work in a child process, which a decoder may take down."""
+    """Does its work in a child process, which a decoder may crash."""
 
     def __init__(self, time_limit: float | int) -> None:
         self._time_limit = time_limit

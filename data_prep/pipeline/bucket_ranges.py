@@ -10,7 +10,7 @@ from cavmae_sync_jax.utils.buckets import bucket_files
 
 BLOCK = 2**22  # bytes of a request: most clips of ten seconds are one
 KEPT = 16  # blocks
-# What tells one version of an object from the next, in the words of several buckets.
+# Fields that change with each version of an object, as several kinds of buckets name them.
 _VERSIONS = ("generation", "etag", "ETag", "mtime", "LastModified", "created")
 
 
@@ -43,7 +43,7 @@ class BucketFile:
         return RangedFile(self)
 
     def block(self, index: int) -> bytes:
-        """Returns a block, which is asked for if it is not at hand.
+        """Returns a block, from memory if it is there, else from the bucket.
 
         Raises:
           OSError: it does not come.

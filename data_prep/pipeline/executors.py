@@ -144,7 +144,7 @@ def context() -> multiprocessing.context.ForkServerContext:
 
 
 def start_worker(owner: int) -> None:
-    """Makes this process one that works for the process `owner` and ends with it."""
+    """Makes this process a worker of the process `owner`, with which it ends."""
     _end_with(owner)
     # Ctrl-C is the parent's to handle, and the other cores are the other workers'.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -97,7 +97,7 @@ class SplitSummary(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What came of a preparation: the dataset's folder, each split, and what was found before."""
+    """The outcome of a preparation: the dataset's folder, each split, and what was found before."""
 
     directory: epath.Path
     splits: dict[str, SplitSummary]
@@ -134,7 +134,7 @@ class Summary(NamedTuple):
         if elsewhere := _sound_elsewhere(self.rejects):
             lines.append(
                 f"Silent clips that sound in another channel or track: {elsewhere:,}; the list "
-                "says of each what to do."
+                "says for each what to do."
             )
         sums = collections.Counter[str]()
         for split in self.splits.values():

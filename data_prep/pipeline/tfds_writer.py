@@ -274,7 +274,7 @@ def _check_clips(
             unknown = set(clip.labels) - known
             if unknown:
                 raise UserError(
-                    f"the clip {clip.clip_id!r} has the label {min(unknown)!r}, "
+                    f"{clip.path}, clip {clip.clip_id!r}, has the label {min(unknown)!r}, "
                     "which is not among the class names"
                 )
     has_truth = {clip.has_truth for clip in seen.values()}

@@ -51,7 +51,7 @@ def read_pattern(text: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(text)
     except re.error as error:
-        raise UserError(f"--name_pattern={text} is no regular expression: {error}") from error
+        raise UserError(f"--name_pattern={text} is not a regular expression: {error}") from error
     if "id" not in pattern.groupindex:
         raise UserError(
             f"--name_pattern={text} needs a group (?P<id>…), and may have (?P<start>…), (?P<end>…)"
@@ -143,7 +143,7 @@ def _by_id(file: Path, known: set[str]) -> tuple[str, Span | None] | None:
 
 
 def _fit(video: Video, span: Span, start: float, end: float | None) -> tuple[float, Found] | None:
-    """Returns how far the span of a file's name is from a segment; None if it holds it not."""
+    """Returns how far the span of a file's name is from a segment; None if it does not fit."""
     fits = []
     for reading in span.readings():
         if reading.end is None:

@@ -24,7 +24,7 @@ _AUDIOCAPS = ("youtube_id", "start_time")
 class Segment(NamedTuple):
     """A span of a video, in seconds, that should become a clip.
 
-    `end` and `split` are None where the file doesn't tell. `youtube` says that `video` is YouTube's
+    `end` and `split` are None if the file lacks them. `youtube` says that `video` is YouTube's
     id, of which files have various names; else it is a file's name. `where` is the file and line.
     `modalities` says how each label is perceived, of `dataset_dir.MODALITIES`, if the list does.
     `selectable` says that of the list one takes the classes that one wants.
@@ -97,7 +97,7 @@ def _seconds(text: str, where: str, units: int = 1) -> float:
         if 0 <= value < _LATEST:
             return value
     what = "seconds" if units == 1 else "milliseconds"
-    raise UserError(f"{where}: {text!r} is no time in {what}")
+    raise UserError(f"{where}: {text!r} is not a time in {what}")
 
 
 def _is_number(text: str) -> bool:
@@ -112,8 +112,8 @@ def _published(lines: Lines, first: list[str] | None, rows: Iterator[list[str]])
         return []
     if len(first) > 2 and not any(character.isdigit() for character in first[1]):
         raise UserError(
-            f"{lines.where}: {first[1]!r} is no time in seconds, nor is the line a header with the "
-            f"columns {', '.join(_COLUMNS)}"
+            f"{lines.where}: {first[1]!r} is not a time in seconds, nor is the line a header with "
+            f"the columns {', '.join(_COLUMNS)}"
         )
     if len(first) == 2:
         parse = _named_clip
@@ -195,7 +195,7 @@ def _own(lines: Lines, rows: Iterator[list[str]], header: list[str], ids: bool) 
 def _own_row(row: dict[str, str], where: str, ids: bool) -> Segment:
     name = row["video"]
     if not Path(name).name:
-        raise UserError(f"{where}: {name!r} is no name of a file")
+        raise UserError(f"{where}: {name!r} is not a name of a file")
     split = csv_files.read_split(row.get("split", ""))
     if row.get("split") and split is None:
         raise UserError(f"{where}: split must be {TRAIN} or {EVAL}, not {row['split']!r}")

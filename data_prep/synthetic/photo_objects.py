@@ -88,7 +88,7 @@ def find_assets(folder: str | Path) -> AssetObjects:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"--assets={folder} is no folder")
+        raise UserError(f"--assets={folder} is not a folder")
     names, photos, sounds, heard = [], [], [], set()
     for path in sorted(folder.rglob("*.png")):
         sound = next((p for p in map(path.with_suffix, _SOUNDS) if p.is_file()), None)
@@ -200,7 +200,7 @@ def find_backgrounds(folder: str | Path) -> PictureBackgrounds:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"--backgrounds={folder} is no folder")
+        raise UserError(f"--backgrounds={folder} is not a folder")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _PICTURES and p.is_file())
     if not paths:
         raise UserError(f"--backgrounds={folder} has no pictures ({' '.join(_PICTURES)})")

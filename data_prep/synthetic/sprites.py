@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-Number = float | int  # for checked annotations, an int is no float
+Number = float | int  # for checked annotations, an int is not a float
 Point = tuple[Number, Number]
 
 CANVAS = 320  # pixels of the square a silhouette is drawn on; several times a sprite's final size

@@ -62,15 +62,18 @@ def test_a_name_keeps_its_commas_and_mids_are_several(tmp_path, head):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (f"segment_id,start_time,label\n{ID}_30000,0.0,dog\n", "line 1: 'start_time' is no time"),
+        (
+            f"segment_id,start_time,label\n{ID}_30000,0.0,dog\n",
+            "line 1: 'start_time' is not a time",
+        ),
         (f"part,when,label\n{ID},30,dog\n", "nor is the line a header with the columns video"),
         (f"video_id,start_frame,label\n{ID},30,dog\n", "leave out the column 'start_frame'"),
         (f"video_id,start,label,title\n{ID},30,dog,x\n", "leave out the column 'title'"),
         # An offset may be where a clip begins, unless an onset stands beside it.
         (f"filename,offset,label\n{ID}_000030.mp4,10,dog\n", "leave out the column 'offset'"),
         (f"video_id,start,start_ms,label\n{ID},3,3000,dog\n", "leave out the column 'start'"),
-        (f"video_id,start_ms\n{ID},soon\n", "line 2: 'soon' is no time in milliseconds"),
-        (f"video_id,start,end\n{ID},,40\n", "line 2: '' is no time in seconds"),
+        (f"video_id,start_ms\n{ID},soon\n", "line 2: 'soon' is not a time in milliseconds"),
+        (f"video_id,start,end\n{ID},,40\n", "line 2: '' is not a time in seconds"),
         (f"video_id,label\n{ID},dog\n", "line 2: need a start in seconds, or YTID_000030.mp4"),
     ],
 )
