@@ -33,7 +33,9 @@ def find(directory: epath.PathLike) -> epath.Path:
     """
     directory = os.fspath(directory)
     if not directory or not epath.Path(directory).is_dir():
-        raise UserError(f"no dataset folder {directory!r}: give what data_prep had as --output")
+        raise UserError(
+            f"no dataset folder {directory!r}: give the --output of a data_prep program"
+        )
     directory = epath.Path(directory)
     found = [p.parent for depth in ("", "*/", "*/*/") for p in directory.glob(depth + _MARKER)]
     if len(found) != 1:
