@@ -103,6 +103,7 @@ def read_clip(
     num_frames: int = 16,
     image_size: int | None = None,
     audio_channel: str = CHANNELS[0],
+    gaps: bool = False,
 ) -> Media:
     """Reads `num_frames` frames spread over the span [start, end), and the audio of all of it.
 
@@ -126,6 +127,9 @@ def read_clip(
     say, with silence in gaps. Audio that ends up to half a second early stays as short as it is;
     after audio that ends earlier there is silence up to the end.
 
+    With `gaps`, the span is a part of a longer one: it may have no audio, which is then silent, or
+    no video, and then the frame before or after it stands still. One of both must be there.
+
     Raises:
       MediaError: any of `REASONS`; "silent" only where a channel sounds that isn't chosen.
       ValueError: the span or `num_frames` makes no sense.
@@ -136,9 +140,10 @@ def read_clip(
     start, end = float(start), duration if end is None else min(float(end), duration)
     if end <= start:
         raise MediaError("too_short", f"{path} ends at {duration:.2f} s, not after {start:.2f} s.")
+    gaps = gaps and end - start < duration
     with errors_of(path):
-        waveform, audio_end, audio_notes = read_waveform(path, start, end, audio_channel)
-        times, begins, video_end, spread = _choose_times(path, start, end, num_frames)
+        waveform, audio_end, audio_notes = read_waveform(path, start, end, audio_channel, gaps=gaps)
+        times, begins, video_end, spread = _choose_times(path, start, end, num_frames, gaps)
         if max(audio_end, video_end) < end - RAGGED_END:
             raise MediaError("unreadable", f"{path} ends before the {duration:.2f} s it promises.")
         frames, notes = _read_frames(path, start, times, begins, image_size)
@@ -148,7 +153,7 @@ def read_clip(
 
 
 def _choose_times(
-    path: str | Path, start: float, end: float, num_frames: int
+    path: str | Path, start: float, end: float, num_frames: int, gaps: bool
 ) -> tuple[list[float], list[float], float, float]:
     """Returns two lists that tell which frames to take, when video ends, and `picture_seconds`.
 
@@ -172,8 +177,8 @@ def _choose_times(
             before, goes_on = before or time < start, goes_on or time >= end
             times.update([time] if start <= time < end else [])
     within = sorted(times)
-    if not within and before and goes_on:
-        return [start] * num_frames, [], end, end - start
+    if not within and ((before and goes_on) or gaps):
+        return [start] * num_frames, [], end if goes_on else start, end - start
     if not within:
         raise MediaError("no_video", f"{path} has no video from {start:.2f} to {end:.2f} s.")
     rate = _constant_rate(within, nominal)

@@ -1,5 +1,6 @@
 """Sound of any rate and any number of channels to one channel at 16 kHz (FFmpeg's resampler)."""
 
+import sys
 from pathlib import Path
 
 import av
@@ -12,6 +13,7 @@ SAMPLE_RATE = 16_000
 # What becomes of several channels: the first one, as in the reference; their mean; the one with
 # the most energy in the clip.
 CHANNELS = ("first", "mix", "loudest")
+EVERYTHING = (0, sys.maxsize)
 # What is said of silence in a channel or track where another one sounds.
 SOUNDS_ELSEWHERE = "but sounds in"
 
@@ -66,8 +68,14 @@ class Channels:
         self._nothing = np.zeros((self._count if choice == "loudest" else 1, 0), np.int16)
         self._is_float = like.format.name in ("flt", "dbl")
 
-    def resample(self, frame: av.AudioFrame | None) -> Int16[np.ndarray, "channels samples"]:
+    def resample(
+        self, frame: av.AudioFrame | None, inside: tuple[int, int] = EVERYTHING
+    ) -> Int16[np.ndarray, "channels samples"]:
         """Takes a frame; returns what is ready, as 16-bit integers. None brings all that is left.
+
+        Args:
+          frame: decoded.
+          inside: from which sample to which of what is returned one listens to what is `sounding`.
 
         Raises:
           MediaError: unreadable, where floating-point samples aren't finite.
@@ -86,13 +94,21 @@ class Channels:
             blocks += self._resampler.resample(self._waiting.read())
         if frame is None:
             blocks += self._resampler.resample(None)
-        return np.concatenate([self._nothing, *map(self._split, blocks)], axis=1)
+        parts, begin = [self._nothing], 0
+        for block in blocks:
+            channels = block.to_ndarray().reshape(-1, self._count).T
+            first, end = (max(0, place - begin) for place in inside)
+            self._listen(channels[:, first:end])
+            parts.append(self._chosen(channels))
+            begin += channels.shape[1]
+        return np.concatenate(parts, axis=1)
 
-    def _split(self, interleaved: av.AudioFrame) -> np.ndarray:
-        channels = interleaved.to_ndarray().reshape(-1, self._count).T
+    def _listen(self, channels: Int16[np.ndarray, "channels samples"]) -> None:
         for number in set(range(1, self._count + 1)) - self.sounding:
             if channels[number - 1].size and np.ptp(channels[number - 1].astype(np.int32)):
                 self.sounding.add(number)
+
+    def _chosen(self, channels: Int16[np.ndarray, "channels samples"]) -> np.ndarray:
         if self._choice == "first":
             return channels[:1]
         if self._choice == "mix":

@@ -16,6 +16,12 @@ from cavmae_sync_jax.media.errors import MediaError, check_file
 from cavmae_sync_jax.media.span_sound import RAGGED_END, read_waveform
 
 _CHUNKS = 100  # of a WAV, among which its samples are
+# Formats whose length FFmpeg guesses from the bit rate of their beginning, and the rest may have
+# another. Of an MP3 it does so where a header is missing or seems wrong.
+_GUESSED = (
+    *("aac", "ac3", "amr", "amrnb", "amrwb", "dts", "dtshd", "eac3", "g722", "gsm", "loas"),
+    *("mlp", "mp3", "sbc", "truehd"),
+)
 _STREAMED = 0x7FFFF000  # sizes of a WAV from here on say that its writer didn't know
 
 
@@ -45,6 +51,7 @@ def read_span(
     start: Seconds,
     end: Seconds | None,
     channel: str = resampler.CHANNELS[0],
+    gaps: bool = False,
 ) -> Int16[np.ndarray, " samples"]:
     """Returns one channel of [start, end) at 16 kHz; it is short where the file ends before.
 
@@ -57,10 +64,11 @@ def read_span(
       start: in seconds.
       end: in seconds; None is the file's end.
       channel: of `resampler.CHANNELS`.
+      gaps: whether a part of the file without sound is silent, or empty after the sound's end.
 
     Raises:
-      MediaError: missing; no_audio, also in the span; unreadable, also where the file ends before
-        it promises; silent, where only channels sound that aren't chosen.
+      MediaError: missing; no_audio, also in the span unless it may be a gap; unreadable, also where
+        the file ends before it promises; silent, where only channels sound that aren't chosen.
     """
     check_file(path)
     start = float(start)
@@ -69,9 +77,12 @@ def read_span(
             promised = _promise(path)
             until = promised or (seconds_of(path) if end is None else float(end))
             until = until if end is None else min(until, float(end))
+            gaps = gaps and not (start <= 0 and end is not None and 0 < promised <= end)
+            if until <= start and gaps:
+                return np.zeros(0, np.int16)
             if until <= start:
                 raise MediaError("no_audio", f"{path} has no audio after {start:.2f} s.")
-            waveform, sound_end, _ = read_waveform(path, start, until, channel, ("audio",))
+            waveform, sound_end, _ = read_waveform(path, start, until, channel, ("audio",), gaps)
     except MediaError:
         raise
     except ValueError as error:  # of PyAV, for headers that make no sense
@@ -120,6 +131,8 @@ def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.Au
 
 def _promised_end(container: av.container.InputContainer, stream: av.AudioStream) -> float:
     """Returns when the headers promise the sound to end, 0 where they don't tell."""
+    if container.format.name in _GUESSED:
+        return 0.0
     whole = (container.duration or 0) / av.time_base
     if not container.streams.video:
         return whole

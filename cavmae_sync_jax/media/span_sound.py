@@ -47,7 +47,8 @@ class _Run:
     def add(self, frame: av.AudioFrame | None, sound: "_Sound") -> None:
         """Puts what a frame (None: the end) brings to its place."""
         self._taken += 0 if frame is None else frame.samples
-        samples = self._channels.resample(frame)
+        # What sounds before or after the span is no sound of it.
+        samples = self._channels.resample(frame, (-self._index, sound.length - self._index))
         if samples.shape[1]:
             sound.put(self._index, samples)
             self._index += samples.shape[1]
@@ -66,6 +67,11 @@ class _Sound:
         self.filled = 0  # samples up to the last one that was put
         self._there = np.zeros(samples, np.bool_)
         self.sounding: set[int] = set()
+
+    @property
+    def length(self) -> int:
+        """Samples of the span."""
+        return self.channels.shape[1]
 
     def has(self, begin: float, seconds: float) -> bool:
         """Whether the first sample of the span that lies in these seconds of it is there."""
@@ -86,15 +92,21 @@ class _Sound:
 
 
 def read_waveform(
-    path: str | Path, start: float, end: float, channel: str, kinds: tuple[Kind, ...] = BOTH
+    path: str | Path,
+    start: float,
+    end: float,
+    channel: str,
+    kinds: tuple[Kind, ...] = BOTH,
+    gaps: bool = False,
 ) -> tuple[np.ndarray, float, frozenset[str]]:
     """Returns the audio of the span (int16), when it ends, and notes.
 
-    The file needs streams of all `kinds`.
+    The file needs streams of all `kinds`. With `gaps`, a span without audio is silent. It then ends
+    at its start where no audio follows.
     """
     sound, run, lost = _Sound(round((end - start) * SAMPLE_RATE)), None, 0.0
     usual = end - start  # of a packet that doesn't know how long it lasts: beyond what is bearable
-    broken, reached, restarts = False, -math.inf, False
+    broken, reached, restarts, goes_on = False, -math.inf, False, False
     for one in decoded(path, "audio", start, kinds=kinds):
         time, frame = one.time, one.frame
         assert not isinstance(frame, av.VideoFrame)  # of an audio stream
@@ -102,6 +114,7 @@ def read_waveform(
         if time is None or follows:
             time = 0.0 if run is None else run.next_time()
         if time > end + _RUN_OUT:
+            goes_on = True
             break
         if time < reached - RESTART:
             if run is not None and abs(time - run.next_time()) > RESTART:
@@ -133,6 +146,8 @@ def read_waveform(
     if lost > _MOST_LOST * (end - start):
         share = f"{min(1.0, lost / (end - start)):.1%}"
         raise MediaError("unreadable", f"{path}: {share} of its sound is damaged.")
+    if sound.filled == 0 and gaps:
+        return sound.channels[0], end if goes_on else start, frozenset()
     if sound.filled == 0:
         raise MediaError("no_audio", f"{path} has no audio from {start:.2f} to {end:.2f} s.")
     audio_end = start + sound.filled / SAMPLE_RATE
