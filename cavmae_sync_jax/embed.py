@@ -14,21 +14,21 @@ DuckDB can read.
 """
 
 import argparse
-import mimetypes
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from etils import epath
+
 from cavmae_sync_jax.inference import model as models
 from cavmae_sync_jax.inference.index import store as indexes
 from cavmae_sync_jax.inference.index.store import Stat
 from cavmae_sync_jax.inference.model import Model
-from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils import cli, clip_names, console, named_files
 from cavmae_sync_jax.utils.errors import UserError
 
-# What Python's own table of names lacks.
-_MORE = {".flac", ".flv", ".m2ts", ".m4a", ".m4v", ".mkv", ".mts", ".ogg", ".ogv", ".ts", ".webp"}
+MEDIA = {*clip_names.VIDEOS, *clip_names.SOUNDS, *clip_names.PICTURES}  # taken of a folder
 
 
 class Counts(NamedTuple):
@@ -103,29 +103,35 @@ def find_files(sources: Iterable[str]) -> list[str]:
     """The absolute paths of the files that sources name, each once.
 
     Raises:
-      UserError: if a source is not there, or a folder or list names no file.
+      UserError: if a source is not there or can't be read, or names no file.
     """
     found: dict[str, None] = {}
-    for source in map(pathlib.Path, sources):
-        if source.is_dir():
-            files = [path for path in sorted(source.rglob("*")) if _is_media(path)]
-        elif source.suffix.lower() == ".txt" and source.is_file():
-            lines = source.read_text(errors="surrogateescape").splitlines()
-            files = [source.parent / line.strip() for line in lines if line.strip()]
-        elif source.exists():
-            files = [source]
-        else:
-            raise UserError(f"there is no file or folder {source}")
+    for source in map(epath.Path, sources):
+        try:
+            files = _files_of(source)
+        except OSError as error:
+            place, why = error.filename or source, error.strerror or error
+            raise UserError(f"{place} can't be read: {why}") from error
         if not files:
             raise UserError(f"{source} has no videos, sounds or pictures")
-        found |= dict.fromkeys(os.path.abspath(path) for path in files)
+        found |= dict.fromkeys(map(os.path.abspath, files))
     return list(found)
 
 
-def _is_media(path: pathlib.Path) -> bool:
-    kind = mimetypes.guess_type(path.name)[0] or ""
-    named = kind.startswith(("video/", "audio/", "image/")) or path.suffix.lower() in _MORE
-    return named and path.is_file()
+def _files_of(source: epath.Path) -> list[str]:
+    if source.is_dir():
+        named = sorted(named_files.in_folder(os.fspath(source)))
+        return [os.fspath(source / name) for name in named if _is_media(name)]
+    if source.suffix.lower() == ".txt" and source.is_file():
+        listed = named_files.in_list(source)
+        return [os.fspath(source.parent / line if file is None else file) for line, file in listed]
+    if source.exists():
+        return [os.fspath(source)]
+    raise UserError(f"there is no file or folder {source}")
+
+
+def _is_media(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in MEDIA
 
 
 def _stat(file: str) -> Stat | None:

@@ -1,4 +1,4 @@
-"""What the names of clips and of their files say: YouTube's id, and the span that a file holds."""
+"""What the names of clips and of their files say: the kind, YouTube's id, and a file's span."""
 
 import re
 from collections.abc import Container, Iterator
@@ -21,6 +21,15 @@ _OTHERS = (
     ".opus",
     ".png",
     ".wav",
+)
+# What else is taken of a folder where sounds and pictures are wanted, too.
+SOUNDS = (
+    *(".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".m4b", ".mka"),
+    *(".mp2", ".mp3", ".oga", ".ogg", ".opus", ".tta", ".w64", ".wav", ".weba", ".wma", ".wv"),
+)
+PICTURES = (
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png"),
+    *(".ppm", ".tif", ".tiff", ".webp"),
 )
 YOUTUBE = re.compile(r"[\w-]{11}", re.ASCII)
 # Of a page of YouTube's.

@@ -1,7 +1,6 @@
 """Where the videos are: media files of folders, lists and buckets, and what they are called."""
 
 import collections
-import contextlib
 import functools
 import hashlib
 import os
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from cavmae_sync_jax.utils import clip_names, tables
+from cavmae_sync_jax.utils import clip_names, named_files
 from cavmae_sync_jax.utils.buckets import bucket_files, in_bucket
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import archives
@@ -110,7 +109,7 @@ def _videos(
         root, remote = str(source), in_bucket(source)
         found, damaged = [], []
         # Of hundreds of thousands of files, making paths takes most of the time.
-        for inside in _in_bucket(source) if remote else _in_folder(root):
+        for inside in _in_bucket(source) if remote else named_files.in_folder(root):
             extension = os.path.splitext(inside)[1].lower().rstrip(".")
             if archives.is_archive(inside) and not remote:
                 try:
@@ -172,42 +171,14 @@ def _in_bucket(folder: epath.Path) -> Iterator[str]:
             yield inside
 
 
-def _in_folder(folder: str) -> Iterator[str]:
-    """Yields the files' places in the folder.
-
-    Follows links to folders, too, but goes into no folder twice.
-    """
-    walked = set()
-    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        place = os.path.realpath(parent)
-        if place in walked:
-            folders.clear()
-            continue
-        walked.add(place)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = "" if parent == folder else f"{os.path.relpath(parent, folder)}/"
-        yield from (inside + name for name in names if not name.startswith("."))
-
-
-def _refuse(error: OSError) -> None:
-    raise error
-
-
 def _listed(
     source: epath.Path, skipped: collections.Counter[str], absent: list[str]
 ) -> Iterator[Video]:
-    """Yields the files of a list; a line that begins with # and is no file's is a comment."""
-    try:
-        lines = tables.text_of(source).replace("\r", "\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source} isn't a list of paths in UTF-8: {error}") from error
+    """Yields the files of a list, see `named_files.in_list`."""
     folder = source.parent.resolve()
-    for line in filter(None, map(str.strip, lines)):
-        # Shells and spreadsheets put names with spaces into quotes.
-        texts = (line, bare := line.strip("\"'"), bare.replace("\\", "/"))
-        path = next((path for text in texts if _is_file(path := source.parent / text)), None)
+    for line, path in named_files.in_list(source):
         if path is None:
-            absent += [] if line.startswith("#") else [line]
+            absent.append(line)
             continue
         real = path.resolve()
         name = Path(real.relative_to(folder) if real.is_relative_to(folder) else path.name)
@@ -215,12 +186,6 @@ def _listed(
             yield from _in_archive(path, name, skipped)
         else:
             yield Video(path, name)
-
-
-def _is_file(path: epath.Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):  # names that no file can have
-        return path.is_file()
-    return False
 
 
 def clip_ids(videos: Sequence[Video]) -> list[str]:
