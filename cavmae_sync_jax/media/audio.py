@@ -31,6 +31,7 @@ FEWEST_SAMPLES = 400
 _WINDOW = FEWEST_SAMPLES
 _SHIFT = SAMPLE_RATE // ROWS_PER_SECOND
 _FFT = 512
+_AT_ONCE = 4096  # rows
 _LOWEST_HZ = 20.0
 _PRE_EMPHASIS = 0.97
 # Energies below this count as this.
@@ -72,6 +73,14 @@ def log_mel(
         )
     waveform = (waveform - waveform.mean(dtype=np.float64)).astype(np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(waveform, _WINDOW)[::_SHIFT]
+    # Minutes at once would need hundreds of megabytes.
+    parts = range(0, len(windows), _AT_ONCE)
+    return np.concatenate([_log_mel_rows(windows[first : first + _AT_ONCE]) for first in parts])
+
+
+def _log_mel_rows(
+    windows: Float32[np.ndarray, "rows samples"],
+) -> Float32[np.ndarray, "rows 128"]:
     windows = windows - windows.mean(axis=1, keepdims=True)
     # Kaldi takes the sample before the first one to be equal to it.
     previous = np.concatenate([windows[:, :1], windows[:, :-1]], axis=1)
