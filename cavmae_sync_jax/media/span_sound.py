@@ -98,7 +98,7 @@ class _Sound:
 
 
 class SpanReader:
-    """Makes the waveform of a span of the frames that `demuxer.decode` brings."""
+    """Makes the waveform of a span of the frames that `frames.decode` brings."""
 
     def __init__(
         self, path: str | Path, start: float, end: float, channel: str, gaps: bool = False
@@ -164,7 +164,7 @@ class SpanReader:
     def finish(self) -> tuple[np.ndarray, float, frozenset[str]]:
         """Returns the audio of the span (int16), when it ends, and notes.
 
-        A gap ends with the span where audio follows, else it ends where it begins.
+        A span without audio ends as the span does if audio follows, else as it begins.
 
         Raises:
           MediaError: unreadable, no_audio, or silent, see `resampler.Choice.chosen`.
