@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from cavmae_sync_jax import localize, search
 from cavmae_sync_jax.checkpoints import hub
@@ -83,7 +82,8 @@ class Handlers:
         told = localize.run(self.model, seen, output, sound=heard, method=method)
         found = [output / name for name in ("localize.mp4", "localize.png", "timeline.png")]
         shown = [str(path) if path.exists() else None for path in found]
-        return _matched(told), *shown, [str(path) for path in sorted(output.iterdir())]
+        said = "".join(map(_paragraph, localize.sentences(told)))
+        return said, *shown, [str(path) for path in sorted(output.iterdir())]
 
     def search(self, file: str | None, sound: str | None) -> Result:
         """The query as text, and the hits as HTML."""
@@ -210,7 +210,10 @@ def build(handlers: Handlers, largest: int) -> Any:
                         label="Heat map over the picture", elem_id="still", height=448, buttons=keep
                     ),
                     gradio.Image(
-                        label="Pictures, log-mel, match, segments", elem_id="timeline", buttons=keep
+                        label="Pictures, log-mel, match, segments",
+                        show_label=False,  # it would cover the first of the pictures
+                        elem_id="timeline",
+                        buttons=keep,
                     ),
                     gradio.File(label="Files to keep", elem_id="files", interactive=False),
                 ]
@@ -326,21 +329,6 @@ def _gradio() -> Any:
     except ImportError as error:
         raise UserError("the page needs gradio: pip install 'cavmae_sync_jax[app]'") from error
     return gradio
-
-
-def _matched(told: dict[str, Any]) -> str:
-    match = np.array(told["match"])
-    best = int(match.argmax())
-    if "times" not in told:
-        return _paragraph(f"Match (cosine): {match[0]:.3f}.")
-    place = np.mean(told["percentile"])
-    return _paragraph(
-        f"Match (cosine): mean {match.mean():.3f}, best {match[best]:.3f} at "
-        f"{told['times'][best]:.1f} s."
-    ) + _paragraph(
-        f"On average, a moment's own sound matches its picture better than {place:.0f} % of the "
-        "sounds of other moments do; 50 % is chance."
-    )
 
 
 def _paragraph(text: str, kind: str = "") -> str:

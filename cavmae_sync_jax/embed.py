@@ -106,17 +106,18 @@ def find_files(sources: Iterable[str]) -> list[str]:
     Of a folder, it logs how many files are left out because they are not named as media.
 
     Raises:
-      UserError: if a source is not there or can't be read, or a folder or list names no file.
+      UserError: if a source is not there or can't be read, or names no file.
     """
     found: dict[str, None] = {}
     for source in map(pathlib.Path, sources):
         try:
             files = _files(source)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{source} can't be read: {error}") from error
+        except OSError as error:
+            place, why = error.filename or source, error.strerror or error
+            raise UserError(f"{place} can't be read: {why}") from error
         if not files:
             raise UserError(f"{source} has no videos, sounds or pictures")
-        found |= dict.fromkeys(os.path.abspath(path) for path in files)
+        found |= dict.fromkeys(map(os.path.abspath, files))
     return list(found)
 
 

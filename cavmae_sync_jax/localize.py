@@ -48,6 +48,7 @@ SEGMENTS = 4
 MOST_CLUSTERED = 2000  # pairs; the time of clustering grows with their square
 COLUMNS, SHOWN = 2000, 10  # of the log-mel, and pictures, in the timeline
 OTHERS = 200  # windows of the sound that a match's percentile is taken among
+OTHER_MOMENTS, OWN_SOUNDS = "the sounds of other moments", "the video's own sounds"
 ALONG = 0.5  # seconds; a sound whose length differs by no more is heard along with the video
 
 Told = dict[str, Any]
@@ -55,9 +56,13 @@ Mel = Float32[np.ndarray, "rows bins"]
 
 
 class Query(NamedTuple):
-    """Another sound than the video's own: its file, and the vector for each pair, or for all."""
+    """Another sound than the video's own: its file and vectors, and that of each pair, or of all.
+
+    The one of all is the mean, so that its product with a picture is their similarity.
+    """
 
     file: str
+    sound: Embedded
     vectors: Float32[np.ndarray, "pairs dim"]
 
     def of(self, begin: int, count: int) -> Float32[np.ndarray, "{count} dim"]:
@@ -113,10 +118,11 @@ def _query(model: Model, info: FileInfo, sound: str) -> Query:
     heard = reading.file_info(sound)
     if heard.kind == "picture":
         raise UserError(f"--sound={sound} is a picture: name a sound, or a video that has one")
-    vectors = model.embed_sound(sound).audio
+    embedded = model.embed_sound(sound)
+    vectors = embedded.audio
     if abs(heard.seconds - info.seconds) > ALONG:
         vectors = vectors.mean(axis=0, keepdims=True)
-    return Query(sound, similarity.unit(vectors).astype(np.float32))
+    return Query(sound, embedded, vectors)
 
 
 def _still(model: Model, file: str, query: Query, method: str, folder: pathlib.Path) -> Told:
@@ -124,7 +130,7 @@ def _still(model: Model, file: str, query: Query, method: str, folder: pathlib.P
     shown = images.decode_jpeg(reading.read_picture(file, SIZE))
     Image.fromarray(overlay.blend(shown, small, Scale.of(small))).save(folder / "localize.png")
     np.savez(folder / "localize.npz", maps=small[None])
-    match = model.similarity(query.vectors, model.embed_image(file))
+    match = model.similarity(query.sound, model.embed_image(file))
     return {"match": [match], "peak": [_peak(small)]}
 
 
@@ -132,10 +138,13 @@ def _video(
     model: Model, info: FileInfo, query: Query | None, method: str, folder: pathlib.Path
 ) -> Told:
     embedded, maps, shown = _maps(model, info, query, method)
-    match = np.vecdot(embedded.audio, embedded.visual).astype(np.float64)
+    own, pictures = embedded.audio, embedded.visual
+    asked = own if query is None else query.of(0, len(own))
+    constant = query is not None and len(query.vectors) == 1
+    match = np.vecdot(asked, pictures).astype(np.float64)
     scale, segments = Scale.of(maps), None
     if len(match) <= MOST_CLUSTERED:
-        both = temporal.concatenated(embedded.audio, embedded.visual)
+        both = temporal.concatenated(asked, pictures)
         segments = temporal.segment(both, min(SEGMENTS, len(match))).labels
     np.savez(folder / "localize.npz", maps=maps, times=embedded.times)
     fps = max(1, min(FPS, round(info.fps or FPS)))
@@ -145,7 +154,7 @@ def _video(
     told = {
         "times": embedded.times.tolist(),
         "match": match.tolist(),
-        "percentile": _percentiles(embedded, match),
+        **_percentiles(match, pictures, asked, own if constant else None),
         "peak": [_peak(small) for small in maps],
         "segment": None if segments is None else segments.tolist(),
         "scale": scale._asdict(),
@@ -164,10 +173,9 @@ def _maps(
     with console.progress("localize", round(info.seconds / step), "pair") as bar:
         for pairs in timeline.pairs_of_file(info, spec):
             part = models.joined(model.embed_pairs([pairs]))
-            if query is not None:
-                part = part._replace(audio=query.of(done, len(part.times)))
+            asked = part.audio if query is None else query.of(done, len(part.times))
             parts.append(part)
-            maps.append(model.maps(pairs.visual, part.audio, method))
+            maps.append(model.maps(pairs.visual, asked, method))
             for time, picture in zip(part.times, pairs.visual, strict=True):
                 if time >= len(shown) * info.seconds / SHOWN:
                     shown.append(picture)
@@ -221,20 +229,43 @@ def _overlaid(
 
 def _heard(file: str, span: Span) -> Int16[np.ndarray, " samples"]:
     """The part of another sound that is played along; nothing after its end."""
-    if span.start >= reading.file_info(file).seconds:
-        return np.zeros(0, np.int16)
     return reading.read_sound(file, span.start, span.end)
 
 
-def _percentiles(embedded: Embedded, match: Float[np.ndarray, " pairs"]) -> list[float]:
-    """Each match's place among those of its picture with other moments' sounds."""
+def _percentiles(
+    match: Float[np.ndarray, " pairs"],
+    pictures: Float32[np.ndarray, "pairs dim"],
+    asked: Float32[np.ndarray, "pairs dim"],
+    own: Float32[np.ndarray, "pairs dim"] | None,
+) -> dict[str, Any]:
+    """Each match's place among those of its picture with other sounds, and which these are.
+
+    A sound that goes along with the video is compared with its other moments. One that is the same
+    at all moments is compared with the video's `own`.
+    """
+    along = own is None
     chosen = np.unique(np.linspace(0, len(match) - 1, OTHERS).astype(int))
-    others = embedded.audio[chosen]
+    others = (asked if along else own)[chosen]
     found = []
-    for number, (value, picture) in enumerate(zip(match, embedded.visual, strict=True)):
-        theirs = (others @ picture)[chosen != number].astype(np.float64)
+    for number, (value, picture) in enumerate(zip(match, pictures, strict=True)):
+        theirs = (others @ picture).astype(np.float64)
+        theirs = theirs[chosen != number] if along else theirs
         found.append(similarity.percentile(float(value), theirs) if len(theirs) else 50.0)
-    return found
+    return {"percentile": found, "percentile_among": OTHER_MOMENTS if along else OWN_SOUNDS}
+
+
+def sentences(told: Told) -> list[str]:
+    """What `run` found, in words."""
+    match = np.array(told["match"])
+    if "times" not in told:
+        return [f"Match (mean cosine): {match[0]:.3f}."]
+    best = int(match.argmax())
+    when = f"best {match[best]:.3f} at {told['times'][best]:.1f} s"
+    return [
+        f"Match (cosine): mean {match.mean():.3f}, {when}.",
+        f"On average, the sound matches a moment's picture better than "
+        f"{np.mean(told['percentile']):.0f} % of {told['percentile_among']} do; 50 % is chance.",
+    ]
 
 
 def _peak(small: Float32[np.ndarray, "rows columns"]) -> list[float]:
@@ -291,11 +322,10 @@ def main() -> None:
     def start(args: argparse.Namespace) -> None:
         model = models.load(args.checkpoint)
         told = run(model, args.video, args.output, sound=args.sound, method=args.map)
-        match = np.array(told["match"])
-        best = int(match.argmax())
-        when = f" at {told['times'][best]:.1f} s" if "times" in told else ""
-        print(f"match: mean {match.mean():.3f}, best {match[best]:.3f}{when}")
-        print(f"written: {args.output}")
+        for sentence in sentences(told):
+            print(sentence)
+        shown = "localize.mp4" if "times" in told else "localize.png"
+        print(f"written: {os.path.join(args.output, shown)}, and more beside it")
 
     cli.main(arguments, start)
 

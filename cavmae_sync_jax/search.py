@@ -37,6 +37,8 @@ from cavmae_sync_jax.utils.errors import UserError
 
 QUERIES = {"sound": "sound", "image": "picture", "video": "video"}
 
+# Browsers play few formats, and files may be gone.
+_FAILED = "onerror=\"this.replaceWith('This browser can\u2019t show the file.')\""
 _PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -151,12 +153,13 @@ def format_table(result: dict[str, Any]) -> str:
     for rank, hit in enumerate(result["clips"], 1):
         place = "–" if hit["percentile"] is None else f"{hit['percentile']:.0f}"
         row = f"{rank:4}  {hit['similarity']:10.3f}  {place:>10}  {_clock(hit['time']):>9}"
-        lines.append(f"{row}  {hit['file']}")
+        gone = "" if os.path.exists(hit["file"]) else "  (there is no such file any more)"
+        lines.append(f"{row}  {hit['file']}{gone}")
     return "\n".join(lines)
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(seconds, 60)
+    minutes, rest = divmod(round(seconds, 1), 60)  # 59.97 is 1:00.0, not 0:60.0
     hours, minutes = divmod(int(minutes), 60)
     return f"{hours}:{minutes:02}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
 
@@ -186,20 +189,21 @@ def item(hit: Hit, address: str, window: float) -> str:
     if hit.percentile is not None:
         told += f", percentile {hit.percentile:.0f}"
     player = _player(hit.kind, hit.file, address, hit.time, window)
-    name = html.escape(os.path.basename(hit.file))
-    return f"<li>{player}<p>{told}</p><p>{name}</p></li>"
+    name, place = html.escape(os.path.basename(hit.file)), html.escape(address)
+    return f'<li>{player}<p>{told}</p><p><a href="{place}">{name}</a></p></li>'
 
 
 def _player(kind: str, file: str, address: str, time: float | None, window: float) -> str:
     """An element that plays a file, from the window around a moment on."""
     address = html.escape(address)
     if kind == "picture":
-        return f'<img src="{address}" alt="{html.escape(os.path.basename(file))}" loading="lazy">'
+        name = html.escape(os.path.basename(file))
+        return f'<img src="{address}" alt="{name}" loading="lazy" {_FAILED}>'
     if time is not None:
         begin = max(0.0, time - window / 2)
         address += f"#t={begin:.2f},{begin + window:.2f}"
     tag = "audio" if kind == "sound" else "video"
-    return f'<{tag} src="{address}" controls preload="metadata"></{tag}>'
+    return f'<{tag} src="{address}" controls preload="metadata" {_FAILED}></{tag}>'
 
 
 def main() -> None:

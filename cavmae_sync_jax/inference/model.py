@@ -111,12 +111,16 @@ class Model(Pretrained):
                 info = reading.file_info(path)
                 if info.kind == "picture":
                     raise UserError(f"{path} is a picture: use embed_image")
-                info = info._replace(kind="sound")
+                if info.kind == "video":
+                    info = reading.sound_of(info)
                 pairs = timeline.pairs_of_file(info, self.pair_spec, every=every)
                 return joined(self.embed_pairs(pairs))
+        samples = np.asarray(sound)
+        if samples.dtype == object:
+            raise UserError(f"give a sound's path, bytes or samples, not {type(sound).__name__}")
         if sample_rate is None:
             raise UserError("samples need their sample_rate, in hertz")
-        waveform = reading.as_waveform(np.asarray(sound), sample_rate)
+        waveform = reading.as_waveform(samples, sample_rate)
         return joined(self.embed_pairs(timeline.pairs_of_waveform(waveform, self.pair_spec, every)))
 
     def embed_image(self, image: File | np.ndarray) -> Embedded:
@@ -140,10 +144,16 @@ class Model(Pretrained):
         """A still picture as `embed_image` gives it to the model."""
         if isinstance(image, np.ndarray):
             return timeline.picture(image, self.pair_spec.image_size)
+        if not isinstance(image, str | os.PathLike | bytes):
+            raise UserError(
+                "give a picture's path, bytes, or uint8 array [height, width, 3], "
+                f"not {type(image).__name__}"
+            )
         with _on_disk(image) as path:
             info = reading.file_info(path)
             if info.kind != "picture":
-                raise UserError(f"{path} is a {info.kind}: use embed_{_METHODS[info.kind]}")
+                maps = ", and localize for its maps" if info.kind == "video" else ""
+                raise UserError(f"{path} is a {info.kind}: use embed_{_METHODS[info.kind]}{maps}")
             return timeline.picture(path, self.pair_spec.image_size)
 
     def embed_pairs(self, pairs: Iterable[timeline.Pairs]) -> Iterator[Embedded]:
@@ -353,8 +363,10 @@ def _unit(tokens: Array) -> Float32[np.ndarray, "pairs dim"]:
 
 @contextlib.contextmanager
 def _on_disk(file: File) -> Iterator[str]:
-    if not isinstance(file, bytes):
+    if isinstance(file, str | os.PathLike):
         yield os.fspath(file)
         return
+    if not isinstance(file, bytes):
+        raise UserError(f"give a file's path or its bytes, not {type(file).__name__}")
     with tempfile.TemporaryDirectory() as folder:
         yield reading.local_copy(file, folder)

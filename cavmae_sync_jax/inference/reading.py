@@ -17,7 +17,7 @@ from jaxtyping import Int16, Num, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from cavmae_sync_jax.inference import workers
-from cavmae_sync_jax.media import decoding, demuxer, images, resampler, sound_files
+from cavmae_sync_jax.media import decoding, demuxer, images, resampler, sound_files, span_sound
 from cavmae_sync_jax.media.errors import MediaError
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -25,6 +25,7 @@ Kind = Literal["video", "sound", "picture"]
 Seconds = decoding.Seconds
 
 JPEG_QUALITY = 95  # as data_prep stores frames, if nobody asks for another
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"mif1")  # brands of its still pictures
 PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 PICTURES += ("AVIF",) if "avif" in features.modules and features.check("avif") else ()
 # Samples are 1 at full scale. Far above, somebody forgot to divide whole numbers.
@@ -86,6 +87,8 @@ def _file_info(name: str) -> FileInfo:
     if os.path.isfile(name) and _is_picture(name):
         return FileInfo(name, "picture", 0.0)
     with demuxer.errors_of(name):
+        if os.path.isfile(name) and _is_heif(name):
+            raise MediaError("unreadable", f"{name} is a HEIF picture: save it as a JPEG or PNG.")
         with demuxer.open_file(name) as container:
             streams = container.streams
             if not (streams.video or streams.audio):
@@ -96,13 +99,14 @@ def _file_info(name: str) -> FileInfo:
         try:
             found = decoding.probe(name)
         except MediaError as error:
-            kind = mimetypes.guess_type(name)[0] or ""
-            if error.reason != "no_audio" or not kind.startswith("image/"):
+            if error.reason != "no_audio":
                 raise
-            why = f"{name} is no picture of a kind that is read"
-            raise MediaError(
-                "unreadable", f"{why} ({', '.join(PICTURES)}): save it as JPEG."
-            ) from error
+            if (mimetypes.guess_type(name)[0] or "").startswith("image/"):
+                why = f"{name} is no picture of a kind that is read"
+                kinds = ", ".join(PICTURES)
+                raise MediaError("unreadable", f"{why} ({kinds}): save it as JPEG.") from error
+            how = "a video needs one, so give one of its pictures instead"
+            raise MediaError("no_audio", f"{name} has no audio stream: {how}.") from error
         return FileInfo(name, "video", found.duration, found.fps)
 
 
@@ -111,12 +115,20 @@ _COVER = av.stream.Disposition.attached_pic
 
 def _is_picture(path: str) -> bool:
     try:
-        with Image.open(path, formats=PICTURES):
+        with images.opened(path, PICTURES):
             return True
     except UnidentifiedImageError:
         return False
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError):
-        return True  # it claims to be one, and reading it will say what is wrong
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        # It claims to be one, and reading it will say what is wrong; or it can't be read at all.
+        return getattr(error, "errno", None) is None
+
+
+def _is_heif(path: str) -> bool:
+    """Whether a file is a picture as phones make them, whose tiles no decoder here joins."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:] in _HEIF
 
 
 def read_picture(path: str | os.PathLike, size: int) -> bytes:
@@ -135,7 +147,7 @@ def _read_picture(path: str, size: int) -> bytes:
 def _decode_picture(path: str) -> UInt8[np.ndarray, "height width 3"]:
     with demuxer.errors_of(path):
         try:
-            with Image.open(path, formats=PICTURES) as picture:
+            with images.opened(path, PICTURES) as picture:
                 images.check_size(path, *picture.size)
                 images.check_mode(path, picture.mode)
                 return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
@@ -176,6 +188,7 @@ def read_span(span: Span) -> Content:
             end=span.end,
             num_frames=span.pictures,
             image_size=span.size,
+            gaps=True,
         )
     jpegs = [images.encode_jpeg(frame, JPEG_QUALITY) for frame in clip.frames]
     return Content(jpegs, clip.waveform, clip.picture_seconds)
@@ -190,6 +203,17 @@ def contents(spans: Sequence[Span]) -> Iterator[Content]:
     yield from workers.stream(read_span, spans)
 
 
+def sound_of(video: FileInfo) -> FileInfo:
+    """A video's sound, which is as long as the video, or ends over half a second before it.
+
+    Raises:
+      UserError: if it can't be read.
+    """
+    end = workers.call(sound_files.seconds_of, video.path)
+    early = end < video.seconds - span_sound.RAGGED_END
+    return video._replace(kind="sound", seconds=end if early else video.seconds)
+
+
 def read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " samples"]:
     """Reads the sound of [start, end): the first channel at 16 kHz; short where the file is.
 
@@ -201,7 +225,7 @@ def read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " s
 
 def _read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " samples"]:
     with _heard(path):
-        return sound_files.read_span(path, start, end)
+        return sound_files.read_span(path, start, end, gaps=True)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 Matrix = Float[np.ndarray, "queries targets"]
+ROUNDING = 1e-6  # of cosines that are computed in float32
 BLOCK = 64  # query clips whose frame-by-frame cosines are held at a time
 
 
@@ -91,6 +92,8 @@ def of_pair(
 def percentile(value: float, others: Float[np.ndarray, " others"]) -> float:
     """The percentage of other clips' similarities that lie below a value; equal ones count half.
 
+    Those count as equal that differ by no more than float32's rounding.
     A cosine has no scale of its own. Its place among clips that do not belong together has one.
     """
-    return 100 * float(np.mean(others < value) + np.mean(others == value) / 2)
+    equal = np.abs(others - value) < ROUNDING
+    return 100 * float(np.mean((others < value) & ~equal) + np.mean(equal) / 2)

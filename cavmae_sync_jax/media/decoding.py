@@ -109,6 +109,7 @@ def read_clip(
     num_frames: int = 16,
     image_size: int | None = None,
     audio_channel: str = CHANNELS[0],
+    gaps: bool = False,
 ) -> Media:
     """Reads `num_frames` frames spread over the span [start, end), and the audio of all of it.
 
@@ -133,6 +134,9 @@ def read_clip(
     say, with silence in gaps. Audio that ends up to half a second early stays as short as it is;
     after audio that ends earlier there is silence up to the end.
 
+    With `gaps`, the span is a part of a longer one: it may have no audio, which is then silent, or
+    no video, and then the frame before or after it stands still. One of both must be there.
+
     Raises:
       MediaError: any of `REASONS`; "silent" only where a channel sounds that isn't chosen.
       ValueError: the span or `num_frames` makes no sense.
@@ -145,9 +149,10 @@ def read_clip(
         if end <= start:
             end_of_it = f"{path} ends at {duration:.2f} s"
             raise MediaError("too_short", f"{end_of_it}, not after {start:.2f} s.")
-        sound, stamps = _read_sound(source, start, end, audio_channel)
+        gaps = gaps and end - start < duration
+        sound, stamps = _read_sound(source, start, end, audio_channel, gaps)
         waveform, audio_end, audio_notes = sound.finish()
-        times, begins, video_end, spread = stamps.choose(num_frames)
+        times, begins, video_end, spread = stamps.choose(num_frames, gaps)
         if max(audio_end, video_end) < end - RAGGED_END:
             raise MediaError("unreadable", f"{path} ends before the {duration:.2f} s it promises.")
         frames, notes = _read_frames(source, start, times, begins, image_size)
@@ -157,10 +162,11 @@ def read_clip(
 
 
 def _read_sound(
-    source: Source, start: float, end: float, channel: str
+    source: Source, start: float, end: float, channel: str, gaps: bool
 ) -> tuple[SpanReader, "_TimeStamps"]:
     """Reads the sound of a span, and in the same pass when its pictures are shown."""
-    sound, stamps = SpanReader(source.path, start, end, channel), _TimeStamps(source, start, end)
+    sound = SpanReader(source.path, start, end, channel, gaps)
+    stamps = _TimeStamps(source, start, end)
     wanted = set(BOTH)
     for kind, packet in packets(source, wanted, start):
         if kind == "video":
@@ -197,18 +203,18 @@ class _TimeStamps:
                 self._times.add(time)
         return False
 
-    def choose(self, num_frames: int) -> tuple[list[float], list[float], float, float]:
+    def choose(self, num_frames: int, gaps: bool) -> tuple[list[float], list[float], float, float]:
         """Returns which frames to take, when video ends, and `picture_seconds`.
 
         The first list says by when each frame must begin, the second when it begins. The latter is
         empty where nobody knows.
 
         Raises:
-          MediaError: no_video.
+          MediaError: no_video, unless there may be `gaps`.
         """
         start, end, within = self._start, self._end, sorted(self._times)
-        if not within and self._before and self._goes_on:
-            return [start] * num_frames, [], end, end - start
+        if not within and (gaps or (self._before and self._goes_on)):
+            return [start] * num_frames, [], end if self._goes_on else start, end - start
         if not within:
             path = self._source.path
             raise MediaError("no_video", f"{path} has no video from {start:.2f} to {end:.2f} s.")

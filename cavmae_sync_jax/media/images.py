@@ -1,6 +1,9 @@
 """Still pictures: limits of their size, resize and crop, JPEG encoding and decoding."""
 
+import contextlib
 import io
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,21 @@ from cavmae_sync_jax.media.errors import MediaError, check_file
 MAX_PIXELS, MAX_ASPECT = 2**26, 100
 # Pillow makes all of these RGB; of others, such as 16-bit grey, it would make white.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+@contextlib.contextmanager
+def opened(path: str | Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """Opens a picture of one of Pillow's formats, whose pixels are not read yet.
+
+    Raises:
+      OSError, SyntaxError, ValueError, Image.DecompressionBombError: it is none.
+    """
+    with contextlib.ExitStack() as stack:
+        with warnings.catch_warnings():
+            # `check_size` refuses what Pillow warns of.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = stack.enter_context(Image.open(path, formats=formats))
+        yield picture
 
 
 def check_size(path: str | Path, width: int, height: int) -> None:
@@ -110,7 +128,7 @@ def read_picture(
     """
     check_file(path)
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as picture:
+        with opened(path, ("JPEG", "PNG")) as picture:
             check_size(path, picture.width, picture.height)
             check_mode(path, picture.mode, modes)
             return np.asarray(picture.convert("RGB"))

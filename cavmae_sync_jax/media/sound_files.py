@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,16 @@ from cavmae_sync_jax.media.frames import decoded
 from cavmae_sync_jax.media.span_sound import RAGGED_END, SpanReader
 
 _CHUNKS = 100  # of a WAV, among which its samples are
+# FFmpeg guesses the length of these formats from the bit rate of their beginning. The rest may have
+# another.
+_GUESSED = (
+    *("aac", "ac3", "amr", "amrnb", "amrwb", "dts", "dtshd", "eac3", "g722", "gsm", "loas"),
+    *("mlp", "sbc", "truehd"),
+)
 _ID3, _FIRST_FRAME = 10, 256  # bytes, of tags' heads and of where an MP3 counts its frames
+# The part of an MP3 that may be tags behind its end, which no MP3 counts.
+_UNCOUNTED = 1 / 16
+_COUNTS_BOTH = 3  # flags of an MP3 that counts its frames and its bytes
 _REMEMBERED = 64  # files, of which a long one is read in many spans
 _STREAMED = 0x7FFFF000  # sizes of a WAV from here on say that its writer didn't know
 
@@ -49,6 +59,7 @@ def read_span(
     start: Seconds,
     end: Seconds | None,
     channel: str = resampler.CHANNELS[0],
+    gaps: bool = False,
 ) -> Int16[np.ndarray, " samples"]:
     """Returns one channel of [start, end) at 16 kHz; it is short where the file ends before.
 
@@ -61,10 +72,11 @@ def read_span(
       start: in seconds.
       end: in seconds; None is the file's end.
       channel: of `resampler.CHANNELS`.
+      gaps: whether a part of the file without sound is silent, or empty after the sound's end.
 
     Raises:
-      MediaError: missing; no_audio, also in the span; unreadable, also where the file ends before
-        it promises; silent, where only channels sound that aren't chosen.
+      MediaError: missing; no_audio, also in the span unless it may be a gap; unreadable, also where
+        the file ends before it promises; silent, where only channels sound that aren't chosen.
     """
     check_file(path)
     start = float(start)
@@ -73,9 +85,12 @@ def read_span(
             promised = _promise(path)
             until = promised or (seconds_of(path) if end is None else float(end))
             until = until if end is None else min(until, float(end))
+            gaps = gaps and not (start <= 0 and end is not None and 0 < promised <= end)
+            if until <= start and gaps:
+                return np.zeros(0, np.int16)
             if until <= start:
                 raise MediaError("no_audio", f"{path} has no audio after {start:.2f} s.")
-            sound = SpanReader(path, start, until, channel)
+            sound = SpanReader(path, start, until, channel, gaps)
             with Source(path, ("audio",)) as source:
                 for one in decoded(source, "audio", start):
                     if sound.take(one):
@@ -139,8 +154,9 @@ def _promised_end(
     path: str | Path, container: av.container.InputContainer, stream: av.AudioStream
 ) -> float:
     """Returns when the headers promise the sound to end, 0 where they don't tell."""
-    if container.format.name == "aac" or (container.format.name == "mp3" and _counts_nothing(path)):
-        return 0.0  # FFmpeg guesses it from the first packets' rate, which may change
+    name = container.format.name
+    if name in _GUESSED or (name == "mp3" and not _counts_itself(path)):
+        return 0.0
     whole = (container.duration or 0) / av.time_base
     if not container.streams.video:
         return whole
@@ -152,16 +168,23 @@ def _promised_end(
     return min(own, whole) if whole else own
 
 
-def _counts_nothing(path: str | Path) -> bool:
-    """Returns whether an MP3 does not begin with the number of its frames."""
+def _counts_itself(path: str | Path) -> bool:
+    """Returns whether an MP3 begins with the numbers of its frames and of the bytes that are there.
+
+    FFmpeg guesses the length of one that was cut, and loses the end of several in one file.
+    """
     with open(path, "rb") as file:
-        head = file.read(_ID3)
+        begin, head = 0, file.read(_ID3)
         if head.startswith(b"ID3"):  # four digits to the base of 128
-            file.seek(_ID3 + functools.reduce(lambda size, digit: size << 7 | digit, head[6:]))
-        else:
-            file.seek(0)
+            begin = _ID3 + functools.reduce(lambda size, digit: size << 7 | digit, head[6:])
+        there = file.seek(0, os.SEEK_END) - begin
+        file.seek(begin)
         first = file.read(_FIRST_FRAME)
-    return not any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))
+    place = max(first.find(b"Xing"), first.find(b"Info"))
+    if not 0 <= place <= len(first) - 16:
+        return False
+    flags, _, size = struct.unpack_from(">III", first, place + 4)
+    return flags & _COUNTS_BOTH == _COUNTS_BOTH and abs(there - size) <= size * _UNCOUNTED
 
 
 def _complete_share(path: str | Path) -> float:

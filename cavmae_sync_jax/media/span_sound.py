@@ -100,14 +100,20 @@ class _Sound:
 class SpanReader:
     """Makes the waveform of a span of the frames that `frames.decode` brings."""
 
-    def __init__(self, path: str | Path, start: float, end: float, channel: str):
-        """Takes the file, for errors, the span, and one of `resampler.CHANNELS`."""
-        self._path, self._start, self._end = path, start, end
+    def __init__(
+        self, path: str | Path, start: float, end: float, channel: str, gaps: bool = False
+    ):
+        """Takes the file, for errors, the span, and one of `resampler.CHANNELS`.
+
+        With `gaps`, a span without audio is silent.
+        """
+        self._path, self._start, self._end, self._gaps = path, start, end, gaps
         self._sound, self._lost = _Sound(round((end - start) * SAMPLE_RATE), channel), 0.0
         self._run: _Run | None = None
         # Of a packet that doesn't know how long it lasts: beyond what is bearable.
         self._usual = end - start
         self._broken, self._reached, self._restarts = False, -math.inf, False
+        self._goes_on = False  # after the span
 
     def take(self, one: Decoded) -> bool:
         """Takes the next frame or loss; returns whether no more are needed.
@@ -120,6 +126,7 @@ class SpanReader:
         follows = run is not None and one.source.is_bare and not self._broken
         if time is None or follows:
             time = 0.0 if run is None else run.next_time()
+        self._goes_on |= time >= self._end
         if time > self._end + _RUN_OUT:
             return True
         if time < self._reached - RESTART:
@@ -157,6 +164,8 @@ class SpanReader:
     def finish(self) -> tuple[np.ndarray, float, frozenset[str]]:
         """Returns the audio of the span (int16), when it ends, and notes.
 
+        A span without audio ends as the span does if audio follows, else as it begins.
+
         Raises:
           MediaError: unreadable, no_audio, or silent, see `resampler.Choice.chosen`.
         """
@@ -165,6 +174,8 @@ class SpanReader:
         if self._lost > _MOST_LOST * (end - start):
             share = f"{min(1.0, self._lost / (end - start)):.1%}"
             raise MediaError("unreadable", f"{path}: {share} of its sound is damaged.")
+        if sound.filled == 0 and self._gaps:
+            return sound.chosen(path), end if self._goes_on else start, frozenset({"gap"})
         if sound.filled == 0:
             raise MediaError("no_audio", f"{path} has no audio from {start:.2f} to {end:.2f} s.")
         audio_end = start + sound.filled / SAMPLE_RATE

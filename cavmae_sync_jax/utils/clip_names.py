@@ -1,4 +1,4 @@
-"""What the names of clips and of their files say: YouTube's id, and the span that a file holds."""
+"""What the names of clips and of their files say: the kind, YouTube's id, and a file's span."""
 
 import itertools
 import re
@@ -13,11 +13,11 @@ VIDEOS = (
 SOUNDS = (
     *(".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".flac", ".m4a"),
     *(".m4b", ".mka", ".mp2", ".mp3", ".oga", ".ogg", ".opus", ".spx", ".tta", ".w64", ".wav"),
-    *(".wma", ".wv"),
+    *(".weba", ".wma", ".wv"),
 )
 PICTURES = (
-    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm"),
-    *(".ppm", ".tif", ".tiff", ".webp"),
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png"),
+    *(".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
 _MEDIA = (*VIDEOS, *SOUNDS, *PICTURES, ".npy")
 YOUTUBE = re.compile(r"[\w-]{11}", re.ASCII)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from cavmae_sync_jax.utils import tables
+from cavmae_sync_jax.utils.errors import UserError
 
 _BUCKETS = ("gs://", "s3://")
 # Where systems keep what was deleted, and what is theirs, on the disks of Windows, Macs and NAS.
@@ -51,9 +52,13 @@ def in_list(source: epath.Path) -> Iterator[tuple[str, epath.Path | None]]:
     A path is relative to the list. A line that begins with # and is no file's is a comment.
 
     Raises:
-      OSError, UnicodeDecodeError: the list can't be read.
+      UserError: the list is no text.
+      OSError: the list can't be read.
     """
-    lines = tables.text_of(source).replace("\r", "\n").split("\n")
+    try:
+        lines = tables.text_of(source).replace("\r", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source} isn't a list of paths in UTF-8 or UTF-16: {error}") from error
     for line in filter(None, map(str.strip, lines)):
         # Shells and spreadsheets put names with spaces into quotes.
         texts = (line, bare := line.strip("\"'"), bare.replace("\\", "/"))

@@ -201,19 +201,16 @@ def _listed(
 ) -> Iterator[Video]:
     """Yields the files of a list of paths."""
     folder = source.parent.resolve()
-    try:
-        for line, path in listing.in_list(source):
-            if path is None:
-                absent.append(line)
-                continue
-            real = path.resolve()
-            name = Path(real.relative_to(folder) if real.is_relative_to(folder) else path.name)
-            if archives.is_archive(path.name) and not in_bucket(path):
-                yield from _in_archive(path, name, skipped)
-            else:
-                yield Video(path, name)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source} isn't a list of paths in UTF-8: {error}") from error
+    for line, path in listing.in_list(source):
+        if path is None:
+            absent.append(line)
+            continue
+        real = path.resolve()
+        name = Path(real.relative_to(folder) if real.is_relative_to(folder) else path.name)
+        if archives.is_archive(path.name) and not in_bucket(path):
+            yield from _in_archive(path, name, skipped)
+        else:
+            yield Video(path, name)
 
 
 def clip_ids(videos: Sequence[Video]) -> list[str]:

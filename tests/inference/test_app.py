@@ -153,8 +153,7 @@ def test_a_picture_and_a_sound(page, folder, model):
         model.embed_image(folder / "still.png"),
         model.embed_sound(folder / "sound.wav"),
     )
-    query = sound.audio.mean(axis=0) / np.linalg.norm(sound.audio.mean(axis=0))
-    expected = f"Match (cosine): {float(picture.visual[0] @ query):.3f}."
+    expected = f"Match (mean cosine): {model.similarity(sound, picture):.3f}."
     assert told(page, "#matched", sentence) == [expected]
     width = "return document.querySelector('#still img')?.naturalWidth"
     assert browser.until(lambda: page.execute_script(width)) == 448
@@ -235,6 +234,24 @@ def test_the_page_that_search_writes(driver, folder, model):
     assert len(stands) == len(result["clips"]) + len(result["moments"])
     np.testing.assert_allclose(stands, named, atol=0.01)
     assert playing(driver, "li video") == 64
+
+
+def test_a_hit_that_no_browser_plays_says_so(driver, model, folder, tmp_path):
+    for name in ("old.avi", "gone.mp4"):
+        noisy_video(tmp_path / name, 2, codecs=("mpeg4", "mp3"))
+    embed.run(model, [str(tmp_path)], tmp_path / "index", workers=0)
+    (tmp_path / "gone.mp4").unlink()
+    sound = str(folder / "sound.wav")
+    result = search.run(model, Index(tmp_path / "index"), "sound", sound, tmp_path / "found")
+    driver.get((tmp_path / "found" / "search.html").as_uri())
+    browser.until(lambda: len(browser.texts(driver, "li")) == 4)
+    said = "This browser can\u2019t show the file."
+    browser.until(lambda: all(said in text for text in browser.texts(driver, "li")))
+    links = {one.get_attribute("href") for one in driver.find_elements("css selector", "li a")}
+    assert links == {(tmp_path / name).as_uri() for name in ("old.avi", "gone.mp4")}
+    assert not driver.find_elements("css selector", "li video")
+    table = search.format_table(result)
+    assert table.count("no such file any more") == 1 and "gone.mp4  (there" in table
 
 
 def run(monkeypatch, capsys, *flags):

@@ -23,7 +23,10 @@ SAID = {
     "text.mp4": ("can't be read", "can't be read"),
     "text.wav": ("can't be read", "can't be read"),
     "empty.wav": ("can't be read", "can't be read"),
-    "mute.mp4": ("has no audio stream", "has no audio stream"),
+    "mute.mp4": ("has no audio stream: a video needs one", "has no audio stream"),
+    "broken.mp4": ("can't be read: Input/output error", "can't be read: Input/output error"),
+    "phone.heic": ("is a HEIF picture: save it as a JPEG", "is a HEIF picture: save it as a JPEG"),
+    "phone.jpg": ("is a HEIF picture: save it as a JPEG", "is a HEIF picture: save it as a JPEG"),
     "blind.mp4": (None, "is a sound"),
     "40ms.wav": (None, "is a sound"),
     "15ms.wav": ("has 15 ms of sound: 25 ms are the shortest", "is a sound"),
@@ -32,6 +35,7 @@ SAID = {
     "left.mov": ("silent in its first channel, which is the one that counts", "is a video"),
     "left.wav": ("silent in its first channel, which is the one that counts", "is a sound"),
     "huge.png": ("is a picture", "pixels"),
+    "wide.png": ("is a picture", "has a picture of 30000 x 4000"),
     "strip.png": ("is a picture", "has a picture of 3000 x 20"),
     "cut.png": ("is a picture", "cut.png"),
     "deep.png": ("is a picture", "has the colours I;16, not RGB: save it as RGB with 8 bits"),
@@ -65,6 +69,11 @@ def bad(tmp_path_factory):
     )
     Image.new("1", (30_000, 30_000)).save(folder / "huge.png")
     Image.new("RGB", (3000, 20)).save(folder / "strip.png")
+    (folder / "broken.mp4").symlink_to("/proc/self/mem")  # its first byte can't be read
+    # A phone's pictures begin so, whatever they are called later.
+    (folder / "phone.heic").write_bytes(b"\0\0\0\x24ftypheic\0\0\0\0mif1heic")
+    (folder / "phone.jpg").write_bytes(b"\0\0\0\x24ftypmif1\0\0\0\0mif1heic")
+    Image.new("1", (30_000, 4000)).save(folder / "wide.png")
     (folder / "cut.png").write_bytes((folder / "strip.png").read_bytes()[:60])
     Image.fromarray(np.full((20, 30), 30_000, np.uint16)).save(folder / "deep.png")
     Image.fromarray(np.full((20, 30), 0.5, np.float32)).save(folder / "real.tif")
@@ -114,6 +123,16 @@ def test_every_way_says_one_sentence(bad, index, model, tmp_path, name):
     ]
     assert all(name in one for one in said), said
     assert not output.exists() or not list(output.iterdir())
+
+
+@pytest.mark.parametrize("name", ["huge.png", "wide.png"])
+def test_pillow_says_nothing_of_its_own(bad, name):
+    code = "import sys; from cavmae_sync_jax.inference import reading; "
+    code += "print(reading.file_info(sys.argv[1]).kind); reading.read_picture(sys.argv[1], 32)"
+    command = [sys.executable, "-c", code, str(bad / name)]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True)
+    assert done.stdout == "picture\n" and "UserError" in done.stderr
+    assert "Warning" not in done.stderr, done.stderr
 
 
 def test_the_good_files_among_bad_ones_are_embedded(bad, model, tmp_path, capsys):

@@ -96,6 +96,31 @@ def test_a_name_that_is_no_text_is_refused(model, media, tmp_path, capsys):
     assert f"the name of {tmp_path}/\\xff.png is not UTF-8: rename the file" in said
 
 
+def test_what_a_folder_and_a_list_name(tmp_path):
+    names = ["a.wma", "b.M4B", "c.wmv", "d.mka", "e.avif", "with spaces.mp4"]
+    for name in [*names, "notes.txt", "more.csv", "._f.mp4", ".trash/g.mp4"]:
+        (tmp_path / "media" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "media" / name).touch()
+    (tmp_path / "media" / "again").symlink_to(tmp_path / "media")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "h.mp3").touch()
+    (tmp_path / "media" / "link").symlink_to(tmp_path / "elsewhere")
+    found = [os.path.relpath(file, tmp_path) for file in embed.find_files([str(tmp_path)])]
+    expected = ["elsewhere/h.mp3", *(f"media/{name}" for name in names)]
+    assert sorted(found) == sorted(expected)
+    lines = '# mine\r\n"media/with spaces.mp4"\r\n\r\nmedia/a.wma\r\nmedia/none.mp4\r\n'
+    for number, encoding in enumerate(("utf-8-sig", "utf-16")):
+        place = tmp_path / f"{number}.txt"
+        place.write_text(lines, encoding=encoding, newline="")
+        listed = embed.find_files([str(place)])
+        assert [os.path.relpath(file, tmp_path) for file in listed] == [
+            *("media/with spaces.mp4", "media/a.wma", "media/none.mp4")
+        ]
+    (tmp_path / "latin.txt").write_bytes(b"\xe4.mp4\n")
+    with pytest.raises(UserError, match=r"latin\.txt isn't a list of paths in UTF-8"):
+        embed.find_files([str(tmp_path / "latin.txt")])
+
+
 def test_a_large_file_gets_shards_as_it_comes(model, media, tmp_path, monkeypatch):
     monkeypatch.setattr(indexes, "MOST_VECTORS", 16)
     files = [str(media / name) for name in ("1.mp4", "0.mp4", "text.mp4")]
@@ -264,6 +289,8 @@ def test_the_page_plays_the_moments(built, model, media, tmp_path):
             assert f'src="{address}#t={max(0, hit["time"] - 0.48):.2f},' in page
     assert json.loads((tmp_path / "out" / "search.json").read_text()) == result
     assert "percentile" in search.format_table(result).splitlines()[0]
+    result["clips"][0] |= {"time": 59.97}
+    assert "  1:00.0  " in search.format_table(result).splitlines()[1]
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])

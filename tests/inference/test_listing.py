@@ -45,7 +45,7 @@ def test_lists_as_other_programs_write_them(tmp_path, encoding):
     # What is not there is refused when its turn comes, so that it is told.
     assert names(tmp_path, [tmp_path / "list.txt"]) == ["a b.mp4", "sub/c.wav", "gone.mp4"]
     (tmp_path / "list.txt").write_bytes(b"\xff\xfea")
-    with pytest.raises(UserError, match=r"list\.txt can't be read"):
+    with pytest.raises(UserError, match=r"list\.txt isn't a list of paths in UTF-8"):
         names(tmp_path, [tmp_path / "list.txt"])
 
 

@@ -69,9 +69,17 @@ def test_another_sound_is_searched_for_and_heard(folder, model, video):
     short = folder / "short.wav"
     soundfile.write(short, noise(3, seed=7), 16_000)
     told = localize.run(model, video, folder / "other", sound=str(short))
-    query = similarity.unit(model.embed_sound(short).audio.mean(axis=0))
-    expected = model.embed_video(video).visual @ query
+    own, sounds = model.embed_video(video), model.embed_sound(short).audio
+    expected = own.visual @ sounds.mean(axis=0)
     assert told["match"] == pytest.approx(expected, abs=1e-5)
+    picture = own._replace(visual=own.visual[7:8])
+    assert told["match"][7] == pytest.approx(model.similarity(sounds, picture), abs=1e-5)
+    # The sound is the same at all moments, so it is compared with the video's own.
+    place = similarity.percentile(told["match"][7], (own.audio @ own.visual[7]).astype(float))
+    assert told["percentile"][7] == pytest.approx(place, abs=100 / 18)
+    assert np.ptp(told["percentile"]) > 0
+    assert "better than " in localize.sentences(told)[1]
+    assert "% of the video's own sounds do" in localize.sentences(told)[1]
     with av.open(str(folder / "other" / "localize.mp4")) as container:
         samples = np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
     assert np.abs(samples[: 3 * 16_000]).mean() > 0.01
@@ -82,6 +90,7 @@ def test_another_sound_is_searched_for_and_heard(folder, model, video):
     windows = model.embed_sound(along).audio
     expected = np.vecdot(windows, model.embed_video(video).visual)
     assert told["match"] == pytest.approx(expected, abs=1e-5)
+    assert told["percentile_among"] == "the sounds of other moments"
 
 
 def test_a_still_picture_and_a_sound(folder, model):
@@ -93,10 +102,22 @@ def test_a_still_picture_and_a_sound(folder, model):
     assert Image.open(output / "localize.png").size == (448, 448)
     with np.load(output / "localize.npz") as stored:
         (small,) = stored["maps"]
+    sound, picture = (
+        model.embed_sound(folder / "sound.wav"),
+        model.embed_image(folder / "still.png"),
+    )
+    assert told["match"] == [model.similarity(sound, picture)]
     whole = model.heatmap(folder / "still.png", folder / "sound.wav")
     corners = [0, 0, -1], [0, -1, 0]
     np.testing.assert_allclose(whole[corners], small[corners], rtol=1e-5)
     assert whole.argmax() % 32 == pytest.approx(32 * told["peak"][0][0], abs=5)
+
+
+def test_a_moment_among_equal_ones_is_in_the_middle(folder, model):
+    # The window of a file that is so short is all of it, at every moment.
+    noisy_video(folder / "blink.mp4", 0.5, waves=noise(1)[None, :8000])
+    told = localize.run(model, str(folder / "blink.mp4"), folder / "blink")
+    assert told["percentile"] == [50.0] * 16
 
 
 def test_colour_is_where_the_map_is_high():

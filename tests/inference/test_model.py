@@ -190,6 +190,8 @@ def test_mistakes_of_arguments(model, prepared):
         model.embed_video(path, every=0)
     both = model.embed_video(path, start=2, end=4, every=0.5)
     np.testing.assert_allclose(both.times, [2, 2.5, 3, 3.5])
+    with pytest.raises(UserError, match="is a video: use embed_video, and localize for its maps"):
+        model.heatmap(prepared[0][0], prepared[0][0])
     with pytest.raises(UserError, match="there is no strategy 'best'"):
         model.similarity(both, both, "best")
     with pytest.raises(UserError, match="similarity needs visual vectors"):
@@ -231,6 +233,36 @@ def test_heatmaps_follow_the_sound(model):
     assert maps.shape == (11, 4, 4) and np.ptp(maps, axis=0).max() < 1e-4 < np.ptp(maps[0])
     with pytest.raises(UserError, match="there is no method 'best'"):
         model.heatmap(picture, sound, "best")
+
+
+KINDS = ("BytesIO", "Image", "NoneType")
+WRONG_KINDS = """
+import io, sys
+import cavmae_sync_jax
+from PIL import Image
+model = cavmae_sync_jax.load(sys.argv[1])
+picture = Image.new("RGB", (40, 40))
+for call in (model.embed_video, model.embed_sound, model.embed_image):
+    for given in (io.BytesIO(b"RIFF"), picture, None):
+        if call == model.embed_sound and given is picture:
+            continue  # numbers
+        try:
+            call(given)
+        except cavmae_sync_jax.utils.errors.UserError as error:
+            print(call.__name__, error)
+"""
+
+
+def test_what_is_no_file_is_a_sentence(workdir):
+    # In a process of its own, for the tests check all annotations before.
+    command = [sys.executable, "-c", WRONG_KINDS, str(workdir)]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True)
+    image = "give a picture's path, bytes, or uint8 array [height, width, 3], not"
+    assert done.stdout.splitlines() == [
+        *(f"embed_video give a file's path or its bytes, not {kind}" for kind in KINDS),
+        *(f"embed_sound give a sound's path, bytes or samples, not {kind}" for kind in KINDS[::2]),
+        *(f"embed_image {image} {kind}" for kind in KINDS),
+    ], done.stderr
 
 
 def test_loading_is_silent(workdir):

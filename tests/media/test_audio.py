@@ -1,6 +1,7 @@
 """The log-mel against torchaudio's values, and the windows against the reference's table."""
 
 import csv
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,18 @@ def test_ten_seconds_give_998_rows():
         998,
         128,
     )
+
+
+def test_log_mel_of_minutes_needs_little_memory_and_is_that_of_its_parts():
+    waveform = np.random.default_rng(0).uniform(-0.3, 0.3, 240 * 16_000).astype(np.float32)
+    tracemalloc.start()
+    whole = audio.log_mel(waveform, 16_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6  # bytes; one array of all its windows is 38 MB
+    for first in (4090, 12_280, 23_980):
+        part = audio.log_mel(waveform[160 * first : 160 * first + 160 * 17 + 400], 16_000)
+        np.testing.assert_allclose(whole[first : first + 18], part, atol=1e-3)
 
 
 def test_log_mel_refuses_integers():

@@ -2,6 +2,7 @@
 
 import wave
 
+import av
 import numpy as np
 import pytest
 from media_files import make_video, tone
@@ -70,6 +71,61 @@ def test_a_span_is_that_part_of_the_whole(tmp_path, codec):
         errors = [np.abs(inner - one).mean() for one in lags if len(one) == len(inner)]
         assert min(errors) < 0.12 * np.abs(inner).mean()
     assert reason(sound_files.read_span, path, 30, 31)[0] == "no_audio"
+
+
+def write_guessed(path, coder, loudness, write_xing="0"):
+    """Writes a sound, of one loudness per 10 s, that does not tell its length."""
+    rate = 44_100
+    wave = np.random.default_rng(0).uniform(-1, 1, 10 * rate)
+    wave = np.concatenate([loud * wave for loud in loudness]).astype(np.float32)
+    with av.open(str(path), "w", options={"write_xing": write_xing}) as file:
+        sound = file.add_stream(coder, rate=rate, layout="mono")
+        sound.codec_context.flags |= av.codec.context.Flags.qscale  # as many bits as it needs
+        cutter = av.AudioResampler(
+            sound.format.name, "mono", rate, frame_size=sound.codec_context.frame_size
+        )
+        whole = av.AudioFrame.from_ndarray(wave[None], "fltp", "mono")
+        whole.rate, whole.pts = rate, 0
+        for block in [*cutter.resample(whole), *cutter.resample(None), None]:
+            file.mux(sound.encode(block))
+    return path
+
+
+@pytest.mark.parametrize(("name", "coder"), [("a.aac", "aac"), ("a.mp3", "libmp3lame")])
+@pytest.mark.parametrize("loudness", [(0, 0, 0.5), (0.5, 0, 0)])
+def test_a_length_that_ffmpeg_guesses_is_not_believed(tmp_path, name, coder, loudness):
+    path = write_guessed(tmp_path / name, coder, loudness)
+    with av.open(str(path)) as file:
+        assert abs(file.duration / av.time_base - 30) > 2
+    assert sound_files.seconds_of(path) == pytest.approx(30, abs=0.1)
+    assert len(sound_files.read_span(path, 0, None)) == pytest.approx(480_000, abs=1600)
+    last = sound_files.read_span(path, 28, 29)
+    assert len(last) == 16_000 and (np.abs(last).mean() > 1000) == (loudness[-1] > 0)
+
+
+def test_an_mp3_that_was_cut_is_as_long_as_its_rest(tmp_path):
+    path = write_guessed(tmp_path / "a.mp3", "libmp3lame", (0.5, 0, 0.5), write_xing="1")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    whole = sound_files.read_span(path, 0, None)
+    assert len(whole) / 16_000 == pytest.approx(sound_files.seconds_of(path), abs=0.1)
+    assert 10 < sound_files.seconds_of(path) < 20
+
+
+def test_several_mp3s_in_one_file_are_all_read(tmp_path):
+    one = write_guessed(tmp_path / "a.mp3", "libmp3lame", (0.5,), write_xing="1").read_bytes()
+    (tmp_path / "b.mp3").write_bytes(3 * one)
+    assert sound_files.seconds_of(tmp_path / "b.mp3") == pytest.approx(30, abs=0.3)
+    assert len(sound_files.read_span(tmp_path / "b.mp3", 0, None)) == pytest.approx(
+        480_000, abs=4800
+    )
+
+
+def test_an_mp3_that_counts_itself_is_believed(tmp_path, monkeypatch):
+    path = write_guessed(tmp_path / "a.mp3", "libmp3lame", (0.5, 0), write_xing="1")
+    path.write_bytes(path.read_bytes() + b"TAG" + bytes(125))
+    monkeypatch.setattr(sound_files, "_end_of_packets", None)  # it would read all of the file
+    assert sound_files.seconds_of(path) == pytest.approx(20, abs=0.1)
 
 
 def test_damage_outside_of_a_span_is_no_matter(tmp_path):
@@ -208,3 +264,51 @@ def test_what_comes_after_a_gap_keeps_its_place(tmp_path, name):
     assert len(part) == 3 * 16_000
     assert np.abs(part[: round(0.8 * 16_000)]).max() == 0
     assert pitch(part[round(2.25 * 16_000) : round(2.75 * 16_000)]) == pytest.approx(230, abs=4)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_what_sounds_beside_a_span_is_no_sound_of_it(tmp_path, channels):
+    rate = 16_000
+    sound, silence = tone(440, 2, rate), np.zeros(4 * rate)
+    wave = np.concatenate([silence, sound, silence, sound])
+    path = write_wav(tmp_path / "a.wav", [wave] * channels, rate)
+    for start, end in ((0, 4), (6.1, 9.5), (6.1, 10)):
+        assert not sound_files.read_span(path, start, end)[:-16].any()
+    if channels == 2:
+        right = np.concatenate([silence, sound, silence, sound])
+        path = write_wav(tmp_path / "b.wav", [np.zeros(len(right)), right], rate)
+        assert reason(sound_files.read_span, path, 0, 6)[0] == "silent"
+        assert not sound_files.read_span(path, 6.1, 9.5).any()
+
+
+def test_a_part_of_a_video_without_sound_or_picture(tmp_path):
+    settings = {"seconds": 12, "interleave": True, "rate": 16_000}
+    early = make_video(tmp_path / "early.mp4", waves=tone(440, 4, 16_000)[None], **settings)
+    late = make_video(
+        tmp_path / "late.mp4", waves=tone(440, 4, 16_000)[None], audio_start=8.0, **settings
+    )
+    still = make_video(
+        tmp_path / "still.mp4", times=[0], waves=tone(440, 12, 16_000)[None], interleave=True
+    )
+    part = {"num_frames": 4, "gaps": True}
+    for path, start in ((early, 8), (late, 0)):
+        assert reason(decoding.read_clip, path, start=start, end=start + 4)[0] == "no_audio"
+        clip = decoding.read_clip(path, start=start, end=start + 4, **part)
+        assert len(clip.waveform) == 64_000 and not clip.waveform.any()
+        assert len({frame.tobytes() for frame in clip.frames}) == 4
+        assert reason(sound_files.read_span, path, start, start + 4)[0] == "no_audio"
+        heard = sound_files.read_span(path, start, start + 4, gaps=True)
+        assert len(heard) == (64_000 if path is late else 0) and not heard.any()
+    assert reason(decoding.read_clip, still, start=8, end=12)[0] == "no_video"
+    clip = decoding.read_clip(still, start=8, end=12, **part)
+    assert pitch(clip.waveform) == pytest.approx(440, abs=1)
+    assert len({frame.tobytes() for frame in clip.frames}) == 1
+
+
+def test_a_gap_is_no_excuse_for_a_file_that_was_cut_or_has_no_sound(tmp_path):
+    path = make_video(tmp_path / "a.mkv", seconds=12, interleave=True)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    found, detail = reason(decoding.read_clip, path, start=8, end=12, gaps=True)
+    assert found == "unreadable" and "it promises" in detail
+    path = make_video(tmp_path / "b.mp4", seconds=4, gap=(0, 9))
+    assert reason(decoding.read_clip, path, gaps=True)[0] == "no_audio"

@@ -57,7 +57,9 @@ def scores(folder: pathlib.Path, model: str) -> str | None:
             theirs = result["checkpoint"]["directory"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not the JSON of an evaluation: {error!r}") from error
-        if pathlib.Path(theirs).resolve() != pathlib.Path(model).resolve():
+        # A relative name is one from the folder that the evaluation ran in, which lies above.
+        places = (pathlib.Path(), *folder.resolve().parents)
+        if pathlib.Path(model).resolve() not in {(place / theirs).resolve() for place in places}:
             continue
         found = results_table.read(name, result)
         if found is None:
