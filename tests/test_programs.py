@@ -264,3 +264,7 @@ def test_mistakes_at_a_conversion_are_one_sentence(trained, tmp_path):
 def test_a_folder_without_checkpoints(dataset_dir, tmp_path):
     sentence = error_of(RETRIEVAL, f"--checkpoint={tmp_path}", f"--data={dataset_dir}")
     assert f"{tmp_path} holds no checkpoints" in sentence
+    (tmp_path / "demo" / "train" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "demo" / "data").mkdir()
+    sentence = error_of(RETRIEVAL, f"--checkpoint={tmp_path}/demo", f"--data={dataset_dir}")
+    assert "demo holds no checkpoints, but these folders in it do: train: give the" in sentence

@@ -281,9 +281,10 @@ def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Store
     if directory.name == FOLDER and not folder.is_dir():
         folder = directory
     if not folder.is_dir():
-        raise UserError(
-            f"{directory} holds no checkpoints: give the folder of a training or a conversion"
-        )
+        inside = sorted(path.name for path in _subfolders(directory) if (path / FOLDER).is_dir())
+        where = f", but these folders in it do: {', '.join(inside)}" if inside else ""
+        fix = "give the folder of a training or a conversion"
+        raise UserError(f"{directory} holds no checkpoints{where}: {fix}")
     with _quiet():  # Orbax warns of what it makes of these options
         options = ocp.CheckpointManagerOptions(read_only=True)
         reader = _manager(_absolute(folder), options)
@@ -294,6 +295,10 @@ def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Store
         step = steps[-1] if step is None else step
         _require(step, steps, folder)
         yield _opened(manager, step, folder)
+
+
+def _subfolders(directory: epath.Path) -> list[epath.Path]:
+    return [path for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
 
 
 def _opened(manager: ocp.CheckpointManager, step: int, folder: epath.Path) -> Stored:
