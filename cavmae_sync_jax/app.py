@@ -327,7 +327,7 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise UserError("the page needs gradio: pip install 'cavmae_sync_jax[app]'") from error
+        raise UserError("the page needs gradio: pip install -e '.[app]'") from error
     return gradio
 
 

@@ -192,7 +192,7 @@ def export_onnx(source: str, destination: str) -> None:
     try:
         from cavmae_sync_jax.inference import onnx_graph
     except ImportError as error:
-        raise UserError(f"{destination} needs onnx: pip install 'cavmae_sync_jax[onnx]'") from error
+        raise UserError(f"{destination} needs onnx: pip install -e '.[onnx]'") from error
     for place in onnx_graph.write(models.load(source), destination):
         console.log(f"written: {place}")
 

@@ -270,3 +270,7 @@ def test_a_folder_without_checkpoints(dataset_dir, tmp_path):
     said = [error_of(RETRIEVAL, f"--checkpoint={one}", f"--data={dataset_dir}") for one in given]
     assert f"holds no checkpoints: give {tmp_path}/runs/mine" in said[0]
     assert f"convert {tmp_path}/weights.pth FOLDER makes" in said[1]
+    (tmp_path / "demo" / "train" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "demo" / "data").mkdir()
+    sentence = error_of(RETRIEVAL, f"--checkpoint={tmp_path}/demo", f"--data={dataset_dir}")
+    assert f"demo holds no checkpoints: give {tmp_path}/demo/train" in sentence

@@ -68,7 +68,7 @@ def test_embed_search_and_localize(files, tmp_path):
     assert rows == [f"{hit['similarity']:.3f}" for hit in found] and len(rows) == 3
     still = files / "media" / "still.png", checkpoint, f"--output={tmp_path}/where"
     said = output_of("-m", "cavmae_sync_jax.localize", *still, f"--sound={sound}")
-    assert "match: mean" in said and (tmp_path / "where" / "localize.png").exists()
+    assert "Match (mean cosine): " in said and (tmp_path / "where" / "localize.png").exists()
 
 
 def test_mistakes_are_one_sentence(files, tmp_path, monkeypatch, capsys):

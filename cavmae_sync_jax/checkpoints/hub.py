@@ -101,9 +101,7 @@ def _library(name: str, done: str) -> Iterator[Any]:
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError as error:
-        raise UserError(
-            f"{name} needs huggingface_hub: pip install 'cavmae_sync_jax[hub]'"
-        ) from error
+        raise UserError(f"{name} needs huggingface_hub: pip install -e '.[hub]'") from error
     try:
         yield huggingface_hub
     except errors.RepositoryNotFoundError as error:

@@ -150,7 +150,11 @@ def _decode_picture(path: str) -> UInt8[np.ndarray, "height width 3"]:
             with images.opened(path, PICTURES) as picture:
                 images.check_size(path, *picture.size)
                 images.check_mode(path, picture.mode)
-                return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+                upright = ImageOps.exif_transpose(picture)
+                if upright.has_transparency_data:  # what is hidden may be anything
+                    page = Image.new("RGBA", upright.size, "white")
+                    upright = Image.alpha_composite(page, upright.convert("RGBA"))
+                return np.asarray(upright.convert("RGB"))
         except Image.DecompressionBombError as error:
             raise MediaError("too_large", f"{path} has too many pixels.") from error
         except (UnidentifiedImageError, SyntaxError, ValueError) as error:

@@ -157,5 +157,5 @@ def _import(library: str, path: str) -> Any:
         return importlib.import_module(library)
     except ImportError as error:
         raise UserError(
-            f"{path} needs {library}: install it with pip install 'cavmae_sync_jax[convert]'"
+            f"{path} needs {library}: install it with pip install -e '.[convert]'"
         ) from error

@@ -265,6 +265,15 @@ def test_what_is_no_file_is_a_sentence(workdir):
     ], done.stderr
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_as_on_a_white_page(model, tmp_path, mode):
+    hidden = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    hidden.paste((200, 200, 200, 255), (20, 0, 40, 40))
+    hidden.convert(mode).save(tmp_path / "logo.png")
+    seen = model.picture(tmp_path / "logo.png").astype(int)
+    assert seen[:, :12].min() > 245 and np.abs(seen[:, 20:] - 200).max() < 10
+
+
 def test_loading_is_silent(workdir):
     code = f"import cavmae_sync_jax; cavmae_sync_jax.load({str(workdir)!r})"
     done = subprocess.run(

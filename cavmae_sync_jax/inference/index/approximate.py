@@ -104,7 +104,5 @@ def _library() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise UserError(
-            "--approximate needs FAISS: pip install 'cavmae_sync_jax[approximate]'"
-        ) from error
+        raise UserError("--approximate needs FAISS: pip install -e '.[approximate]'") from error
     return faiss
