@@ -1,12 +1,12 @@
 """Prepares videos of any common format as a dataset to train and evaluate on.
 
-A SOURCE is a folder (searched with its subfolders; hidden files are left out), a media file, an
-archive of media files (.tar, .tar.gz, .zip; also in a folder), or a .txt list with one path per
-line, relative to the list. Copies of a file under its name, or under one such as `a (1).mp4`, count
-once. A file longer than --clip_seconds gives consecutive clips. A rest shorter than --min_seconds
-gives none; by default this is half a clip. Clips that can't be used, such as those without sound,
-are listed with the reason in OUTPUT/rejects.csv. OUTPUT/summary.json counts everything. --dry_run
-only counts.
+A SOURCE is a folder (searched with its subfolders; hidden and deleted files are left out), a media
+file, an archive of media files (.tar, .tar.gz, .zip; also in a folder), or a .txt list with one
+path per line, relative to the list. Copies of a file under its name, or under one such as
+`a (1).mp4`, count once. A file longer than --clip_seconds gives consecutive clips. A rest shorter
+than --min_seconds gives none; by default this is half a clip. Clips that can't be used, such as
+those without sound, are listed with the reason in OUTPUT/rejects.csv. OUTPUT/summary.json counts
+everything. --dry_run only counts.
 
 Labels are optional. --labels is a CSV with the header video,label and a row for each label of a
 video. There, video is a file's name, or its path inside of SOURCE, with or without the extension. A

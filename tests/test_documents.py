@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 import tiny
+import yaml
 from PIL import Image
 
 from cavmae_sync_jax.utils import cli
@@ -121,6 +122,8 @@ TESTED = {
     "test_faults_in_a_bucket_are_noticed",
     r"benchmarks\.training\.tpu_aot": "benchmarks/test_tpu_aot.py::"
     "test_a_small_model_compiles_for_a_pod",
+    r"benchmarks\.training\.pod_hosts": "benchmarks/test_pod_hosts.py::test_needs_by_hand",
+    r"benchmarks\.training\.precision": "benchmarks/test_precision.py::test_errors_by_hand",
     r"benchmarks\.training\.roofline": "benchmarks/test_roofline.py::test_this_cpu",
     r"benchmarks\.training\.device_session": "benchmarks/test_device_session.py::"
     "test_a_failure_does_not_stop_the_others_and_done_parts_stay",
@@ -355,6 +358,19 @@ def test_the_first_hour_is_written_down():
     checkpoints = text_of("docs/checkpoints.md")
     for home in ("edsonroteia/cav-mae-sync", "YuanGongND/cav-mae", "facebookresearch/mae"):
         assert f"https://github.com/{home}" in checkpoints
+
+
+def test_the_manifest_for_kubernetes_starts_a_training_on_every_host():
+    (block,) = re.findall(r"```yaml\n(.*?)```", text_of("docs/distributed.md"), re.DOTALL)
+    job = yaml.safe_load(block)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,), topology = pod["containers"], pod["nodeSelector"]
+    chips = container["resources"]["limits"]["google.com/tpu"] * job["parallelism"]
+    assert topology["cloud.google.com/gke-tpu-topology"] == "4x4" and chips == 16
+    assert container["args"][0].startswith("exec ")  # else the shell would keep the signals
+    (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
+    assert mount["name"] == volume["name"] and mount["mountPath"] == "/dev/shm"
+    assert pod["terminationGracePeriodSeconds"] > 60
 
 
 def commands_of(document, title):

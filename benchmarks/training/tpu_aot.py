@@ -4,12 +4,14 @@
     python -m benchmarks.training.tpu_aot --topology=v5e:16x16 --config=configs/pretrain.py
     python -m benchmarks.training.tpu_aot --table --config=configs/pretrain.py
 
+`2xv5e:16x16` are two slices, which only the data-centre network connects.
+
 Memory is what the compiled program's own analysis says, for each chip. FLOPs are those of the whole
 step before compilation, layers unrolled, recomputed ones included. Collectives are read from the
 compiled program, each as often as its loops run it. The time is a model on paper. Matrices run at
 `UTILISATION` of the chip's peak. Every collective is a ring over one axis of the torus, in both
-directions where the axis closes. The model leaves out what memory bandwidth costs, and no
-collective overlaps with arithmetic.
+directions where the axis closes. Between slices, each chip has its share of its host's network. The
+model leaves out what memory bandwidth costs, and no collective overlaps with arithmetic.
 """
 
 import argparse
@@ -46,21 +48,58 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """The makers' figures: bfloat16 FLOP/s, bytes, a link's bytes/s one way, where tori close."""
+    """The makers' figures: bfloat16 FLOP/s, bytes, a link's bytes/s one way, where tori close.
+
+    `network` is a chip's share of its host's network, in bytes/s.
+    """
 
     flops: float
     memory: float
     link: float
     closes: int
+    network: float
 
 
 CHIPS = {
-    "v5e": Chip(197e12, 16 * GIB, 45e9, 16),
-    "v5p": Chip(459e12, 95 * GIB, 90e9, 4),
-    "v6e": Chip(918e12, 32 * GIB, 90e9, 16),
+    "v5e": Chip(197e12, 16 * GIB, 45e9, 16, 3.125e9),
+    "v5p": Chip(459e12, 95 * GIB, 90e9, 4, 6.25e9),
+    "v6e": Chip(918e12, 32 * GIB, 90e9, 16, 12.5e9),
 }
-TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v6e:4x4")
+TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "2xv5e:16x16", "v5p:2x2x1", "v6e:4x4")
 LARGEST = 64  # samples of a chip at a time, in the table's large batches
+
+
+class Topology(NamedTuple):
+    """So many slices of chips, each an array of `shape` that libtpu calls `name`."""
+
+    slices: int
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, text: str) -> "Topology":
+        """Reads a text such as `v5e:4x4` or `2xv5e:16x16`.
+
+        Raises:
+          UserError: if it is another one.
+        """
+        match = re.fullmatch(r"(?:(\d+)x)?((v\w+):(\d+(?:x\d+)*))", text)
+        if not match or match[3] not in CHIPS:
+            raise UserError(f"--topology={text}: must be such as {', '.join(TOPOLOGIES)}")
+        shape = tuple(map(int, match[4].split("x")))
+        return cls(int(match[1] or 1), match[2], CHIPS[match[3]], shape)
+
+    @property
+    def chips(self) -> int:
+        """Of all slices."""
+        return self.slices * math.prod(self.shape)
+
+    def devices(self) -> list[jax.Device]:
+        """What libtpu compiles for."""
+        several = {"num_slices": self.slices} if self.slices > 1 else {}
+        described = topologies.get_topology_desc(platform="tpu", topology_name=self.name, **several)
+        return list(described.devices)
 
 
 class Collectives(NamedTuple):
@@ -88,29 +127,47 @@ class Estimate(NamedTuple):
 
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+BETWEEN = "between slices"
+# libtpu's own word for what a chip sends to the other slices, by way of its host.
+_SENT = re.compile(r'= (.*?) send\(.*_xla_megascale_transfer_type="(\w+)"')
 
 
-def collectives(text: str, chip: Chip, shape: tuple[int, ...]) -> dict[str, Collectives]:
-    """The collectives of a compiled program's text, by kind; `shape` is the topology's."""
+def collectives(text: str, topology: Topology) -> dict[str, Collectives]:
+    """The collectives of a compiled program's text, by kind."""
     blocks = hlo_text.computations(text)
     totals, sums = hlo_text.runs(blocks), {}
     for name, lines in blocks.items():
-        for line in lines:
-            match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
-            if not match or not totals.get(name):
+        for line in lines if totals.get(name) else ():
+            found = _collective(line, "all-reduce-scatter" in name, topology)
+            if not found:
                 continue
-            kind = "reduce-scatter" if "all-reduce-scatter" in name else match[2]
-            sizes = hlo_text.sizes(match[1])
-            if match[3] and kind != "all-reduce":  # (operands, results)
-                sizes = sizes[len(sizes) // 2 :]
-            group = _group(line, math.prod(shape))
-            size = sum(sizes) * (group if match[2] == "reduce-scatter" else 1)
+            kind, size, seconds = found
             old, times = sums.get(kind, Collectives(0, 0.0, 0.0)), totals[name]
-            seconds = _ring(kind, size, group, chip, shape)
             sums[kind] = Collectives(
                 old.count + times, old.bytes + times * size, old.seconds + times * seconds
             )
     return sums
+
+
+def _collective(
+    line: str, scattered: bool, topology: Topology
+) -> tuple[str, float, float] | tuple[()]:
+    """The kind, bytes and seconds of a line's collective, which may be part of a `scattered`."""
+    if sent := _SENT.search(line):
+        size = sum(hlo_text.sizes(sent[1]))
+        others = (topology.slices - 1) * size
+        passes = 2 / topology.slices if sent[2] == "ALL_REDUCE" else 1
+        return BETWEEN, size, passes * others / topology.chip.network
+    match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
+    if not match:
+        return ()
+    kind = "reduce-scatter" if scattered else match[2]
+    sizes = hlo_text.sizes(match[1])
+    if match[3] and kind != "all-reduce":  # (operands, results)
+        sizes = sizes[len(sizes) // 2 :]
+    group = _group(line, math.prod(topology.shape))
+    size = sum(sizes) * (group if match[2] == "reduce-scatter" else 1)
+    return kind, size, _ring(kind, size, group, topology.chip, topology.shape)
 
 
 def _group(line: str, chips: int) -> int:
@@ -134,27 +191,13 @@ def _ring(kind: str, size: float, group: int, chip: Chip, shape: tuple[int, ...]
     return passes * size * (group - 1) / group / bandwidth
 
 
-def estimate(topology: str, config: ConfigDict) -> Estimate:
-    """Compiles the train step of `config` for a topology such as `v5e:4x4`.
-
-    Raises:
-      UserError: if there is no such topology.
-    """
-    name, _, size = topology.partition(":")
-    if name not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", size):
-        raise UserError(f"--topology={topology}: must be such as {', '.join(TOPOLOGIES)}")
-    chip, shape = CHIPS[name], tuple(map(int, size.split("x")))
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        if config.model.dtype == "auto":
-            config.model.dtype = "bfloat16"
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+def estimate(topology: Topology, config: ConfigDict, flops: float) -> Estimate:
+    """Compiles the train step of `config`, which has so many `flops`, for a topology's chips."""
     asked = config.mesh.data * config.mesh.fsdp  # negative if one of them is the rest
-    devices = list(described.devices)[: asked if asked > 0 else None]
+    devices = topology.devices()[: asked if asked > 0 else None]
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     config_checks.check(config, mesh.size)
     config_checks.check_pretraining(config, cavmae_sync.from_config(config.model))
-    flops = step_flops(config)
     try:
         compiled = lowered(config, mesh).compile(compiler_options=FAST)
     except jax.errors.JaxRuntimeError as error:
@@ -169,11 +212,20 @@ def estimate(topology: str, config: ConfigDict) -> Estimate:
     return Estimate(
         mesh.size,
         memory,
-        memory < chip.memory,
+        memory < topology.chip.memory,
         flops,
-        flops / mesh.size / chip.flops / UTILISATION,
-        collectives(compiled.as_text(), chip, shape),
+        flops / mesh.size / topology.chip.flops / UTILISATION,
+        collectives(compiled.as_text(), topology),
     )
+
+
+def on_a_tpu(config: ConfigDict) -> ConfigDict:
+    """The config with the type that a TPU would choose."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        if config.model.dtype == "auto":
+            config.model.dtype = "bfloat16"
+    return config
 
 
 def lowered(config: ConfigDict, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
@@ -193,12 +245,14 @@ def step_flops(config: ConfigDict) -> float:
     return lowered(config, one).cost_analysis()["flops"]
 
 
-COLUMNS = "chips,batch,fsdp,remat,parts,GiB a chip,TFLOP,collectives of a chip,ms,efficiency"
+COLUMNS = "chips,batch,fsdp,remat,parts,GiB per chip,TFLOP,collectives,ms,efficiency"
 
 
 def row(topology: str, config: ConfigDict, found: Estimate) -> str:
     """One row of the table."""
-    parts = [topology, config.batch_size, config.mesh.fsdp, config.model.remat, config.microbatches]
+    fsdp, remat = config.mesh.fsdp, config.model.remat
+    settings = [{1: "–", -1: "all"}.get(fsdp, fsdp), "–" if remat == "none" else remat]
+    parts = [topology, config.batch_size, *settings, config.microbatches]
     memory = f"{found.memory / GIB:.1f}"
     if not found.fits:
         cells = [*parts, f"{memory}: does not fit", f"{found.flops / 1e12:.1f}", "", "", ""]
@@ -215,28 +269,23 @@ def row(topology: str, config: ConfigDict, found: Estimate) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def table(config: ConfigDict, chips: int) -> Iterator[ConfigDict]:
+def table(config: ConfigDict, topology: Topology) -> Iterator[ConfigDict]:
     """The settings of results/tpu_pods.md: two batches, with and without fsdp and remat.
 
     A batch of 4096 comes in as many parts as few chips need, and then always rematerialised.
+    Several slices get the large batch only, and split parameters inside of each slice.
     """
-    for batch in (512, 4096):
-        parts = max(1, batch // chips // LARGEST) if batch > 512 else 1
+    for batch in (512, 4096) if topology.slices == 1 else (4096,):
+        parts = max(1, batch // topology.chips // LARGEST) if batch > 512 else 1
         for fsdp in (1, -1):
             for remat in ("none", "full") if parts == 1 else ("full",):
                 chosen = config.copy_and_resolve_references()
                 with chosen.unlocked():
                     chosen.update_from_flattened_dict(
                         {"batch_size": batch, "microbatches": parts, "model.remat": remat}
-                        | {"mesh.fsdp": fsdp, "mesh.data": -fsdp}
+                        | {"mesh.fsdp": fsdp, "mesh.data": topology.slices if fsdp < 0 else -1}
                     )
                 yield chosen
-
-
-def _rows(topology: str, config: ConfigDict, whole_table: bool) -> Iterator[ConfigDict]:
-    if whole_table:
-        return table(config, math.prod(map(int, re.findall(r"\d+", topology.split(":")[-1]))))
-    return iter([config])
 
 
 def main() -> None:
@@ -246,11 +295,15 @@ def main() -> None:
     arguments.add_argument("--table", action="store_true", help="all rows of results/tpu_pods.md")
 
     def start(args: argparse.Namespace, config: ConfigDict) -> None:
-        titles = COLUMNS.split(",")
+        config, titles = on_a_tpu(config), COLUMNS.split(",")
         print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|", flush=True)
-        for topology in args.topology:
-            for chosen in _rows(topology, config, args.table):
-                print(row(topology, chosen, estimate(topology, chosen)), flush=True)
+        known: dict[tuple[int, str], float] = {}  # no other setting of the table changes them
+        for text, topology in [(text, Topology.of(text)) for text in args.topology]:
+            for chosen in table(config, topology) if args.table else [config]:
+                which = chosen.batch_size, chosen.model.remat
+                known[which] = known.get(which) or step_flops(chosen)
+                found = estimate(topology, chosen, known[which])
+                print(row(text, chosen, found), flush=True)
 
     cli.main(arguments, start, config=True)
 

@@ -104,10 +104,10 @@ class Choice:
         self, channels: Int16[np.ndarray, "channels samples"]
     ) -> Int16[np.ndarray, "needed samples"]:
         """Takes a part of the clip; returns one channel, or all of which one is the loudest."""
-        exact = channels.astype(np.float64)
-        grown = max(0, len(channels) - len(self._samples))
-        self._sums = np.pad(self._sums, ((0, 0), (0, grown)))
-        self._samples = np.pad(self._samples, (0, grown))
+        exact = np.ascontiguousarray(channels, np.float64)  # sums of interleaved samples are slow
+        if (grown := len(channels) - len(self._samples)) > 0:
+            self._sums = np.pad(self._sums, ((0, 0), (0, grown)))
+            self._samples = np.pad(self._samples, (0, grown))
         self._sums[:, : len(channels)] += exact.sum(axis=1), np.einsum("ij,ij->i", exact, exact)
         self._samples[: len(channels)] += channels.shape[1]
         if self._choice == "first":

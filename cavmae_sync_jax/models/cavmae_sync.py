@@ -223,10 +223,7 @@ class CavMaeSync(nn.Module):
 
     @property
     def token_dtype(self) -> Any:
-        """The type of the tokens between the blocks: that of the arithmetic, or `residual_dtype`.
-
-        PyTorch's autocast, with which the authors trained, keeps float32 here.
-        """
+        """The tokens' type between the blocks; PyTorch's autocast, as released, has float32."""
         chosen = self.residual_dtype
         return self.compute_dtype if chosen == "auto" else jnp.dtype(chosen)
 
@@ -239,14 +236,14 @@ class CavMaeSync(nn.Module):
             "remat": self.remat,
         }
         encoder = {**shared, "depth": self.depth, "heads": self.heads}
+        tokens = self.learned_positions, self.token_dtype
         self.encoders = {
             modality: Encoder(
                 self.grids[modality],
                 self.width,
                 self.registers,
                 self.global_token,
-                self.learned_positions,
-                self.token_dtype,
+                *tokens,
                 encoder,
             )
             for modality in MODALITIES
@@ -255,14 +252,7 @@ class CavMaeSync(nn.Module):
         self.joint = Stack(**shared, depth=self.joint_depth, heads=self.heads, norm_sets=passes)
         self.norms = {name: Norm(self.compute_dtype) for name in passes}
         decoder = {**shared, "depth": self.decoder_depth, "heads": self.decoder_heads}
-        self.decoder = Decoder(
-            self.grids,
-            self.pixels,
-            self.decoder_width,
-            self.learned_positions,
-            self.token_dtype,
-            decoder,
-        )
+        self.decoder = Decoder(self.grids, self.pixels, self.decoder_width, *tokens, decoder)
 
     def patchify(
         self,

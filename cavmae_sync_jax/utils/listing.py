@@ -10,10 +10,20 @@ from cavmae_sync_jax.utils import tables
 from cavmae_sync_jax.utils.errors import UserError
 
 _BUCKETS = ("gs://", "s3://")
+# Where systems keep what was deleted, and what is theirs, on the disks of Windows, Macs and NAS.
+_OF_SYSTEMS = (
+    *("$recycle.bin", "system volume information", "__macosx"),
+    *("#recycle", "@recycle", "@eadir", "lost+found"),
+)
+
+
+def is_hidden(name: str) -> bool:
+    """Returns whether a file or folder is called as what people don't mean."""
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
 
 def in_folder(folder: str) -> Iterator[str]:
-    """Yields the places of a folder's files in it, without those that are hidden.
+    """Yields the places of a folder's files in it, without those that are hidden or deleted.
 
     Follows links to folders, too, but goes into no folder twice.
 
@@ -27,9 +37,9 @@ def in_folder(folder: str) -> Iterator[str]:
             folders.clear()
             continue
         walked.add(place)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         inside = "" if parent == folder else f"{os.path.relpath(parent, folder)}/"
-        yield from (inside + name for name in names if not name.startswith("."))
+        yield from (inside + name for name in names if not is_hidden(name))
 
 
 def _refuse(error: OSError) -> None:

@@ -1,5 +1,6 @@
 """What the sources of published benchmarks share: their folders, their lists, what they return."""
 
+import collections
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -33,8 +34,10 @@ class Benchmark(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def files_by_stem(folder: epath.Path, *extensions: str) -> dict[str, str]:
+def files_by_stem(folder: epath.Path, *extensions: str) -> dict[str, list[str]]:
     """Returns the paths of a folder's files of some extensions by their names without it.
+
+    There are several where only extensions tell files apart.
 
     Raises:
       UserError: there is no such folder, or it can't be read.
@@ -43,7 +46,11 @@ def files_by_stem(folder: epath.Path, *extensions: str) -> dict[str, str]:
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in extensions)
     except (OSError, ImportError) as error:
         raise UserError(f"the folder {folder} can't be read: {error}") from error
-    return {path.stem: str(path) for path in paths if not path.name.startswith(".")}
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    for path in paths:
+        if not path.name.startswith("."):
+            found[path.stem].append(str(path))
+    return dict(found)
 
 
 def read_list(path: epath.PathLike | None) -> set[str] | None:

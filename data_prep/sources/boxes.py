@@ -6,7 +6,7 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,16 +183,20 @@ def _pairs(folder: epath.Path, names: Iterable[str]) -> list[BoxedClip]:
     """Returns a clip of frames/NAME and audio/NAME for each name."""
     pictures = benchmarks.files_by_stem(folder / PICTURES, *_OF_PICTURES)
     sounds = benchmarks.files_by_stem(folder / SOUNDS, *_OF_SOUNDS)
-    return [_pair(name, pictures.get(name), sounds.get(name), folder) for name in names]
+    return [_pair(name, pictures.get(name, ()), sounds.get(name, ()), folder) for name in names]
 
 
-def _pair(name: str, picture: str | None, sound: str | None, folder: epath.Path) -> BoxedClip:
-    if picture and sound:
-        return BoxedClip(clip_name(name), picture, sound=sound)
-    lacking = " and ".join(
-        what for what, path in (("picture", picture), ("sound", sound)) if not path
-    )
-    refusal = "missing", f"{folder} has no {lacking} of {name!r}."
+def _pair(
+    name: str, pictures: Sequence[str], sounds: Sequence[str], folder: epath.Path
+) -> BoxedClip:
+    if len(pictures) == len(sounds) == 1:
+        return BoxedClip(clip_name(name), pictures[0], sound=sounds[0])
+    found = {"picture": pictures, "sound": sounds}
+    if lacking := " and ".join(what for what, paths in found.items() if not paths):
+        refusal = "missing", f"{folder} has no {lacking} of {name!r}."
+    else:
+        several = " or ".join(max(found.values(), key=len))
+        refusal = "ambiguous", f"{name!r} may be {several}; keep one of them."
     return BoxedClip(clip_name(name), f"{folder}/{name}", refusal=refusal)
 
 
@@ -244,7 +248,9 @@ def read_flickr(folder: epath.PathLike, wanted: set[str] | None) -> Benchmark:
         clips = _pairs(folder, names)
     else:
         clips = _published(folder / PUBLISHED, names)
-    boxed = [_with_boxes(clip, annotations[name]) for clip, name in zip(clips, names, strict=True)]
+    boxed = [
+        _with_boxes(clip, annotations[name][0]) for clip, name in zip(clips, names, strict=True)
+    ]
     return Benchmark({EVAL: boxed}, (SOUNDING,), notes=(note,) if note else ())
 
 
@@ -258,16 +264,17 @@ def _published(folder: epath.Path, names: Iterable[str]) -> list[BoxedClip]:
         raise UserError(
             f"{folder.parent} has neither {PICTURES}/ and {SOUNDS}/ nor {PUBLISHED}/*/*"
         )
-    found: dict[str, dict[str, str]] = collections.defaultdict(dict)
+    found: dict[str, dict[str, list[str]]] = collections.defaultdict(
+        lambda: {"picture": [], "sound": []}
+    )
     for path in paths:
         extension = epath.Path(path).suffix.lower()
         kinds = {"picture": _OF_PICTURES, "sound": _OF_SOUNDS}
         for kind in (kind for kind, extensions in kinds.items() if extension in extensions):
             for name in re.findall(r"[0-9]+", "/".join(epath.Path(path).parts[-2:])):
-                found[name].setdefault(kind, path)
-    return [
-        _pair(name, found[name].get("picture"), found[name].get("sound"), folder) for name in names
-    ]
+                if path not in found[name][kind]:
+                    found[name][kind].append(path)
+    return [_pair(name, found[name]["picture"], found[name]["sound"], folder) for name in names]
 
 
 def _with_boxes(clip: BoxedClip, path: str) -> BoxedClip:

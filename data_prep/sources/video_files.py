@@ -177,7 +177,7 @@ def _in_archive(
         skipped["replaced in its archive by one of its name"] += replaced
     for member in sorted(places, key=lambda name: (name != places[name], name)):
         parts = [part for part in Path(member).parts if part != "."]
-        if any(part.startswith((".", "/")) for part in parts):
+        if any(listing.is_hidden(part) or part.startswith("/") for part in parts):
             continue
         if Path(member).suffix.lower() in EXTENSIONS:
             video = Video(epath.Path(f"{archive}/{member}"), name.joinpath(*parts))
@@ -192,7 +192,7 @@ def _in_bucket(folder: epath.Path) -> Iterator[str]:
     files, root = bucket_files(folder)
     for name in files.find(root):
         inside = name[len(root) :].strip("/")
-        if not any(part.startswith(".") for part in inside.split("/")):
+        if not any(map(listing.is_hidden, inside.split("/"))):
             yield inside
 
 

@@ -160,3 +160,13 @@ def test_an_archive_that_must_be_unpacked_is_told(tmp_path, mode, kind):
 def test_a_folder_of_nothing_but_packed_files_is_told_what_to_do(tmp_path, name, message):
     with pytest.raises(UserError, match=f"but 1 .*: .*{message}"):
         find(folder(tmp_path / "in", [name]))
+
+
+def test_what_systems_keep_on_a_disk_is_none_of_ones_videos(tmp_path):
+    names = ["a.mp4", "$RECYCLE.BIN/S-1/b.mp4", "#recycle/c.mp4", "@eaDir/a.mp4/d.mp4"]
+    names += ["__MACOSX/e.mp4", "System Volume Information/f.mp4"]
+    root = folder(tmp_path / "disk", names)
+    (root / "lost+found").mkdir(mode=0)
+    assert [video.name.as_posix() for video in find(root)] == ["a.mp4"]
+    packed = pack(tmp_path / "disk.zip", [(name, b"") for name in names])
+    assert [video.name.as_posix() for video in find(packed)] == ["a.mp4"]

@@ -86,6 +86,16 @@ def test_vggss_from_pictures_and_sounds(tmp_path):
     assert abs(elk["seconds"] - 3) < 0.01
 
 
+@pytest.mark.parametrize("name", ["audio/{}.mp3", "frames/{}.png"])
+def test_two_files_of_one_name_are_a_reject_that_names_both(tmp_path, name):
+    entries = [(f"zpWuikVorYg_0000{start}", "dog", [LEFT_HALF]) for start in (32, 42)]
+    folder = folders.write_vggss(tmp_path / "vggss", entries)
+    (folder / name.format(entries[0][0])).write_bytes(b"another")
+    first, second = boxes.read_vggss(folder, None, None, trimmed=False).splits["eval"]
+    assert first.refusal[0] == "ambiguous" and second.refusal is None
+    assert name.format(entries[0][0]) in first.refusal[1] and " or " in first.refusal[1]
+
+
 def test_vggss_from_vggsounds_videos_takes_the_middle_frame(tmp_path, capsys):
     videos = tmp_path / "videos"
     videos.mkdir()
