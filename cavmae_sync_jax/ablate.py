@@ -6,14 +6,14 @@ Examples:
   python -m cavmae_sync_jax.ablate --table=mine.py --config=configs/demo.py \\
       --config.data.dir=runs/demo/data --probe=configs/probe.py:demo --workdir=runs/mine
 
---table is one of the paper's (4, 5, 6, 7, 8, figure4, 11, 12) or a Python file of your own.
-Started again, or on other machines that share the workdir, it goes on: a process takes a training
-that no living process works on, and resumes it exactly. Rows with equal settings are trained once.
+--table is one of the paper's (4, 5, 6, 7, 8, figure4, 11, 12) or a Python file of your own. Repeat
+the command to go on, also on other machines that share the workdir. A process takes a training that
+no running process works on, and resumes it exactly. Rows with equal settings are trained once.
 
 WORKDIR gets table_TABLE.md, .json, .png and .html, and trainings/. --dry_run only lists the
 trainings, what is finished, and the device-hours that are left. The paper's datasets are named
-audioset, vggsound, ade20k and as20k; one that --data does not name is the training's own, except
-for vggsound, whose columns are left out then. The status is 3 if trainings are left to others.
+audioset, vggsound, ade20k and as20k. If --data does not name one, the training's own is used;
+without vggsound, its columns are left out. The exit status is 3 while other processes still train.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from cavmae_sync_jax.ablations import datasets as ablation_datasets
 from cavmae_sync_jax.ablations import page, paper, plan, rendering, scores, tables
 from cavmae_sync_jax.ablations.datasets import Datasets
 from cavmae_sync_jax.ablations.folders import Folder
-from cavmae_sync_jax.ablations.plan import Ask, Plan, Training
+from cavmae_sync_jax.ablations.plan import EvaluationSpec, Plan, Training
 from cavmae_sync_jax.checkpoints.pretrained import load
 from cavmae_sync_jax.distributed import hardware, multihost
 from cavmae_sync_jax.evals import common
-from cavmae_sync_jax.utils import cli, console, files, locks
+from cavmae_sync_jax.utils import atomic, cli, console, locks
 from cavmae_sync_jax.utils.errors import Unsatisfied, UserError
 
 PROBED = ("probe", "tokens")  # evaluations with a recipe of their own
@@ -47,7 +47,7 @@ WITHOUT_BASELINES = ("segmentation", "temporal", "reconstruction")
 
 
 class Ablation:
-    """A plan, the data that it is scored on, and where it is done."""
+    """A plan of trainings and evaluations, with its datasets and its workdir."""
 
     def __init__(self, todo: Plan, datasets: Datasets, workdir: epath.PathLike, probe: ConfigDict):
         self.plan, self.datasets, self.probe = todo, datasets, probe
@@ -67,20 +67,23 @@ class Ablation:
             if alike not in steps:  # another seed has as many steps
                 steps[alike] = train.Pretraining(training.config).steps
             self.folder(name).is_trained(training.config)
-            for ask in training.asks:
+            for spec in training.evaluations:
                 known = (
                     cli.keys(self.probe)
-                    if ask.evaluation in PROBED
-                    else inspect.signature(_evaluation(ask)).parameters
+                    if spec.evaluation in PROBED
+                    else inspect.signature(_evaluation(spec)).parameters
                 )
-                self._check_frames(training, ask)
-                if unknown := [key for key, _ in ask.settings if key not in known]:
-                    raise UserError(f"SETTINGS: {ask.evaluation} has no setting {unknown[0]!r}")
+                self._check_frames(training, spec)
+                if unknown := [key for key, _ in spec.settings if key not in known]:
+                    raise UserError(
+                        f"SETTINGS: {spec.evaluation} has no setting {unknown[0]!r}; it has "
+                        f"{', '.join(known)}"
+                    )
         return {name: steps[name.rpartition("-seed")[0]] for name in self.plan.trainings}
 
-    def _check_frames(self, training: Training, ask: Ask) -> None:
-        records = self.datasets.records(ask.dataset, ask.evaluation)
-        stored, wanted = len(records[0]["frames"]), ask.num_frames or 0
+    def _check_frames(self, training: Training, spec: EvaluationSpec) -> None:
+        records = self.datasets.records(spec.dataset, spec.evaluation)
+        stored, wanted = len(records[0]["frames"]), spec.num_frames or 0
         if 1 < stored < wanted:
             raise UserError(
                 f"the rows {', '.join(training.rows)} evaluate {wanted} frames per clip, but "
@@ -91,15 +94,15 @@ class Ablation:
         """The folder of a training."""
         return Folder(self.workdir, name)
 
-    def about(self, name: str, ask: Ask) -> dict[str, Any]:
-        """All that an evaluation's scores depend on."""
+    def about(self, name: str, spec: EvaluationSpec) -> dict[str, Any]:
+        """Everything that an evaluation's scores depend on."""
         trained = self.folder(name).trained()
-        recipe = self._recipe(ask).to_dict() if ask.evaluation in PROBED else None
+        recipe = self._recipe(spec).to_dict() if spec.evaluation in PROBED else None
         return {
-            **ask._asdict(),
-            "settings": dict(ask.settings),
+            **spec._asdict(),
+            "settings": dict(spec.settings),
             "step": trained and trained["step"],
-            "data": self.datasets.records(ask.dataset, ask.evaluation).identity,
+            "data": self.datasets.records(spec.dataset, spec.evaluation).identity,
             "recipe": recipe,
         }
 
@@ -107,11 +110,11 @@ class Ablation:
         """Whether it is trained and all evaluations of it are done."""
         folder = self.folder(training.name)
         return folder.is_trained(training.config) and all(
-            folder.has(ask, self.about(training.name, ask)) for ask in training.asks
+            folder.has(spec, self.about(training.name, spec)) for spec in training.evaluations
         )
 
     def work(self) -> list[str]:
-        """Does what no other process does; returns the trainings that others work on.
+        """Does the work that no other process does; returns the trainings that others work on.
 
         A training that fails does not stop the others: `failed` has its message.
         """
@@ -167,51 +170,51 @@ class Ablation:
                 count = jax.device_count()
                 folder.note_trained(training.config, step, hardware.description(), count)
         multihost.barrier("a training is noted")
-        for ask in training.asks:
-            about = self.about(training.name, ask)
-            if multihost.broadcast_from_first(folder.has(ask, about)):
+        for spec in training.evaluations:
+            about = self.about(training.name, spec)
+            if multihost.broadcast_from_first(folder.has(spec, about)):
                 continue
-            console.log(f"evaluating {training.name}: {ask.folder}")
+            console.log(f"evaluating {training.name}: {spec.folder}")
             if jax.process_index() == 0:
-                folder.begin(ask, about)
+                folder.begin(spec, about)
             multihost.barrier("an evaluation's folder is there")
-            self._evaluate(folder, ask)
+            self._evaluate(folder, spec)
             if jax.process_index() == 0:
-                folder.end(ask, about)
+                folder.end(spec, about)
 
-    def _evaluate(self, folder: Folder, ask: Ask) -> None:
-        model = common.with_frames(load(folder.train), ask.num_frames, ask.frame)
-        records = self.datasets.records(ask.dataset, ask.evaluation)
-        output, settings = folder.output(ask), dict(ask.settings)
-        if ask.evaluation in PROBED:
-            _evaluation(ask)(model, records, self._recipe(ask), output)
+    def _evaluate(self, folder: Folder, spec: EvaluationSpec) -> None:
+        model = common.with_frames(load(folder.train), spec.num_frames, spec.frame)
+        records = self.datasets.records(spec.dataset, spec.evaluation)
+        output, settings = folder.output(spec), dict(spec.settings)
+        if spec.evaluation in PROBED:
+            _evaluation(spec)(model, records, self._recipe(spec), output)
             return
-        if ask.evaluation in WITHOUT_BASELINES:
+        if spec.evaluation in WITHOUT_BASELINES:
             settings["with_baselines"] = False
-        _evaluation(ask)(model, records, output, **settings)
+        _evaluation(spec)(model, records, output, **settings)
 
-    def _recipe(self, ask: Ask) -> ConfigDict:
+    def _recipe(self, spec: EvaluationSpec) -> ConfigDict:
         """The probe's recipe with a table's settings for it."""
         recipe = self.probe.copy_and_resolve_references()
-        recipe.update(dict(ask.settings))
+        recipe.update(dict(spec.settings))
         return recipe
 
     def write(self, left_out: dict[str, str]) -> str:
         """Writes the table as it is now, on process 0; returns it as text."""
-        told = self.datasets.told(self.plan.table.columns)
+        identities = self.datasets.identities(self.plan.table.columns)
         named = self.datasets.others
-        result = scores.collect(self.plan, self.workdir, told, left_out, named)
+        result = scores.collect(self.plan, self.workdir, identities, left_out, named)
         self.missing = result["missing"]
         result |= {"failed": self.failed, "version": cli.version()}
         text, picture = rendering.markdown(result), rendering.picture(result)
         command = f"python -m cavmae_sync_jax.ablate {shlex.join(sys.argv[1:])}"
         html = page.page(self.plan, self.workdir, result, picture, command)
         stem = f"table_{result['table']}"
-        files.replace(self.workdir / f"{stem}.json", json.dumps(result, indent=2) + "\n")
-        files.replace(self.workdir / f"{stem}.md", text)
-        files.replace(self.workdir / f"{stem}.html", html)
+        atomic.write(self.workdir / f"{stem}.json", json.dumps(result, indent=2) + "\n")
+        atomic.write(self.workdir / f"{stem}.md", text)
+        atomic.write(self.workdir / f"{stem}.html", html)
         if picture is not None:
-            files.replace(self.workdir / f"{stem}.png", picture)
+            atomic.write(self.workdir / f"{stem}.png", picture)
         return f"{text}\nwritten: {self.workdir / stem}.md, .json, .png, .html"
 
     def listed(self, steps: dict[str, int]) -> str:
@@ -229,10 +232,10 @@ class Ablation:
             if cost is not None:
                 shown = f"{'~' * (per_step[name] is None)}{cost * steps[name]:.2f}"
                 left += cost * (steps[name] - done)
-            asked = sum(folder.has(ask, self.about(name, ask)) for ask in training.asks)
+            scored = sum(folder.has(spec, self.about(name, spec)) for spec in training.evaluations)
             lines.append(
                 f"{name:60} {steps[name]:9} {done:9} {shown:>14}  {', '.join(training.rows)}; "
-                f"{asked} of {len(training.asks)} evaluations are done"
+                f"{scored} of {len(training.evaluations)} evaluations are done"
             )
         if measured is None:
             lines.append("Device-hours are known once a training has run for a while.")
@@ -252,8 +255,8 @@ class Ablation:
         return self.plan.trainings[name].config.batch_size / rate * devices / 3600
 
 
-def _evaluation(ask: Ask) -> Any:
-    return importlib.import_module(f"cavmae_sync_jax.evals.{ask.evaluation}").run
+def _evaluation(spec: EvaluationSpec) -> Any:
+    return importlib.import_module(f"cavmae_sync_jax.evals.{spec.evaluation}").run
 
 
 def start(args: argparse.Namespace, config_of: cli.Rows) -> None:
@@ -293,7 +296,7 @@ def start(args: argparse.Namespace, config_of: cli.Rows) -> None:
         text = ablation.write(dict(left_out))
         # Another process may have written a newer table while this one was at it.
         while (missing := scores.missing(todo, args.workdir)) != ablation.missing:
-            console.log(f"other processes have got on; {len(missing)} trainings are missing")
+            console.log(f"another process has finished more; {len(missing)} trainings are missing")
             text = ablation.write(dict(left_out))
         print(text)
     if ablation.failed:
@@ -318,7 +321,9 @@ def main() -> None:
     arguments.add_argument("--workdir", required=True, help="folder of all trainings and tables")
     arguments.add_argument("--seeds", type=int, default=1, help="trainings per row")
     arguments.add_argument(
-        "--rows", type=lambda text: text.split(","), help="only these, with commas between"
+        "--rows",
+        type=lambda text: text.split(","),
+        help="train only these rows, with commas between",
     )
     arguments.add_argument(
         "--data",
@@ -341,10 +346,10 @@ def main() -> None:
         "--probe",
         default="configs/probe.py:as20k,cached",
         metavar="FILE:ROWS",
-        help="recipe of columns that probe",
+        help="recipe of the columns that need a probe",
     )
     arguments.add_argument(
-        "--dry_run", action="store_true", help="only list the trainings and what they would take"
+        "--dry_run", action="store_true", help="only list the trainings and the time that they need"
     )
     cli.main(arguments, start, config=True, rows=True, within=multihost.connected)
 

@@ -56,7 +56,7 @@ CSS = """
 Result = tuple[Any, ...]
 
 
-class Desk:
+class Handlers:
     """What the page's buttons do; every method returns what Gradio shows."""
 
     def __init__(self, model: Model, index: Index | None, decoders: workers.Workers | None):
@@ -86,7 +86,7 @@ class Desk:
         return said, *shown, [str(path) for path in sorted(output.iterdir())]
 
     def search(self, file: str | None, sound: str | None) -> Result:
-        """What was asked, and the hits as HTML."""
+        """The query as text, and the hits as HTML."""
         if self.index is None:
             raise UserError("no index was given: start the page with --index")
         if (file is None) == (sound is None):
@@ -124,7 +124,7 @@ class Desk:
         return _paragraph(sentence, "mistake"), *[None] * (width - 1)
 
     def known(self) -> str:
-        """What the model knows, as HTML."""
+        """The model's sizes, curves and scores, as HTML."""
         model = self.model
         spec, sizes = model.pair_spec, model.config.model
         parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
@@ -167,7 +167,7 @@ def _kind(file: str) -> reading.Kind:
     return info.kind
 
 
-def build(desk: Desk, largest: int) -> Any:
+def build(handlers: Handlers, largest: int) -> Any:
     """The page, as Gradio's blocks; uploads have at most `largest` MB."""
     gradio = _gradio()
     one_at_a_time = {"concurrency_id": "model", "api_visibility": "private"}
@@ -178,11 +178,11 @@ def build(desk: Desk, largest: int) -> Any:
     bars = gradio.Progress(track_tqdm=True)
 
     def show(seen: Any, heard: Any, method: Any, progress: Any = bars) -> Result:
-        said, *shown = desk.guarded(desk.localize, 5, seen, heard, method)
+        said, *shown = handlers.guarded(handlers.localize, 5, seen, heard, method)
         return said, *(gradio.update(value=each, visible=each is not None) for each in shown)
 
     def find(file: Any, sound: Any, progress: Any = bars) -> Result:
-        return desk.guarded(desk.search, 2, file, sound)
+        return handlers.guarded(handlers.search, 2, file, sound)
 
     with gradio.Blocks(
         title="CAV-MAE Sync", analytics_enabled=False, delete_cache=(600, 3600)
@@ -222,8 +222,8 @@ def build(desk: Desk, largest: int) -> Any:
             start.click(show, [seen, heard, method], [said, *outputs], **one_at_a_time)
         with gradio.Tab("Search"):
             about = "There is no index: start the page with `--index`."
-            if desk.index is not None:
-                about = f"Nearest files and moments in `{desk.index.directory}`. Sounds find "
+            if handlers.index is not None:
+                about = f"Nearest files and moments in `{handlers.index.directory}`. Sounds find "
                 about += "pictures, pictures find sounds, and videos find both."
             gradio.Markdown(about)
             with gradio.Row():
@@ -241,11 +241,11 @@ def build(desk: Desk, largest: int) -> Any:
             search_now.click(find, [file, sound], [asked, hits], **one_at_a_time)
         with gradio.Tab("What the model knows"):
             known = gradio.HTML(elem_classes="known", elem_id="known")
-            page.load(desk.known, None, known, show_progress="hidden", **one_at_a_time)
+            page.load(handlers.known, None, known, show_progress="hidden", **one_at_a_time)
     return page
 
 
-def application(desk: Desk, largest: int) -> Any:
+def application(handlers: Handlers, largest: int) -> Any:
     """The page and the index's media as a web application; uploads have at most `largest` MB."""
     import fastapi
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -254,11 +254,11 @@ def application(desk: Desk, largest: int) -> Any:
 
     @app.get("/media/{number}")
     def media(number: int) -> fastapi.Response:
-        if not 0 <= number < len(desk.served):
+        if not 0 <= number < len(handlers.served):
             raise fastapi.HTTPException(404)
-        file = desk.served[number]
+        file = handlers.served[number]
         if not os.path.isfile(file):
-            raise fastapi.HTTPException(404, f"{os.path.basename(file)} is there no more")
+            raise fastapi.HTTPException(404, f"{os.path.basename(file)} is no longer there")
         kind = mimetypes.guess_type(file)[0] or ""
         if not kind.startswith(("video/", "audio/", "image/")):
             kind = "application/octet-stream"
@@ -267,7 +267,7 @@ def application(desk: Desk, largest: int) -> Any:
     gradio = _gradio()
     gradio.mount_gradio_app(
         app,
-        build(desk, largest),
+        build(handlers, largest),
         path="/",
         server_name=loopback.HOST,
         max_file_size=f"{largest}mb",
@@ -317,7 +317,7 @@ def serve(model: Model, index: Index | None, port: int, largest: int) -> None:
     if index is not None:
         index.check(model)
     with loopback.listening(port) as listening, workers.started(1, DECODING_LIMIT) as decoders:
-        app = application(Desk(model, index, decoders), largest)
+        app = application(Handlers(model, index, decoders), largest)
         print(f"open {loopback.address(listening)}", flush=True)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         server.run(sockets=[listening])
@@ -346,8 +346,10 @@ def main() -> None:
     arguments = cli.parser(__doc__)
     arguments.add_argument("--checkpoint", required=True, help="folder of a trained model")
     arguments.add_argument("--index", help="folder that embed wrote, to search in")
-    arguments.add_argument("--port", type=int, default=7860, help="0 is any that is free")
-    arguments.add_argument("--largest", type=int, default=200, help="MB of an upload")
+    arguments.add_argument(
+        "--port", type=int, default=7860, help="port to listen on; 0 takes a free one"
+    )
+    arguments.add_argument("--largest", type=int, default=200, help="largest upload in MB")
 
     def start(args: argparse.Namespace) -> None:
         if args.largest < 1:

@@ -8,21 +8,22 @@ Examples:
   python -m cavmae_sync_jax.convert runs/sync hf://USER/REPO
   python -m cavmae_sync_jax.convert hf://USER/REPO checkpoints/theirs
 
-A file (.pth, .pt, .bin or .safetensors) of CAV-MAE Sync, CAV-MAE (fine-tuned or not), a MAE ViT
-with or without its decoder, or a probe's head is told by its names. Its sizes are read from its
-shapes and written with it, so that evaluations and --config.init_from take DESTINATION as they take
-a training's workdir. What shapes do not tell is as in configs/pretrain.py; --config.KEY=VALUE says
-otherwise, such as --config.model.heads=4, and asks for another length of audio or size of image
-than the file's: --config.model.audio_rows=1024. For a CAV-MAE, --config.model.global_token=True and
---config.model.registers=8 ask for the tokens that Sync adds.
+A SOURCE file (.pth, .pt, .bin or .safetensors) holds CAV-MAE Sync, CAV-MAE (fine-tuned or not), a
+MAE ViT with or without its decoder, or a probe's head; its names say which. The model's sizes are
+read from the file's shapes. Evaluations and --config.init_from take DESTINATION like a workdir.
+
+Settings that shapes do not show are those of configs/pretrain.py. --config.KEY=VALUE changes them,
+such as --config.model.heads=4. It also sets another length of audio or size of image than the
+file's: --config.model.audio_rows=1024. For a CAV-MAE, --config.model.global_token=True and
+--config.model.registers=8 add the tokens of Sync.
 
 --class_names=CSV names the classes of a fine-tuned CAV-MAE. --config.classifier.stream=audio says
 that it was trained with sound alone, and --config.classifier.loss=ce that a clip has one class.
 
-A SOURCE that is a folder, a workdir or a conversion, is written as a file for the authors' classes.
-A DESTINATION NAME.onnx becomes NAME.audio.onnx and NAME.visual.onnx, the encoders in float32.
-Either may be a repository of the Hugging Face Hub, which gets the weights and the config only; a
-new one is private. Log in before by `hf auth login`.
+A SOURCE folder (a workdir or a conversion) is written as a file for the authors' classes. A
+DESTINATION NAME.onnx becomes NAME.audio.onnx and NAME.visual.onnx, the encoders in float32. Either
+may be a repository of the Hugging Face Hub. It gets the weights and the config only, and a new one
+is private. Log in with `hf auth login` first.
 """
 
 import argparse
@@ -140,7 +141,7 @@ def export_weights(source: str, destination: str, module_prefix: bool = False) -
 
     Args:
       source: a training's workdir or a conversion's destination.
-      destination: a file that must not exist; its suffix tells the format.
+      destination: a file that must not exist; its suffix decides the format.
       module_prefix: whether the names begin with `module.`.
 
     Returns:
@@ -219,7 +220,7 @@ def build(config: ConfigDict) -> CavMaeSync | ProbeHead:
 
 
 def complete(params: Any, module: CavMaeSync | ProbeHead) -> StateDict:
-    """All that the authors' class holds: the parameters, fixed positions and its unused norms."""
+    """Everything that the authors' class holds: parameters, fixed positions, its unused norms."""
     state = key_mapping.state_dict(params)
     if isinstance(module, CavMaeSync) and not module.learned_positions:
         for short, modality in (("a", AUDIO), ("v", VISUAL)):
@@ -268,7 +269,7 @@ def _check(config: ConfigDict, own: ConfigDict, source: str) -> None:
     unknown = [f"--config.{key}=N" for key in flat if key.endswith("heads") and not flat[key]]
     if unknown:
         raise UserError(
-            f"the shapes in {source} do not tell how many heads there are: "
+            f"the shapes in {source} do not show how many heads there are: "
             f"give {', '.join(unknown)}"
         )
     for key, least in (("num_frames", 1), ("clip_rows", 1), ("workers", 0), ("prefetch", 1)):
@@ -295,19 +296,19 @@ def _compare(
     }
     found = {name: array.shape for name, array in state.items()}
 
-    def told(name: str) -> str:
+    def name_in_file(name: str) -> str:
         is_mae = kind in (detect.MAE, detect.MAE_ENCODER) and name in expected
         return mae.original(name, module.depth) if is_mae else name
 
     def shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if told(name) == name or "pos_embed" not in name or len(shape) != 3:
+        if name_in_file(name) == name or "pos_embed" not in name or len(shape) != 3:
             return shape
         return shape[0], shape[1] + 1, shape[2]  # MAE's have one for its CLS token
 
     wrong = {name for name in expected if found.get(name) != expected[name]}
     differences = mismatch(
-        {told(n): shape(n, expected[n]) for n in expected if n in wrong},
-        {told(n): shape(n, found[n]) for n in found if n in wrong or n not in expected},
+        {name_in_file(n): shape(n, expected[n]) for n in expected if n in wrong},
+        {name_in_file(n): shape(n, found[n]) for n in found if n in wrong or n not in expected},
     )
     if differences:
         raise UserError(f"{source} does not hold {kind.title} of its sizes:{differences}")
@@ -316,7 +317,7 @@ def _compare(
 def _take_leftovers(
     state: StateDict, module: CavMaeSync | ProbeHead, target: CavMaeSync | ProbeHead
 ) -> StateDict:
-    """Takes what has no place in our model out of `state`; what `target` can still use is kept."""
+    """Removes from `state` what has no place in our model; keeps what `target` can still use."""
     resized: set[str] = set()
     fixed = isinstance(module, CavMaeSync) and not module.learned_positions
     if fixed:
@@ -348,7 +349,7 @@ def main() -> None:
     arguments.add_argument(
         "--seed",
         type=int,
-        help="of what the file lacks and a MAE or CAV-MAE may: tokens, codes of modalities …",
+        help="seed of the weights that a MAE or CAV-MAE lacks: tokens, codes of modalities …",
     )
     arguments.add_argument(
         "--class_names",

@@ -8,8 +8,8 @@ Each source is a file, a folder or a text file with a path per line. Of a folder
 taken that are named as media and are not hidden. The others are counted. Files that the index holds
 already are skipped; changed ones are embedded again. After an interruption, repeat the command.
 
-A pair of vectors comes every 10/16 s. A file that can't be read is told, and the others go on.
-python -m cavmae_sync_jax.search asks the index. It consists of Parquet files, which pandas or
+There is a pair of vectors every 10/16 s. A file that can't be read is reported and skipped.
+python -m cavmae_sync_jax.search searches the index. It consists of Parquet files, which pandas or
 DuckDB can read.
 """
 
@@ -140,7 +140,7 @@ def _files(source: pathlib.Path) -> list[str]:
 
 
 def _stat(file: str) -> Stat | None:
-    """What tells that a file changed; None if it is not there, which reading it will say."""
+    """What shows that a file changed; None if it is not there, which reading it will report."""
     try:
         stat = os.stat(file)
     except OSError:
@@ -151,10 +151,15 @@ def _stat(file: str) -> Stat | None:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("sources", nargs="+", metavar="FILE", help="file, folder or list")
+    arguments.add_argument(
+        "sources",
+        nargs="+",
+        metavar="FILE",
+        help="files, folders, or text files with a path per line",
+    )
     arguments.add_argument("--checkpoint", required=True, help="folder of a trained model")
-    arguments.add_argument("--output", required=True, metavar="INDEX", help="the index's folder")
-    arguments.add_argument("--every", type=float, help="seconds between pairs; None: 10/16")
+    arguments.add_argument("--output", required=True, metavar="INDEX", help="folder of the index")
+    arguments.add_argument("--every", type=float, help="seconds between pairs; without it, 10/16 s")
     arguments.add_argument("--workers", type=int, default=1, help="processes that decode")
     arguments.add_argument(
         "--export", metavar="FILE", help="also write all vectors into one .npz or .parquet"

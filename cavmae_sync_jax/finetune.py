@@ -1,16 +1,16 @@
-"""Fine-tunes a pre-trained model end to end to tell classes; started again, it resumes.
+"""Fine-tunes a pre-trained model end to end to classify; started again, it resumes.
 
 Example:
   python -m cavmae_sync_jax.finetune --config=configs/finetune.py:vggsound \\
       --config.init_from=runs/sync --config.data.dir=DATASET --workdir=runs/vggsound
 
-It trains the encoders, the joint block and a head on the dataset's labels. `,audio` and `,visual`
-behind the row train one modality, and `,global` feeds the head global tokens. Without
---config.init_from it trains from scratch. At its end it prints the held-out clips' scores with both
-modalities and with either one missing, and writes WORKDIR/evals/classify.json and classify.png.
+It trains the encoders, the joint block and a head on the dataset's labels. The rows audio and
+visual, as in vggsound,audio, train one modality. The row global gives the head global tokens.
+Without --config.init_from it trains from scratch. At its end it prints the held-out clips' scores
+with both modalities and with either one missing, and writes WORKDIR/evals/classify.json and .png.
 
-The workdir is as that of `train`, which also says how a training stops and goes on.
-`load(WORKDIR).classify(FILE)` then tells what a video, a sound or a picture shows.
+The workdir is like that of `train`, whose --help says how a training stops and resumes.
+`load(WORKDIR).classify(FILE)` then gives the classes of a video, a sound or a picture.
 """
 
 from collections.abc import Callable
@@ -117,7 +117,7 @@ def train_and_evaluate(
     Raises:
       UserError: for settings, data or a workdir that don't fit, a loss that is not finite, or a
         checkpoint that can't be written.
-      Terminated: if told to stop; all steps are saved.
+      Terminated: after SIGTERM or Ctrl-C; all steps are saved.
     """
     task = FineTuning(config)
     console.log(f"fine-tuning on {hardware.description()}, mesh {dict(task.mesh.shape)}")
@@ -126,7 +126,7 @@ def train_and_evaluate(
         model = Pretrained(task.module, state.best(), task.config, task.steps, str(workdir))
         output = epath.Path(workdir) / "evals"
         classify.report(task.predictions, model, task.held_out, output)
-    console.log(task.what_next(workdir, "classify"))
+    console.log(task.closing_message(workdir, "classify"))
     return scores
 
 

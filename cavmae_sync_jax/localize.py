@@ -1,18 +1,18 @@
-"""Shows where in a video, and when, one sees what one hears.
+"""Shows where and when in a video the source of a sound is visible.
 
 Examples:
   python -m cavmae_sync_jax.localize video.mp4 --checkpoint=runs/sync --output=runs/where
   python -m cavmae_sync_jax.localize video.mp4 --sound=bark.wav --checkpoint=runs/sync
   python -m cavmae_sync_jax.localize dog.jpg --sound=bark.wav --checkpoint=runs/sync
 
-Of a video it writes OUTPUT/localize.mp4, the video with a heat map at every moment;
-OUTPUT/timeline.png, with pictures, log-mel, match and segments; OUTPUT/localize.json, with the
-match of every pair; and OUTPUT/localize.npz, with all maps. The MP4 shows and plays what the model
-gets: the central square, and the first channel at 16 kHz. All moments have one colour scale.
+For a video it writes four files. OUTPUT/localize.mp4 is the video with a heat map at every moment.
+OUTPUT/timeline.png shows pictures, log-mel, match and segments. OUTPUT/localize.json has the match
+of every pair, and OUTPUT/localize.npz all maps. The MP4 shows and plays what the model gets: the
+central square, and the first channel at 16 kHz. All moments share one scale of colours.
 
---sound takes another sound than the video's own. A sound of the same length is heard along with the
-video; of any other, the mean of its windows is searched for at every moment. A still picture needs
---sound, and gives OUTPUT/localize.png.
+--sound takes another sound than the video's own. A sound of the video's length is compared moment
+by moment. Of any other sound, the mean of its windows is compared with every moment. A still
+picture needs --sound, and gives OUTPUT/localize.png.
 """
 
 import argparse
@@ -311,8 +311,12 @@ def main() -> None:
     arguments = cli.parser(__doc__)
     arguments.add_argument("video", metavar="VIDEO", help="video or picture")
     arguments.add_argument("--checkpoint", required=True, help="folder of a trained model")
-    arguments.add_argument("--sound", metavar="FILE", help="sound to find; None: the video's own")
-    arguments.add_argument("--map", choices=tuple(models.MAPS), default="evidence", help="kind")
+    arguments.add_argument(
+        "--sound", metavar="FILE", help="sound to find; without it, the video's own"
+    )
+    arguments.add_argument(
+        "--map", choices=tuple(models.MAPS), default="evidence", help="kind of map"
+    )
     arguments.add_argument("--output", default="runs/localize", help="folder of the results")
 
     def start(args: argparse.Namespace) -> None:

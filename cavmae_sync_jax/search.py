@@ -4,15 +4,15 @@ Examples:
   python -m cavmae_sync_jax.search runs/index --sound=bark.wav --output=runs/bark
   python -m cavmae_sync_jax.search runs/index --image=dog.jpg --top=20
 
-A sound asks for pictures, a picture for sounds, and a video for both. Prints a table and writes
+A sound finds pictures, a picture finds sounds, and a video finds both. Prints a table and writes
 OUTPUT/search.json and OUTPUT/search.html, a page with a player at every hit's moment.
 
 The search is exact. --approximate is for indexes that are too large for that: it builds a graph of
 the vectors first, keeps it in INDEX, and compares the files that the graph proposes.
 
-A similarity is a mean of cosines, from -1 to 1. Its percentile tells more: the share of the index's
-other clips that match the hit less than the query does. Sounds that match everything alike, such as
-beeps, have high similarities with percentiles near 50.
+A similarity is a mean of cosines, from -1 to 1. Its percentile says more: the share of the index's
+other clips that match the hit less than the query does. Some sounds, such as beeps, match
+everything equally: they have high similarities, but percentiles near 50.
 """
 
 import argparse
@@ -213,10 +213,14 @@ def main() -> None:
     query = arguments.add_mutually_exclusive_group(required=True)
     for kind in QUERIES:
         query.add_argument(f"--{kind}", metavar="FILE", help=f"{kind} to search with")
-    arguments.add_argument("--checkpoint", help="model; None is the one that the index names")
-    arguments.add_argument("--top", type=int, default=10, help="files and moments to find")
     arguments.add_argument(
-        "--approximate", action="store_true", help="look at a shortlist of files only"
+        "--checkpoint", help="folder of the model; without it, the one that the index names"
+    )
+    arguments.add_argument(
+        "--top", type=int, default=10, help="number of files and of moments to find"
+    )
+    arguments.add_argument(
+        "--approximate", action="store_true", help="compare only a shortlist of files"
     )
     arguments.add_argument("--output", default="runs/search", help="folder of the results")
 

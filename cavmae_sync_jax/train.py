@@ -6,7 +6,7 @@ Example:
 
 The workdir gets config.json, metrics.jsonl, TensorBoard files and checkpoints/. On several hosts
 every process runs this command. SIGTERM makes it save and stop with status 143, and Ctrl-C with
-status 130; a second Ctrl-C ends it at once. `--help_config` lists the keys of a config.
+status 130. A second Ctrl-C ends it at once. `--help_config` lists the keys of a config.
 """
 
 from collections.abc import Callable
@@ -87,12 +87,12 @@ def train_and_evaluate(
     Raises:
       UserError: for settings, data or a workdir that don't fit, a loss that is not finite, or a
         checkpoint that can't be written.
-      Terminated: if told to stop; all steps are saved.
+      Terminated: after SIGTERM or Ctrl-C; all steps are saved.
     """
     task = Pretraining(config)
     console.log(f"training on {hardware.description()}, mesh {dict(task.mesh.shape)}")
     _, scores = loop.train(task, workdir, resume_step)
-    console.log(task.what_next(workdir, "retrieval"))
+    console.log(task.closing_message(workdir, "retrieval"))
     return scores
 
 

@@ -24,7 +24,7 @@ CAV_MAE = {
 
 VARIANTS = {
     "demo": {},
-    # A handful of videos, prepared with --image_size=64 --eval_share=0: it shows that all works.
+    # A handful of videos, prepared with --image_size=64 --eval_share=0, to see that all works.
     "few_videos": {
         "batch_size": 4,
         "epochs": 100.0,

@@ -124,7 +124,7 @@ def get_config(variant: str = "as20k") -> ConfigDict:
                 "train_split": "train",
                 "eval_split": "eval",
                 "num_frames": 16,  # used of those stored
-                "clip_rows": 1024,  # log-mel rows a clip is padded or cut to
+                "clip_rows": 1024,  # log-mel rows that a clip is padded or cut to
                 "window_spread": "clip",  # over its own length; padded: over clip_rows, as released
                 "own_statistics": False,  # the dataset's audio_mean and audio_std (--compute_stats)
                 "augment_audio": True,  # noise and time shift

@@ -77,7 +77,7 @@ def get_config(variant: str = "sync") -> ConfigDict:
             "l2": 5e-7,  # added to the gradient (coupled), not AdamW's decay
             "log_every": 50,  # steps
             "eval_every": 5.0,  # epochs; 0: only at the end
-            "evaluations": ("retrieval",),  # then; segmentation, temporal, reconstruction, too
+            "evaluations": ("retrieval",),  # also segmentation, temporal, reconstruction
             "checkpoint_every": 1000,  # steps
             "keep_checkpoints": 3,  # the newest ones
             "profile_step": 0,  # traces five steps from this one on; 0: never
@@ -87,7 +87,7 @@ def get_config(variant: str = "sync") -> ConfigDict:
                 "train_split": "train",
                 "eval_split": "eval",
                 "num_frames": 16,  # used of those stored
-                "clip_rows": 1024,  # log-mel rows a clip is padded or cut to
+                "clip_rows": 1024,  # log-mel rows that a clip is padded or cut to
                 "window_spread": "clip",  # over its own length; padded: over clip_rows, as released
                 "own_statistics": False,  # the dataset's audio_mean and audio_std (--compute_stats)
                 "augment_audio": False,  # noise and time shift (paper yes, released code no)
@@ -129,7 +129,7 @@ def get_config(variant: str = "sync") -> ConfigDict:
                 "reconstruction_weight": 1.0,
                 "temperature": 0.05,
                 "contrast_direction": "visual_to_audio",  # audio_to_visual, both
-                "contrast_groups": 1,  # n: negatives from a sample's n-th of the batch only
+                "contrast_groups": 1,  # n: negatives only from the sample's own n-th of the batch
             },
         }
     )

@@ -20,7 +20,7 @@ VARIANTS = {
         "balanced": True,
         "average_from": 3,
     },
-    # Features once, so that a CPU can; a small head for a small model.
+    # Features are computed once, for a CPU; a small head for a small model.
     "demo": {
         "batch_size": 64,
         "epochs": 12,

@@ -1,8 +1,9 @@
 """Prepares ADE20K-Sound, images prompted by sounds (paper Table 3), as a dataset to evaluate on.
 
-FOLDER is the published one: prompted_segmentation.csv, frames/, audio/ and annotations/. A row of
-the CSV with a vggsound_file and an ade_class_id other than 0 makes one example of the split eval:
-the image, the log-mel of the sound's first --clip_seconds, the class, and the mask of its pixels.
+FOLDER is the published one, with prompted_segmentation.csv, frames/, audio/ and annotations/. A row
+of the CSV with a vggsound_file and an ade_class_id other than 0 becomes one example of the split
+eval: the image, the log-mel of the sound's first --clip_seconds, the class, and the mask of its
+pixels.
 Rows that can't be used are listed with the reason in OUTPUT/rejects.csv.
 
 Example:
@@ -63,7 +64,7 @@ class Prompt(Clip):
     def read(self, preparation: Preparation) -> Recording:
         """Reads image, sound and mask, which are one frame with its truth.
 
-        `events` are empty: nobody has said when in the sound the class is heard. So are the fields
+        `events` are empty: it is not known when in the sound the class is heard. So are the fields
         of silent objects.
         """
         frame, mask = self._frame_and_mask(preparation.image_size)
@@ -150,7 +151,7 @@ def read_table(folder: epath.PathLike) -> Table:
 
 
 def _whole_number(text: str) -> int | None:
-    """Returns what "7" or "7.0" says, None for anything but a whole number of 0 or more."""
+    """Returns the number of "7" or "7.0", None for anything but a whole number from 0 on."""
     with contextlib.suppress(ValueError):
         value = float(text)
         if value >= 0 and value.is_integer():
@@ -173,11 +174,11 @@ def _row(
     clip_id = f"{clip_name(image.stem)}_{line}"
     refusal = None
     if image.is_absolute() or ".." in (*image.parts, recording) or not recording:
-        refusal = "outside", f"{where}: {location!r} or {sound!r} is no file of the folder"
+        refusal = "outside", f"{where}: {location!r} or {sound!r} is not a file in the folder"
     elif image.suffix != ".jpg":
         refusal = "bad_name", f"{where}: the image {location!r} does not end in .jpg"
     elif class_id is None:
-        refusal = "bad_class", f"{where}: the ade_class_id {number!r} is no class"
+        refusal = "bad_class", f"{where}: the ade_class_id {number!r} is not a class"
     if refusal is not None:
         return Prompt(clip_id, where, refusal=refusal)
     return Prompt(
@@ -192,7 +193,7 @@ def _row(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prepares the dataset that the command line asks for and prints what came of it."""
+    """Prepares the dataset that the command line asks for and prints a summary."""
     preparation = flags.preparation(arguments, num_frames=1)
     table = read_table(arguments.folder)
     summary = flags.write(

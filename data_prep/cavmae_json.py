@@ -1,18 +1,18 @@
 """Prepares a dataset whose audio and frames are extracted already, in the layout of CAV-MAE.
 
-A SPLIT=JSON names a split, such as train or eval, and the list of its clips; a split given twice
-gets the clips of both lists. A list is {"data": [{"video_id", "wav", "video_path", "labels"}, …]}.
-The wav is an audio file of any rate. Frame i is VIDEO_PATH/frame_i/VIDEO_ID.jpg. The labels are
-mids, joined by commas, or "" for none. The class list is a CSV with the columns index, mid and
+SPLIT=JSON names a split, such as train or eval, and the list of its clips. A split that is given
+twice gets the clips of both lists. A list is {"data": [{"video_id", "wav", "video_path", "labels"},
+…]}. The wav is an audio file of any rate. Frame i is VIDEO_PATH/frame_i/VIDEO_ID.jpg. The labels
+are mids, joined by commas, or "" for none. The class list is a CSV with the columns index, mid and
 display_name. A clip's id is its video_id. The class names are the display names in the order of
-the indices; a display name that comes twice gets its mid behind it.
+the indices. A display name that occurs twice gets its mid appended.
 
-Relative paths start at the folder of their JSON. Absolute ones are often those of another machine:
---replace puts this machine's beginning in place of theirs, and may be given for several.
+Relative paths start at the folder of their JSON. Absolute paths are often those of another machine:
+--replace=OLD=NEW replaces their beginning. It may be repeated.
 
 The frames must be spread evenly over the first --clip_seconds of the audio, which is cut there.
-Where more than --num_frames are stored, those nearest to their times are taken. Clips that can't be
-used are listed with the reason in OUTPUT/rejects.csv.
+If more than --num_frames are stored, those nearest to the wanted times are taken. Clips that can't
+be used are listed with the reason in OUTPUT/rejects.csv.
 
 Example:
   python -m data_prep.cavmae_json train=train.json eval=eval.json --output=data/audioset \\
@@ -90,7 +90,7 @@ def chosen_frames(stored: int, num_frames: int) -> list[int]:
 
 
 class Places:
-    """Where the files that JSONs speak of lie on this machine."""
+    """Where the files that JSONs name lie on this machine."""
 
     def __init__(self, root: str | None = None, replace: Sequence[str] = ()):
         """Takes where relative paths start (None: at their JSON's folder) and texts OLD=NEW.
@@ -155,17 +155,17 @@ def _count_frames(root: str) -> int:
     if gaps:
         raise UserError(
             f"{root} has the folder frame_{max(numbers)}, but not frame_{min(gaps)}: without it "
-            "nobody knows when the others were"
+            "the times of the others are unknown"
         )
     return len(numbers)
 
 
 def read_list(path: epath.PathLike, classes: Classes, places: Places) -> list[Entry]:
-    """Returns the clips of a JSON, without a look at the files of each.
+    """Returns the clips of a JSON, without looking at the files of each.
 
     Args:
       path: the JSON.
-      classes: of `tables.read_classes`.
+      classes: of `csv_files.read_classes`.
       places: where the files lie.
 
     Raises:
@@ -190,7 +190,7 @@ def read_list(path: epath.PathLike, classes: Classes, places: Places) -> list[En
         labels, clip_id = tuple(dict.fromkeys(names)), clip_name(video_id)
         refusal = None
         if clip_id != video_id or video_id in (".", ".."):
-            refusal = "outside", f"{where}: the video_id {video_id!r} is no name of a file"
+            refusal = "outside", f"{where}: the video_id {video_id!r} is not a name of a file"
         elif not wav.strip():
             refusal = "missing", f"{where}, video_id {video_id!r}: the wav is empty"
         if refusal is not None:
@@ -211,9 +211,9 @@ def _read_json(path: epath.Path) -> list[Any]:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}, {place}, is no JSON: {error.msg}") from error
+        raise UserError(f"{path}, {place}, is not valid JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON that can be read: {error}") from error
+        raise UserError(f"{path} can't be read as JSON: {error}") from error
     listed = whole.get("data") if isinstance(whole, dict) else None
     if not isinstance(listed, list):
         keys = ", ".join(f'"{key}": "…"' for key in KEYS)
@@ -247,7 +247,7 @@ def read_splits(
 
     Args:
       lists: texts SPLIT=JSON.
-      classes: of `tables.read_classes`.
+      classes: of `csv_files.read_classes`.
       places: where the files lie.
       num_frames: frames that each clip needs.
 
@@ -313,7 +313,7 @@ def _check_files(split: str, entries: Sequence[Entry], num_frames: int) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prepares the dataset that the command line asks for and prints what came of it."""
+    """Prepares the dataset that the command line asks for and prints a summary."""
     preparation = flags.preparation(arguments)
     classes = csv_files.read_classes(arguments.classes)
     places = Places(arguments.root, arguments.replace)
@@ -324,7 +324,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("lists", nargs="+", metavar="SPLIT=JSON", help="a split and its list")
+    parser.add_argument(
+        "lists", nargs="+", metavar="SPLIT=JSON", help="a split and its list, SPLIT=JSON"
+    )
     parser.add_argument("--classes", required=True, help="CSV: index,mid,display_name")
     parser.add_argument("--root", help="where relative paths start instead of the JSON's folder")
     parser.add_argument(

@@ -1,12 +1,12 @@
 """Shows what a prepared dataset holds, how fast it can be read and whether it is whole.
 
-DATASET is the folder that data_prep had as --output, or the dataset's own below it. This prints
-where the dataset comes from, its splits, labels, rejected clips and statistics. Some clips of each
-split are read in random order to see how fast one core does it, parsing included, decoding not;
-what was read a moment ago may come from memory instead of the disk.
+DATASET is the --output of a data_prep program, or the dataset's own folder below it. The program
+prints where the dataset comes from, its splits, labels, rejected clips and statistics. To measure
+the speed of one core, it reads some clips of each split in random order and parses them, without
+decoding. Clips that were read shortly before may come from memory instead of the disk.
 
 --verify reads every record: checksum, frames, log-mel, labels, truth, clip ids. --page draws clips
-with their frames, log-mel, the audio windows of some frames, and the truth where it is known.
+with their frames, log-mel, the audio windows of some frames, and the truth if the dataset has it.
 
 Example:
   python -m data_prep.inspect_dataset data/videos --verify --page=clips.png
@@ -179,22 +179,34 @@ def _stored_statistics(dataset: Dataset) -> dict[str, Any] | None:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("dataset", metavar="DATASET", help="folder of one prepared dataset")
-    parser.add_argument("--read", type=int, default=1000, help="clips of each split to read")
+    parser.add_argument(
+        "--read", type=int, default=1000, help="clips of each split to read for the speed"
+    )
     parser.add_argument("--verify", action="store_true", help="list all damaged records")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="that verify")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes that verify"
+    )
     parser.add_argument(
         "--compute_stats",
         action="store_true",
         help="store mean and deviation of the training clips' log-mel, class counts and weights",
     )
-    parser.add_argument("--page", default="", help="PNG to draw clips to")
-    parser.add_argument("--split", default="", help="whose clips are drawn; the first if empty")
-    parser.add_argument("--clips", type=int, default=8, help="how many are drawn")
+    parser.add_argument("--page", default="", help="PNG file to draw clips to")
     parser.add_argument(
-        "--audio_rows", type=int, default=416, help="of a window: config.model.audio_rows"
+        "--split", default="", help="split whose clips are drawn; if empty, the first"
+    )
+    parser.add_argument("--clips", type=int, default=8, help="number of clips to draw")
+    parser.add_argument(
+        "--audio_rows",
+        type=int,
+        default=416,
+        help="rows of a window, as in config.model.audio_rows",
     )
     parser.add_argument(
-        "--clip_rows", type=int, default=1024, help="of a whole clip: config.data.clip_rows"
+        "--clip_rows",
+        type=int,
+        default=1024,
+        help="rows of a whole clip, as in config.data.clip_rows",
     )
     return parser
 

@@ -1,7 +1,7 @@
 """Prepares benchmarks that say where a sound comes from, as datasets to evaluate on.
 
---layout=vggss is VGG-SS. FOLDER holds VGGSound's videos, under the names that data_prep.videos
-understands, or frames/ID.jpg and audio/ID.wav. --boxes is the published vggss.json.
+--layout=vggss is VGG-SS. FOLDER holds VGGSound's videos, under names that data_prep.videos reads,
+or frames/ID.jpg and audio/ID.wav. --boxes is the published vggss.json.
 --layout=flickr is Flickr-SoundNet. FOLDER holds Annotations/ID.xml, and frames/ID.jpg with
 audio/ID.wav or Data/ as published. --list=flickr_test.csv takes the 250 pairs of the usual test.
 --layout=avsbench is AVSBench. FOLDER is Single-source, with s4_meta_data.csv and s4_data/, or
@@ -49,7 +49,7 @@ def read(arguments: argparse.Namespace) -> Benchmark:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prepares the dataset that the command line asks for and prints what came of it."""
+    """Prepares the dataset that the command line asks for and prints a summary."""
     benchmark = read(arguments)
     stored = {"num_frames": benchmark.num_frames, "clip_seconds": benchmark.clip_seconds}
     preparation = flags.preparation(arguments, **stored)
@@ -70,12 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="the benchmark as published")
     parser.add_argument("--layout", required=True, choices=LAYOUTS, help="which benchmark it is")
-    parser.add_argument("--boxes", metavar="JSON", help="vggss.json, where FOLDER has it not")
+    parser.add_argument("--boxes", metavar="JSON", help="vggss.json, if it is not in FOLDER")
     parser.add_argument(
-        "--list", metavar="CSV", help="take only what its first column names, such as a test list"
+        "--list", metavar="CSV", help="take only the clips in the first column of this CSV"
     )
     parser.add_argument(
-        "--trimmed", action="store_true", help="videos called ID hold nothing but their segment"
+        "--trimmed",
+        action="store_true",
+        help="a video called ID is only its segment, not the whole video",
     )
     flags.add_flags(parser, without=("num_frames", "clip_seconds"))
     return parser

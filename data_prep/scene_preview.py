@@ -1,7 +1,7 @@
-"""Draws a contact sheet of the objects that scenes are made of: for each class a few instances.
+"""Draws a contact sheet of the objects that scenes are made of: a few instances of each class.
 
 Each instance is shown at the size of a prepared frame. Beside it is the log-mel of three seconds of
-its sound in background noise: time runs to the right, low frequencies are at the bottom.
+its sound in background noise. Time runs to the right, and low frequencies are at the bottom.
 
 Example:
   python -m data_prep.scene_preview objects.png
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("picture", metavar="FILE.png", help="picture to write")
+    parser.add_argument("picture", metavar="FILE.png", help="PNG file to write")
     scenes.add_sources(parser)
     parser.add_argument("--instances", type=int, default=4, help="instances of each class")
     return parser

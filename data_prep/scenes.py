@@ -1,15 +1,16 @@
-"""Composes videos in which what sounds, where and when is known exactly, and prepares them.
+"""Composes videos with exactly known truth (what sounds, where and when), and prepares them.
 
 A scene is a clip of 10 s with one to three sounding objects, one after the other. An object is on
-screen while it sounds and moves with its loudness; often a silent object is on screen as well. By
-default objects are drawn and synthesised: twelve classes, each a silhouette with a kind of sound,
-of any hue, size, place, pitch and loudness. With --assets they are real photos and sounds: a folder
-with NAME.png (transparent background) beside NAME.ogg or NAME.wav, such as Tux Paint's stamps.
+screen while it sounds, and moves with its loudness. Often a silent object is on screen as well. By
+default the objects are drawn and synthesised. There are twelve classes, each a silhouette with a
+kind of sound, of any hue, size, place, pitch and loudness. With --assets the objects are real
+photos and sounds: a folder with NAME.png (transparent background) beside NAME.ogg or NAME.wav, such
+as Tux Paint's stamps.
 
-OUTPUT/videos/SPLIT gets each clip as .mp4 and its truth as .npz; the dataset to train and evaluate
-on lies beside it. The splits share classes but no instances; val is there so that settings need
-not be chosen on eval. The same flags give the same scenes again, and another number of clips in a
-split leaves the first ones as they were.
+OUTPUT/videos/SPLIT gets each clip as .mp4 and its truth as .npz. The dataset to train and evaluate
+on lies beside it. The splits share classes but no instances. Choose settings on val, not on eval.
+The same flags give the same scenes again. Another number of clips in a split does not change the
+first ones.
 
 Examples:
   python -m data_prep.scenes --output=data/scenes
@@ -46,7 +47,7 @@ SETTINGS = "scenes.json"  # in the folder of the videos; marks it as ours
 FIXED = {name: getattr(Preparation(), name) for name in ("num_frames", "clip_seconds")}
 
 
-def film(
+def render_clips(
     folder: Path,
     renderer: SceneRenderer,
     counts: Mapping[str, int],
@@ -57,7 +58,7 @@ def film(
 ) -> dict[str, list[VideoClip]]:
     """Writes the videos and truths of all splits to `folder`, which is complete or absent.
 
-    What an interrupted call with the same arguments has filmed is not filmed again.
+    What an interrupted call with the same arguments has rendered is not rendered again.
 
     Args:
       folder: where the videos go.
@@ -151,7 +152,7 @@ def _shoot_all(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Films and prepares the scenes that the command line asks for and prints what came of it."""
+    """Renders and prepares the scenes that the command line asks for and prints a summary."""
     counts = {split: getattr(arguments, split) for split in SPLITS}
     if min(counts.values()) < 0 or not any(counts.values()):
         raise UserError("--train, --val and --eval must be numbers of clips, not all of them 0")
@@ -175,7 +176,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     output = Path(arguments.output)
     output_folder.check_output(output, SOURCE, arguments.overwrite)  # before minutes of filming
-    clips = film(
+    clips = render_clips(
         output / VIDEOS,
         renderer,
         counts,

@@ -1,30 +1,31 @@
 """Prepares videos of any common format as a dataset to train and evaluate on.
 
-A SOURCE is a folder (searched with its subfolders; hidden and deleted files are left out), a media
-file, an archive of media files (.tar, .tar.gz, .zip; also in a folder), or a .txt list with one
-path per line, relative to the list. Copies of a file under its name, or under one such as
-`a (1).mp4`, count once. A file longer than --clip_seconds gives consecutive clips. A rest shorter
-than --min_seconds gives none; by default this is half a clip. Clips that can't be used, such as
-those without sound, are listed with the reason in OUTPUT/rejects.csv. OUTPUT/summary.json counts
-everything. --dry_run only counts.
+A SOURCE is a folder, a media file, an archive of media files (.tar, .tar.gz, .zip), or a .txt list
+with one path per line, relative to the list. Folders are searched with their subfolders and
+archives, but without hidden and deleted files. Copies of a file under its name, or under one such
+as `a (1).mp4`, count once. A file longer than --clip_seconds gives consecutive clips. A rest
+shorter than --min_seconds gives none; by default this is half a clip. Clips that can't be used,
+such as those without sound, are listed with the reason in OUTPUT/rejects.csv. OUTPUT/summary.json
+counts everything. --dry_run only counts.
 
 Labels are optional. --labels is a CSV with the header video,label and a row for each label of a
-video. There, video is a file's name, or its path inside of SOURCE, with or without the extension. A
-third column, split, says which split a video goes to: train, eval (or test), val. Without it a hash
-of the file's name decides, so that all clips of a file stay together, and files keep their split
-when others are added.
+video. A video is a file's name, or its path inside SOURCE, with or without the extension. A third
+column, split, says which split a video goes to: train, eval (or test), val. Without it a hash of
+the file's name decides. So all clips of a file stay together, and files keep their split when
+others are added.
 
 With --labels_from=folders a video's class is the folder it lies in: class/file, or split/class/file
-inside of SOURCE, where all outermost folders are called train, eval, test, val or the like.
+inside SOURCE if all outermost folders are called train, eval, test, val or the like.
 
 With --segments the clips are the spans that a CSV names: AudioSet's, VGGSound's, VGGSounder's,
 AudioCaps' or Kinetics' as published, or one with the header video,start,end,label,split. Of
-Kinetics' only the clips of --classes are taken. A segment whose file is not there is rejected. The
-published lists name videos by YouTube's id, which is found wherever it stands in a file's name:
-ID.mp4, "Title [ID].mp4", YID.mp4. A number behind it says that the file holds a piece of the video:
-ID_30, ID_000030, ID_30.0-40.0, or in milliseconds ID_30000_40000. Without a number a file holds
-the whole video, or with --trimmed the segment alone. --name_pattern reads all other names: it is a
-regular expression with the group (?P<id>…) and, if wanted, (?P<start>…) and (?P<end>…).
+Kinetics, only the clips of --classes are taken. A segment without a file is rejected.
+
+The published lists name videos by YouTube's id. It may be anywhere in a file's name: ID.mp4,
+"Title [ID].mp4", YID.mp4. A number behind it says which piece of the video the file holds: ID_30,
+ID_000030, ID_30.0-40.0, or in milliseconds ID_30000_40000. Without a number a file holds the whole
+video, or with --trimmed the segment alone. --name_pattern reads all other names. It is a regular
+expression with the group (?P<id>…) and, optionally, (?P<start>…) and (?P<end>…).
 
 Examples:
   python -m data_prep.videos ~/actions --labels_from=folders --output=data/actions
@@ -77,7 +78,7 @@ def split_clips(
     """Returns the consecutive clips of `seconds` that a file of `whole` seconds gives.
 
     Of several, each has its start in whole seconds after its id. What is left at the file's end
-    gives a clip, too, where it has at least `rest` seconds. A file whose length nobody knows gives
+    gives a clip, too, where it has at least `rest` seconds. A file of unknown length gives
     one clip, which is refused.
     """
     if isinstance(whole, Failure):
@@ -126,7 +127,7 @@ def assign_splits(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prepares the dataset that the command line asks for and prints what came of it."""
+    """Prepares the dataset that the command line asks for and prints a summary."""
     if not 0 <= arguments.eval_share < 1:
         raise UserError(f"--eval_share must be from 0 to below 1, not {arguments.eval_share:g}")
     if arguments.clip_seconds < 1:
@@ -226,7 +227,7 @@ def _segments(
     rest: decoding.Seconds,
     findings: Findings,
 ) -> tuple[dict[str, list[VideoClip]], Classes]:
-    """Returns the clips of all --segments by split, and their classes; tells `findings` the rest.
+    """Returns the clips of all --segments by split, and their classes; fills `findings`.
 
     Raises:
       UserError: no segment has a file.
@@ -259,10 +260,17 @@ def _segments(
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="folder, file or .txt list")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="folders, files, archives or .txt lists of paths",
+    )
     parser.add_argument("--labels", help="CSV with labels of videos, and splits if wanted")
     parser.add_argument(
-        "--labels_from", choices=("folders",), help="labels are the names of the videos' folders"
+        "--labels_from",
+        choices=("folders",),
+        help="take labels from the names of the folders that videos lie in",
     )
     parser.add_argument(
         "--segments",
@@ -275,10 +283,14 @@ def _parser() -> argparse.ArgumentParser:
         "--classes", help=f"CSV index,mid,display_name with all class names, or {known}"
     )
     parser.add_argument(
-        "--trimmed", action="store_true", help="files called ID hold nothing but their segment"
+        "--trimmed",
+        action="store_true",
+        help="a file called ID is only its segment, not the whole video",
     )
     parser.add_argument(
-        "--name_pattern", metavar="REGEX", help="reads ids, and spans, of files' names"
+        "--name_pattern",
+        metavar="REGEX",
+        help="regular expression that reads ids and spans from file names",
     )
     parser.add_argument(
         "--eval_share",

@@ -1,4 +1,4 @@
-"""Says how well a sound and a video match, and where that lies among other sounds.
+"""Prints how well a sound and a video match, compared with other sounds.
 
 python examples/compare_pair.py CHECKPOINT VIDEO SOUND OTHER_SOUND...
 """

@@ -1,4 +1,4 @@
-"""Embeds a video of any length: when its pairs are, and how well each picture fits its sound.
+"""Embeds a video of any length, and prints how well each picture fits its sound.
 
 python examples/embed_video.py CHECKPOINT VIDEO
 """

@@ -1,4 +1,4 @@
-"""Puts an index's vectors into a vector database (LanceDB) and asks it with a sound.
+"""Puts an index's vectors into a vector database (LanceDB) and searches it with a sound.
 
 python examples/vector_database.py CHECKPOINT INDEX SOUND DATABASE
 """

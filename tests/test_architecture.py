@@ -3,6 +3,7 @@
 import ast
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -24,6 +25,8 @@ TIERS = (
 TIER = {folder: tier for tier, folders in enumerate(TIERS) for folder in folders}
 PROGRAM = len(TIERS)
 LONGEST_FILE, FULLEST_FOLDER = 400, 13
+# What stands before a dot in backticks, but is none of our modules.
+NO_MODULES = ("arguments", "config", "csv", "functools")
 # What data_prep may import of the package: nothing of it imports JAX.
 FOR_PREPARATION = (f"{PACKAGE}.utils", f"{PACKAGE}.media", f"{PACKAGE}.data.dataset_dir")
 
@@ -116,6 +119,30 @@ def test_files_and_folders_stay_small():
     modules = [path.parent for path in sources() if path.name != "__init__.py"]
     crowded = {folder for folder in modules if modules.count(folder) > FULLEST_FOLDER}
     assert crowded == set()
+
+
+def defined(path):
+    """The functions, classes and variables of a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+def test_what_comments_and_docstrings_name_exists():
+    paths = [*sources(), *(ROOT / "benchmarks").rglob("*.py")]
+    names = {path: set(defined(path)) for path in paths}
+    known = set().union(*names.values())
+    folders = {part for path in paths for part in path.relative_to(ROOT).parts[:-1]}
+    stale = []
+    for path in paths:
+        for module, name in re.findall(r"`([a-z_]+)\.([A-Za-z_]+)`", path.read_text()):
+            if name not in known or module in (*folders, *NO_MODULES) or name == "html":
+                continue
+            if not any(name in found for where, found in names.items() if where.stem == module):
+                stale.append((path.name, f"{module}.{name}"))
+    assert stale == []
 
 
 def test_no_module_shadows_the_standard_library():

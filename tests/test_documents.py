@@ -301,6 +301,20 @@ def test_flags_in_the_text_exist():
     assert not unknown
 
 
+def test_every_flag_says_what_it_is():
+    """A help text is read alone, so it must not begin in the middle of a sentence."""
+    modules = {c.program for c in commands() if c.program != "make" and c.arguments}
+    modules = {module for module in modules if not module.endswith("NAME")}
+    unclear = [
+        (module, action.dest, action.help)
+        for module in sorted(modules)
+        if (program := program_of(module))
+        for action in program.parser._actions
+        if re.match(r"(of|per|in|to|for|with|before|after|None)\b", action.help or "None")
+    ]
+    assert unclear == []
+
+
 def test_every_command_is_run_or_says_why_not():
     lines = {c.line for c in commands() if not c.program.endswith("NAME")}
     patterns = [*NOT_RUN, *TESTED]

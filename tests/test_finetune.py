@@ -252,7 +252,7 @@ def test_settings_are_refused_before_anything_is_written(dataset_dir, tmp_path, 
 def test_only_a_fine_tuned_model_of_the_same_classes_is_scored(finished, pretrained, tmp_path):
     config, workdir, _ = finished
     records = loader.Records(config.data.dir, "eval")
-    with pytest.raises(UserError, match="is no fine-tuned model"):
+    with pytest.raises(UserError, match="is not a fine-tuned model"):
         classify.run(load(pretrained), records)
     model = load(workdir)
     other = model.config.copy_and_resolve_references()

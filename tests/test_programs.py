@@ -108,6 +108,13 @@ def test_help_says_what_it_does_with_an_example(program):
     status, said, _ = call_here(program, "--help")
     assert status == 0
     assert f"python -m {program}" in said
+    assert "default: None" not in said and "default: False" not in said and "default: )" not in said
+
+
+def test_help_shows_defaults_that_are_values():
+    assert "moments to find (default: 10)" in " ".join(
+        call_here("cavmae_sync_jax.search", "--help")[1].split()
+    )
 
 
 def test_a_config_file_without_variants(tmp_path):

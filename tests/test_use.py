@@ -74,7 +74,7 @@ def test_embed_search_and_localize(files, tmp_path):
 def test_mistakes_are_one_sentence(files, tmp_path, monkeypatch, capsys):
     checkpoint, sound = f"--checkpoint={files}/model", f"--sound={files}/sounds/noise/0.wav"
     for program, arguments, sentence in (
-        (search, [files, sound], "is no index"),
+        (search, [files, sound], "is not an index"),
         (localize, [files / "media" / "still.png", checkpoint], "name one by --sound"),
         (localize, [files / "none.mp4", checkpoint], "there is no file"),
         (embed, [files / "media", checkpoint, f"--output={files}/media"], "with other things"),

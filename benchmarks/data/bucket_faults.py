@@ -227,10 +227,14 @@ def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
     arguments.add_argument("--workdir", required=True, help="folder for the trainings")
-    arguments.add_argument("--kills", type=int, default=10, help="of trainings; 0: no training")
-    arguments.add_argument("--preparation_kills", type=int, default=30, help="of preparations")
-    arguments.add_argument("--steps", type=int, default=faults.STEPS, help="of each training")
-    arguments.add_argument("--seed", type=int, default=0, help="of the moments")
+    arguments.add_argument(
+        "--kills", type=int, default=10, help="kills of trainings; 0 trains nothing"
+    )
+    arguments.add_argument(
+        "--preparation_kills", type=int, default=30, help="kills of preparations"
+    )
+    arguments.add_argument("--steps", type=int, default=faults.STEPS, help="steps of each training")
+    arguments.add_argument("--seed", type=int, default=0, help="seed of the random moments")
 
     def start(args: argparse.Namespace) -> Any:
         random.seed(args.seed)

@@ -5,16 +5,16 @@
     python -m benchmarks.data.input_pipeline --config=configs/pretrain.py --data=DATASET \\
         --workers 2 8
 
-Ours is `dataset.train_batches`: a frame and its window of each clip, as training gets them. The
-DataLoader does for the same clips what the authors' loader does, see `dataloader_baseline`; the
-same JPEGs and the same sound lie in files for it. The clips are made for the purpose: pictures with
-the spectrum of photos, pulsing tones in pink noise. With `--data` they are one's own, and without a
+Ours is `loader.train_batches`: a frame and its window of each clip, as training gets them. The
+DataLoader does for the same clips what the authors' loader does, see `dataloader_baseline`. It gets
+the same JPEGs and the same sound as files. The clips are generated: pictures with the spectrum of
+photos, pulsing tones in pink noise. `--data` names a dataset to read instead. Then there is no
 DataLoader, because a dataset holds no waveforms.
 
-Everything but the rows with workers runs in this process, where NumPy and PyTorch get one thread,
-and takes turns. CPU time, which includes the workers', is less disturbed by what else the machine
-does. The stages run in a thread of their own, as in the pipeline; "the rest" is what they lack of
-the whole. Workers are timed in a running stream, after everything else.
+All rows except those with workers take turns in this process, where NumPy and PyTorch get one
+thread. CPU time includes the workers'; other programs on the machine disturb it less. The stages
+run in a separate thread, as in the pipeline; "the rest" is the difference between their sum and the
+whole. Workers are timed in a running stream, after everything else.
 """
 
 import argparse
@@ -203,7 +203,7 @@ class Turns(NamedTuple):
     cpu_seconds: list[float]
 
     def cells(self, peer: "Turns | None" = None) -> list[str]:
-        """Examples a second, CPU ms an example, and both as multiples of a peer's speed."""
+        """Examples per second, CPU ms per example, and both as multiples of a peer's speed."""
         ours = self._speeds()
         ratios = []
         if peer is not None:
@@ -360,13 +360,15 @@ def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
     arguments.add_argument(
-        "--data", default="", help="a dataset to read in place of generated clips"
+        "--data", default="", help="a dataset to read instead of generated clips"
     )
-    arguments.add_argument("--clips", type=int, default=64, help="how many to generate")
-    arguments.add_argument("--examples", type=int, default=1024, help="of ours in a turn")
-    arguments.add_argument("--repeats", type=int, default=7, help="turns of each")
+    arguments.add_argument("--clips", type=int, default=64, help="clips to generate")
     arguments.add_argument(
-        "--workers", type=int, nargs="*", default=[2], help="numbers of processes to try besides"
+        "--examples", type=int, default=1024, help="examples per turn of our pipeline"
+    )
+    arguments.add_argument("--repeats", type=int, default=7, help="turns of each candidate")
+    arguments.add_argument(
+        "--workers", type=int, nargs="*", default=[2], help="further numbers of processes to time"
     )
 
     def start(args: argparse.Namespace, config: ConfigDict) -> None:

@@ -153,12 +153,12 @@ def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
     arguments.add_argument("--data", required=True, help="a dataset on a disk")
-    arguments.add_argument("--split", default="train", help="of the dataset")
-    arguments.add_argument("--rows", type=int, default=416, help="of a window")
-    arguments.add_argument("--examples", type=int, default=512, help="per turn")
-    arguments.add_argument("--repeats", type=int, default=5, help="turns")
-    arguments.add_argument("--requests", type=int, default=64, help="in flight")
-    arguments.add_argument("--latency_ms", type=float, default=30, help="before each answer")
+    arguments.add_argument("--split", default="train", help="split of the dataset")
+    arguments.add_argument("--rows", type=int, default=416, help="rows of a window of sound")
+    arguments.add_argument("--examples", type=int, default=512, help="examples per turn")
+    arguments.add_argument("--repeats", type=int, default=5, help="turns of each layout")
+    arguments.add_argument("--requests", type=int, default=64, help="requests in flight")
+    arguments.add_argument("--latency_ms", type=float, default=30, help="wait before each answer")
     cli.main(arguments, run)
 
 

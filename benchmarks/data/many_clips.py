@@ -110,7 +110,7 @@ def _noise() -> bytes:
     return os.urandom(SIZE)
 
 
-def passed_on(count: int, workers_of_a_writer: int) -> tuple[float, float]:
+def records_per_second(count: int, workers_of_a_writer: int) -> tuple[float, float]:
     """Returns records per second of this process's CPU time, and per second, of two workers."""
     job = Job(shards.Schema((), 16, False, "float16"), Preparation())
     todo = shards.plan({"train": [VideoClip(f"{number}", "a.mp4") for number in range(count)]})
@@ -139,15 +139,15 @@ def run(counts: Sequence[int], records: int) -> None:
             "--child",
         ]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        told = json.loads(done.stdout)
-        rows.append([f"{count:,}", *(f"{told['seconds'][step]:.1f} s" for step in STEPS)])
-        rows[-1] += [f"{number:,}" for number in told["files"].values()]
-        rows[-1] += [f"{told['memory']:.2f} GB", f"{told['memory'] / count * 1e9:,.0f} B"]
+        measured = json.loads(done.stdout)
+        rows.append([f"{count:,}", *(f"{measured['seconds'][step]:.1f} s" for step in STEPS)])
+        rows[-1] += [f"{number:,}" for number in measured["files"].values()]
+        rows[-1] += [f"{measured['memory']:.2f} GB", f"{measured['memory'] / count * 1e9:,.0f} B"]
     head = ["clips", *STEPS, "files meanwhile", "files in the end", "memory", "per clip"]
     print(table(head, rows))
     rows = []
     for name, workers in (("writes them itself", 2), ("has two writers", 1)):
-        by_cpu, by_clock = passed_on(records, workers)
+        by_cpu, by_clock = records_per_second(records, workers)
         rows.append([name, f"{by_cpu:,.0f}", f"{by_clock:,.0f}"])
     print(table(["a process that", "records per second of its CPU", "records per second"], rows))
 
@@ -155,9 +155,17 @@ def run(counts: Sequence[int], records: int) -> None:
 def main() -> None:
     """Runs the command line."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--clips", type=int, nargs="+", default=[100_000, 500_000, 2_000_000])
-    parser.add_argument("--records", type=int, default=4000, help="of 0.5 MB, to pass on")
-    parser.add_argument("--child", action="store_true", help="measure the first count here")
+    parser.add_argument(
+        "--clips",
+        type=int,
+        nargs="+",
+        default=[100_000, 500_000, 2_000_000],
+        help="numbers of clips to prepare",
+    )
+    parser.add_argument("--records", type=int, default=4000, help="records of 0.5 MB to pass on")
+    parser.add_argument(
+        "--child", action="store_true", help="measure the first count in this process"
+    )
 
     def start(arguments: argparse.Namespace) -> None:
         if arguments.child:

@@ -55,7 +55,7 @@ def run(folder: str, videos: int, repeats: int) -> None:
             for size in SIZES:
                 paths = [Path(scratch) / f"{size[0]}_{number}.mp4" for number in range(videos)]
                 for number, path in enumerate(paths):
-                    film(path, size, np.random.default_rng(number))
+                    write_video(path, size, np.random.default_rng(number))
                 groups["{} × {}".format(*size)] = [str(path) for path in paths]
         seconds = speed(groups, repeats)
         stored = {
@@ -65,10 +65,10 @@ def run(folder: str, videos: int, repeats: int) -> None:
     arithmetic(seconds, stored)
 
 
-def film(path: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
+def write_video(path: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
     """Writes a synthetic video, see the module."""
     width, height = size
-    canvas = scenery(2 * height, 2 * width, rng)
+    canvas = noise_picture(2 * height, 2 * width, rng)
     noise = rng.normal(0, 0.1, (2, SECONDS * SAMPLE_RATE))
     loudness = 0.2 + np.abs(np.sin(np.linspace(0, 20, noise.shape[1])))
     with av.open(str(path), "w") as container:
@@ -91,7 +91,7 @@ def film(path: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
         container.mux(sound.encode())
 
 
-def scenery(
+def noise_picture(
     height: int, width: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
     """A picture with as much contrast at each scale as photographs have (amplitude ~ size)."""
@@ -174,7 +174,7 @@ def decode(path: str) -> None:
 
 
 def storage(output: Path, paths: Sequence[str], dtype: str) -> tuple[float, float]:
-    """Returns a clip's bytes on the disk, and records read a second, warm, on one core."""
+    """Returns a clip's bytes on the disk, and records read per second, warm, on one core."""
     clips = [VideoClip(f"{number}", path) for number, path in enumerate(list(paths) * 4)]
     summary = tfds_writer.write_dataset(
         output,

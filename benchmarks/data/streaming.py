@@ -185,16 +185,24 @@ def main() -> None:
     arguments.add_argument(
         "--data", help="a dataset with a split train, instead of generated clips"
     )
-    arguments.add_argument("--clips", type=int, default=256, help="to generate")
-    arguments.add_argument("--examples", type=int, default=1024, help="per turn")
-    arguments.add_argument("--repeats", type=int, default=3, help="turns")
+    arguments.add_argument("--clips", type=int, default=256, help="clips to generate")
+    arguments.add_argument("--examples", type=int, default=1024, help="examples per turn")
+    arguments.add_argument("--repeats", type=int, default=3, help="turns of each row")
     arguments.add_argument("--workers", type=int, default=0, help="processes that read")
     arguments.add_argument("--own", type=int, default=0, help="threads of ArrayRecord's own reader")
     arguments.add_argument(
-        "--latency_ms", type=float, nargs="+", default=[30, 100], help="before each answer"
+        "--latency_ms",
+        type=float,
+        nargs="+",
+        default=[30, 100],
+        help="waits before each answer, one row each",
     )
     arguments.add_argument(
-        "--requests", type=int, nargs="+", default=[1, 8, 32, 64, 128], help="in flight"
+        "--requests",
+        type=int,
+        nargs="+",
+        default=[1, 8, 32, 64, 128],
+        help="requests in flight, one row each",
     )
 
     def start(args: argparse.Namespace, config: ConfigDict) -> None:

@@ -138,7 +138,7 @@ def run(config: ConfigDict, count: int, repeats: int, workers: int, peers: Seque
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / f"{number}.mp4") for number in range(count)]
         for number, file in enumerate(files):
-            preparation.film(Path(file), preparation.SIZES[0], np.random.default_rng(number))
+            preparation.write_video(Path(file), preparation.SIZES[0], np.random.default_rng(number))
         pairs = decode(model, files, workers)
         calls: dict[str, Callable[[], Any]] = {
             WHOLE: lambda: embed(model, files, workers),
@@ -179,11 +179,15 @@ def _row(name: str, seconds: dict[str, list[float]], count: int) -> list[str]:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--files", type=int, default=32, help="to embed, a turn")
-    arguments.add_argument("--repeats", type=int, default=5, help="turns of each")
+    arguments.add_argument("--files", type=int, default=32, help="files to embed per turn")
+    arguments.add_argument("--repeats", type=int, default=5, help="turns of each candidate")
     arguments.add_argument("--workers", type=int, default=1, help="processes that decode")
     arguments.add_argument(
-        "--peers", nargs="*", choices=PEERS, default=PEERS, help="in PyTorch; none without names"
+        "--peers",
+        nargs="*",
+        choices=PEERS,
+        default=PEERS,
+        help="PyTorch versions to compare with; without names, none",
     )
 
     def start(args: argparse.Namespace, config: ConfigDict) -> None:

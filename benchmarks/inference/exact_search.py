@@ -29,7 +29,7 @@ def run(clips: int, dim: int, repeats: int, folder: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     if not folder.exists():
         centres = unit(rng.standard_normal((made_up.CLASSES, dim)))
-        took, _ = made_up.timed(lambda: made_up.made(folder, clips, dim, centres))
+        took, _ = made_up.timed(lambda: made_up.synthetic_index(folder, clips, dim, centres))
         print(f"written in {took:.0f} s")
     index = Index(folder)
     vectors = unit(rng.standard_normal((2, made_up.MOMENTS, dim))).astype(np.float32)
@@ -38,7 +38,7 @@ def run(clips: int, dim: int, repeats: int, folder: pathlib.Path) -> None:
     before = _peak()
     first, _ = made_up.timed(lambda: nearest.search(index, sound, TOP, APART))
     loaded = _peak()
-    side = index.held("visual")
+    side = index.vectors_in_memory("visual")
     print(f"{len(side.files)} clips, {len(side.times)} moments × {side.vectors.shape[1]}")
     size = side.vectors.nbytes / 1e9
     print(f"first search {first:.1f} s; vectors {size:.2f} GB, peak {loaded - before:.2f} GB more")
@@ -68,11 +68,14 @@ def _peak() -> float:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--clips", type=int, default=5000, help="in the index")
-    arguments.add_argument("--dim", type=int, default=768, help="of a vector")
-    arguments.add_argument("--repeats", type=int, default=10, help="searches that are timed")
+    arguments.add_argument("--clips", type=int, default=5000, help="clips in the index")
+    arguments.add_argument("--dim", type=int, default=768, help="numbers per vector")
+    arguments.add_argument("--repeats", type=int, default=10, help="timed searches")
     arguments.add_argument(
-        "--index", type=pathlib.Path, required=True, help="folder; an index that is there is used"
+        "--index",
+        type=pathlib.Path,
+        required=True,
+        help="folder of the index; an existing index is used",
     )
     cli.main(arguments, lambda args: run(args.clips, args.dim, args.repeats, args.index))
 

@@ -132,10 +132,12 @@ def run(config: ConfigDict, clips: int, looped: int, repeats: int, maps: int = 0
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--clips", type=int, default=64, help="for the features stage, a turn")
-    arguments.add_argument("--looped", type=int, default=1, help="for the loop, a turn")
-    arguments.add_argument("--maps", type=int, default=0, help="of evidence, a turn; 0: none")
-    arguments.add_argument("--repeats", type=int, default=5, help="turns of each")
+    arguments.add_argument(
+        "--clips", type=int, default=64, help="clips per turn of the features stage"
+    )
+    arguments.add_argument("--looped", type=int, default=1, help="clips per turn of the loop")
+    arguments.add_argument("--maps", type=int, default=0, help="maps of evidence per turn; 0: none")
+    arguments.add_argument("--repeats", type=int, default=5, help="turns of each candidate")
 
     def start(args: argparse.Namespace, config: ConfigDict) -> None:
         run(config, args.clips, args.looped, args.repeats, args.maps)

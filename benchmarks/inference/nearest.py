@@ -47,7 +47,7 @@ def embedded(rng: np.random.Generator, centres: np.ndarray, clips: int) -> Itera
         yield Embedded(times, sides[0], sides[1], np.zeros(MOMENTS, np.float32))
 
 
-def made(folder: pathlib.Path, clips: int, dim: int, centres: np.ndarray) -> Index:
+def synthetic_index(folder: pathlib.Path, clips: int, dim: int, centres: np.ndarray) -> Index:
     """An index of made-up clips."""
     (folder / "shards").mkdir(parents=True)
     about = {"format": store.FORMAT, "model": {"dim": dim}, "settings": {}}
@@ -66,18 +66,18 @@ def run(clips: int, queries: int, dim: int) -> None:
     print(timing.machine("faiss-cpu", "numpy"))
     print(f"{clips} clips × {MOMENTS} moments × {dim}, {queries} queries by sound")
     with tempfile.TemporaryDirectory() as scratch:
-        made_up = made(pathlib.Path(scratch) / "index", clips, dim, centres)
-        others_clips = embedded(np.random.default_rng(2), centres, queries)
-        asked = [clip._replace(visual=None) for clip in others_clips]
-        took, _ = timed(lambda: approximate.shortlist(made_up, asked[0], TOP))
-        size = sum(f.stat().st_size for f in (made_up.directory / "approximate").iterdir())
+        index = synthetic_index(pathlib.Path(scratch) / "index", clips, dim, centres)
+        query_clips = embedded(np.random.default_rng(2), centres, queries)
+        asked = [clip._replace(visual=None) for clip in query_clips]
+        took, _ = timed(lambda: approximate.shortlist(index, asked[0], TOP))
+        size = sum(f.stat().st_size for f in (index.directory / "approximate").iterdir())
         print(f"graphs built in {took:.0f} s, {size / 1e9:.2f} GB")
         hits, lengths, seconds = [], [], {"exact": [], "shortlist": [], "approximate": []}
-        search = functools.partial(nearest.search, made_up)
+        search = functools.partial(nearest.search, index)
         for query in asked:
             took, exact = timed(functools.partial(search, query, TOP, 1.0))
             seconds["exact"].append(took)
-            took, names = timed(functools.partial(approximate.shortlist, made_up, query, TOP))
+            took, names = timed(functools.partial(approximate.shortlist, index, query, TOP))
             seconds["shortlist"].append(took)
             rest, near = timed(functools.partial(search, query, TOP, 1.0, names))
             seconds["approximate"].append(took + rest)
@@ -88,11 +88,13 @@ def run(clips: int, queries: int, dim: int) -> None:
         print(f"files on the shortlist {np.mean(lengths):.0f}")
         for name, values in seconds.items():
             print(f"{name:12} {timing.Spread.of(values).text(3)} s")
-        vectors = made_up.side("visual").vectors
-        others(vectors, np.concatenate([unit(q.audio.mean(axis=0)[None]) for q in asked]))
+        vectors = index.vectors("visual").vectors
+        compare_libraries(
+            vectors, np.concatenate([unit(q.audio.mean(axis=0)[None]) for q in asked])
+        )
 
 
-def others(vectors: Float32[np.ndarray, "rows dim"], asked: np.ndarray) -> None:
+def compare_libraries(vectors: Float32[np.ndarray, "rows dim"], asked: np.ndarray) -> None:
     """Prints recall and speed of FAISS and, if it is installed, of usearch on single vectors."""
     import faiss
 
@@ -107,8 +109,8 @@ def others(vectors: Float32[np.ndarray, "rows dim"], asked: np.ndarray) -> None:
         trained, _ = timed(functools.partial(library.train, vectors))
         added, _ = timed(functools.partial(library.add, vectors))
         faiss.ParameterSpace().set_index_parameter(library, key, value)
-        search = functools.partial(labels, library)
-        tell(f"FAISS {name}", trained + added, truth, search, queries)
+        search = functools.partial(faiss_labels, library)
+        print_row(f"FAISS {name}", trained + added, truth, search, queries)
     try:
         import usearch.index
     except ImportError:
@@ -118,20 +120,20 @@ def others(vectors: Float32[np.ndarray, "rows dim"], asked: np.ndarray) -> None:
     for kind in ("f16", "i8"):
         graph = usearch.index.Index(ndim=dim, metric="ip", dtype=kind, **settings)
         took, _ = timed(functools.partial(graph.add, np.arange(len(vectors)), vectors))
-        tell(f"usearch {kind}", took, truth, functools.partial(keys, graph), queries)
+        print_row(f"usearch {kind}", took, truth, functools.partial(usearch_keys, graph), queries)
 
 
-def keys(graph: Any, query: np.ndarray) -> Any:
+def usearch_keys(graph: Any, query: np.ndarray) -> Any:
     """What usearch finds."""
     return graph.search(query, NEIGHBOURS).keys
 
 
-def labels(library: Any, query: np.ndarray) -> Any:
+def faiss_labels(library: Any, query: np.ndarray) -> Any:
     """What faiss finds."""
     return library.search(query, NEIGHBOURS)[1]
 
 
-def tell(
+def print_row(
     name: str, took: float, truth: np.ndarray, search: Callable[[Any], Any], queries: np.ndarray
 ) -> None:
     """Prints a library's row."""
@@ -151,9 +153,9 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--clips", type=int, default=5000, help="in the index")
-    arguments.add_argument("--queries", type=int, default=50, help="clips that are asked with")
-    arguments.add_argument("--dim", type=int, default=768, help="of a vector")
+    arguments.add_argument("--clips", type=int, default=5000, help="clips in the index")
+    arguments.add_argument("--queries", type=int, default=50, help="clips that are searched with")
+    arguments.add_argument("--dim", type=int, default=768, help="numbers per vector")
     cli.main(arguments, lambda args: run(args.clips, args.queries, args.dim))
 
 

@@ -72,13 +72,14 @@ def looped(
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--clips", type=int, default=1545, help="how many")
+    arguments.add_argument("--clips", type=int, default=1545, help="clips to score")
     arguments.add_argument("--repeats", type=int, default=5, help="runs of each aggregation")
     arguments.add_argument(
         "--strategies",
         nargs="+",
         choices=retrieval_metrics.STRATEGIES,
         default=list(retrieval_metrics.STRATEGIES),
+        help="aggregations of frames to score",
     )
 
     def start(args: argparse.Namespace) -> None:

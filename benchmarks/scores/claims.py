@@ -23,11 +23,11 @@ from cavmae_sync_jax.utils.errors import UserError
 
 PLAN = pathlib.Path(__file__).parent / "claims_plan"
 MEANING = """\
-A claim is *seen* if the whole interval of its difference is above 0, *the other way round* if it is
-below 0, and *not seen* otherwise. Differences are taken within each seed and on the same clips.
-Brackets hold the middle 95 % of 1,000 resamples over seeds and clips; the probe's and the tokens'
-are over seeds only. With three seeds, the spread over seeds is known badly; with fewer there is no
-verdict.
+A claim is *seen* if the whole interval of its difference is above 0, and *the other way round* if
+it is below 0. Otherwise it is *not seen*. Differences are taken within each seed and on the same
+clips. Brackets hold the middle 95 % of 1,000 resamples over seeds and clips. For the probe and the
+tokens, only seeds are resampled. Three seeds say little about the spread over seeds. With fewer
+there is no verdict.
 
 The models have 0.7 M parameters, and the scenes are composed. So a verdict says what the method
 does at this size, where the truth is known. It does not say whether the paper's figures are right.
@@ -88,7 +88,7 @@ def run(workdir: str, output: str) -> None:
     lines = [
         "# The paper's claims in miniature",
         "",
-        "Which of the paper's claims are seen at the demo's size, where the truth is known?",
+        "Which of the paper's claims hold at the demo's size, where the truth is known?",
         "",
         "```\nmake claims\n```",
         "",
@@ -108,7 +108,7 @@ def run(workdir: str, output: str) -> None:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--workdir", required=True, help="of the ablations")
+    arguments.add_argument("--workdir", required=True, help="workdir of the ablations")
     arguments.add_argument("--output", required=True, help="Markdown file to write")
 
     def start(args: argparse.Namespace) -> None:

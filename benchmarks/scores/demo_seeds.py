@@ -101,7 +101,9 @@ def run(folders: list[str]) -> None:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("folders", metavar="DEMO", nargs="+", help="folder of a `make demo`")
+    arguments.add_argument(
+        "folders", metavar="DEMO", nargs="+", help="the DEMO folders of several runs of `make demo`"
+    )
 
     def start(args: argparse.Namespace) -> None:
         run(args.folders)

@@ -131,7 +131,10 @@ def main() -> None:
         help="how many of ten mutants to try",
     )
     arguments.add_argument(
-        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/mutants"), help="for the copy"
+        "--workdir",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/mutants"),
+        help="folder for the copy of the tree",
     )
 
     def start(args: argparse.Namespace) -> None:
@@ -141,8 +144,8 @@ def main() -> None:
             if status != "killed":
                 print(f"\n{status}\n{mutmut(folder, 'show', name).stdout}")
         counts = collections.Counter(found.values())
-        told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        print(f"{args.module}: {len(found)} mutants: {told}")
+        counted = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        print(f"{args.module}: {len(found)} mutants: {counted}")
 
     cli.main(arguments, start)
 

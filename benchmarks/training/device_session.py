@@ -119,8 +119,8 @@ def run_part(name: str, part: Part, output: Path, seconds: float) -> dict[str, A
             status = "stopped: the time was up"
     if status == "done" and part.writes_json:
         unfinished.rename(output / f"{name}.json")
-    told = {"status": status, "seconds": round(time.monotonic() - began, 1)}
-    return {**told, "command": command[1:], "environment": part.environment}
+    outcome = {"status": status, "seconds": round(time.monotonic() - began, 1)}
+    return {**outcome, "command": command[1:], "environment": part.environment}
 
 
 def device_kind() -> str:
@@ -147,7 +147,7 @@ def run(output: Path, todo: dict[str, Part], minutes: float) -> dict[str, Any]:
             session = json.loads(path.read_text())
             session["parts"].items()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is no session's: give another --output") from error
+            raise UserError(f"{path} is not a session's: give another --output") from error
     session |= {"machine": timing.machine("jax"), "device": device_kind()}
     for name, part in todo.items():
         left = until - time.monotonic()
@@ -166,10 +166,12 @@ def run(output: Path, todo: dict[str, Part], minutes: float) -> dict[str, Any]:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--output", type=Path, required=True, help="a folder")
-    arguments.add_argument("--minutes", type=float, default=60, help="after them, no part begins")
+    arguments.add_argument("--output", type=Path, required=True, help="folder of the results")
+    arguments.add_argument(
+        "--minutes", type=float, default=60, help="minutes after which no further part begins"
+    )
     arguments.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
-    arguments.add_argument("--only", nargs="+", choices=parts(False), help="these parts")
+    arguments.add_argument("--only", nargs="+", choices=parts(False), help="run only these parts")
 
     def start(args: argparse.Namespace) -> None:
         every = parts(args.tiny)

@@ -209,8 +209,8 @@ def lose_one(run: Run, number: int, rank: int) -> str:
         for process in started:
             process.kill()
     said = run.said(1 - rank)
-    told = "one of them has stopped" in said or "another task died" in said
-    expect(status != 0 and told, f"the survivor ended with {status}: {said[-500:]}")
+    noticed = "one of them has stopped" in said or "another task died" in said
+    expect(status != 0 and noticed, f"the survivor ended with {status}: {said[-500:]}")
     return f"the other ends with a message after {seconds:.1f} s (limit {launch.SECONDS} s)"
 
 
@@ -268,8 +268,8 @@ def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
     arguments.add_argument("--workdir", required=True, help="folder for the trainings")
-    arguments.add_argument("--kills", type=int, default=20, help="how often to kill")
-    arguments.add_argument("--seed", type=int, default=0, help="of the moments")
+    arguments.add_argument("--kills", type=int, default=20, help="number of random kills")
+    arguments.add_argument("--seed", type=int, default=0, help="seed of the random moments")
 
     def start(args: argparse.Namespace) -> Any:
         random.seed(args.seed)

@@ -112,9 +112,21 @@ def score(counts: Sequence[int]) -> None:
 def main() -> None:
     """Runs the command line."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--batch", type=int, nargs="+", default=[64, 256, 1024, 4096])
-    parser.add_argument("--time", action="store_true", help="run the steps, too")
-    parser.add_argument("--clips", type=int, nargs="*", default=[500, 1545, 5000, 20000])
+    parser.add_argument(
+        "--batch",
+        type=int,
+        nargs="+",
+        default=[64, 256, 1024, 4096],
+        help="batch sizes to compile for",
+    )
+    parser.add_argument("--time", action="store_true", help="also run and time the steps")
+    parser.add_argument(
+        "--clips",
+        type=int,
+        nargs="*",
+        default=[500, 1545, 5000, 20000],
+        help="numbers of clips to score",
+    )
 
     def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
         run(config, arguments.batch, arguments.time, arguments.clips)

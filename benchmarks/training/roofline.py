@@ -229,9 +229,13 @@ def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
     arguments.add_argument(
-        "--device", nargs="+", choices=[*DEVICES, "cpu"], default=["h100"], help="to compile for"
+        "--device",
+        nargs="+",
+        choices=[*DEVICES, "cpu"],
+        default=["h100"],
+        help="devices to compile for",
     )
-    arguments.add_argument("--output", type=Path, help="a JSON file for all counts")
+    arguments.add_argument("--output", type=Path, help="JSON file to write all counts to")
 
     def begin(args: argparse.Namespace, config: ConfigDict) -> None:
         found = [count(name, config) for name in args.device]

@@ -202,9 +202,9 @@ def estimate(topology: Topology, config: ConfigDict, flops: float) -> Estimate:
         compiled = lowered(config, mesh).compile(compiler_options=FAST)
     except jax.errors.JaxRuntimeError as error:
         # Two ways to say it, with the figure in the middle.
-        told = re.search(r"(?:Used |temporaries \()([\d.]+)G(?: of|\) exceeds)", str(error))
-        if told:
-            return Estimate(mesh.size, float(told[1]) * GIB, False, flops, math.nan, {})
+        needed = re.search(r"(?:Used |temporaries \()([\d.]+)G(?: of|\) exceeds)", str(error))
+        if needed:
+            return Estimate(mesh.size, float(needed[1]) * GIB, False, flops, math.nan, {})
         raise
     about = compiled.memory_analysis()
     memory = about.argument_size_in_bytes + about.output_size_in_bytes + about.temp_size_in_bytes
@@ -291,8 +291,15 @@ def table(config: ConfigDict, topology: Topology) -> Iterator[ConfigDict]:
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--topology", nargs="+", default=TOPOLOGIES, help="such as v5e:16x16")
-    arguments.add_argument("--table", action="store_true", help="all rows of results/tpu_pods.md")
+    arguments.add_argument(
+        "--topology",
+        nargs="+",
+        default=TOPOLOGIES,
+        help="TPU slice to compile for, such as v5e:16x16",
+    )
+    arguments.add_argument(
+        "--table", action="store_true", help="compile all rows of results/tpu_pods.md"
+    )
 
     def start(args: argparse.Namespace, config: ConfigDict) -> None:
         config, titles = on_a_tpu(config), COLUMNS.split(",")

@@ -347,17 +347,25 @@ def run(
 def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
-    arguments.add_argument("--batch", type=int, nargs="*", help="sizes; default: the config's")
     arguments.add_argument(
-        "--settings", nargs="+", choices=SETTINGS, default=["scan", "unrolled"], help="of ours"
+        "--batch", type=int, nargs="*", help="batch sizes; without it, the config's"
     )
-    arguments.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, help="in PyTorch")
-    arguments.add_argument("--repeats", type=int, default=5, help="turns of each")
     arguments.add_argument(
-        "--steps", type=int, default=1, help="in a turn, without waiting in between"
+        "--settings",
+        nargs="+",
+        choices=SETTINGS,
+        default=["scan", "unrolled"],
+        help="settings of our step to time",
     )
-    arguments.add_argument("--output", type=Path, help="a JSON file for all repeats")
-    arguments.add_argument("--profile", type=Path, help="a folder for traces of five steps")
+    arguments.add_argument(
+        "--peers", nargs="*", choices=PEERS, default=PEERS, help="PyTorch versions to compare with"
+    )
+    arguments.add_argument("--repeats", type=int, default=5, help="turns of each candidate")
+    arguments.add_argument(
+        "--steps", type=int, default=1, help="steps per turn, without waiting in between"
+    )
+    arguments.add_argument("--output", type=Path, help="JSON file to write all turns to")
+    arguments.add_argument("--profile", type=Path, help="folder to write traces of five steps to")
 
     def start(args: argparse.Namespace, config: ConfigDict) -> None:
         jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed

@@ -23,7 +23,7 @@ class Datasets(NamedTuple):
     clips: Mapping[str, str]
 
     def records(self, name: str, evaluation: str = "") -> loader.Records:
-        """The clips that are scored; those of a list, if there is one, in retrieval.
+        """The clips to score; in retrieval only those of a list, if one is given.
 
         Raises:
           UserError: if they are not there.
@@ -54,8 +54,8 @@ class Datasets(NamedTuple):
                 lacking = f"split {self.train_split!r}"
         return f"{column.name} is left out: {where} has no {lacking}" if lacking else None
 
-    def told(self, columns: Sequence[Column]) -> dict[str, str]:
-        """What the data of each evaluation are."""
+    def identities(self, columns: Sequence[Column]) -> dict[str, str]:
+        """The identity of the dataset of each evaluation."""
         return {
             " on ".join(filter(None, (one.evaluation, one.dataset))): self.records(
                 one.dataset, one.evaluation

@@ -1,10 +1,10 @@
-"""The folder of one training of an ablation: what is finished in it, and what it found.
+"""The folder of one training of an ablation: what is finished in it, and with which scores.
 
 WORKDIR/trainings/NAME/
   lock           held by the process that works on it
   trained.json   written when the training is finished: its config, steps and devices
   train/         the training's workdir
-  evals/ASK/     an evaluation's output, and asked.json, which says of what it is
+  evals/NAME/    an evaluation's output, and asked.json, which says what was evaluated and how
 """
 
 import io
@@ -16,10 +16,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax.ablations.plan import Ask
+from cavmae_sync_jax.ablations.plan import EvaluationSpec
 from cavmae_sync_jax.evals.report import curves
 from cavmae_sync_jax.training import config_checks
-from cavmae_sync_jax.utils import cli, files
+from cavmae_sync_jax.utils import atomic, cli
 from cavmae_sync_jax.utils.errors import UserError
 
 # What a finished training may differ in and still be the same; more epochs make it go on.
@@ -70,7 +70,7 @@ class Folder:
             "device_count": count,
             "version": cli.version(),
         }
-        files.replace(self.path / "trained.json", json.dumps(noted, indent=2) + "\n")
+        atomic.write(self.path / "trained.json", json.dumps(noted, indent=2) + "\n")
 
     def newest_step(self) -> int:
         """The step of the newest checkpoint, 0 without one."""
@@ -79,50 +79,50 @@ class Folder:
         return max(steps, default=0)
 
     def series(self) -> curves.Series:
-        """The training's curves, as far as it went."""
+        """The training's curves up to now."""
         path = self.train / "metrics.jsonl"
         return curves.read(path) if path.exists() else {}
 
     def examples_per_second(self) -> float | None:
-        """The median of what the training noted."""
+        """The median of the values in the training's metrics."""
         noted = self.series().get("examples_per_second")
         return None if noted is None else float(np.median(noted[1]))
 
-    def output(self, ask: Ask) -> epath.Path:
+    def output(self, spec: EvaluationSpec) -> epath.Path:
         """The folder of an evaluation's output."""
-        return self.path / "evals" / ask.folder
+        return self.path / "evals" / spec.folder
 
-    def has(self, ask: Ask, about: Mapping[str, Any]) -> bool:
-        """Whether an evaluation of just that is finished."""
-        return _read(self.output(ask) / "asked.json") == _asked(about, True)
+    def has(self, spec: EvaluationSpec, about: Mapping[str, Any]) -> bool:
+        """Whether this very evaluation is finished."""
+        return _read(self.output(spec) / "asked.json") == _asked(about, True)
 
-    def begin(self, ask: Ask, about: Mapping[str, Any]) -> epath.Path:
-        """Makes the folder of an evaluation, emptied of one of anything else."""
-        place = self.output(ask)
+    def begin(self, spec: EvaluationSpec, about: Mapping[str, Any]) -> epath.Path:
+        """Makes the folder of an evaluation; empties it if it is of another one."""
+        place = self.output(spec)
         if _read(place / "asked.json") != _asked(about, False):
             place.rmtree(missing_ok=True)
         cli.make_folder(place)
-        files.replace(place / "asked.json", json.dumps(_asked(about, False)))
+        atomic.write(place / "asked.json", json.dumps(_asked(about, False)))
         return place
 
-    def end(self, ask: Ask, about: Mapping[str, Any]) -> None:
+    def end(self, spec: EvaluationSpec, about: Mapping[str, Any]) -> None:
         """Notes that an evaluation is finished."""
-        files.replace(self.output(ask) / "asked.json", json.dumps(_asked(about, True)))
+        atomic.write(self.output(spec) / "asked.json", json.dumps(_asked(about, True)))
 
-    def result(self, ask: Ask) -> dict[str, Any] | None:
-        """What a finished evaluation found; for `training` the last of each curve."""
-        if ask.evaluation == "training":
+    def result(self, spec: EvaluationSpec) -> dict[str, Any] | None:
+        """The scores of a finished evaluation; for `training`, the end of each curve."""
+        if spec.evaluation == "training":
             found = {name: value for name, _, value in curves.last_values(self.series())}
             rate = self.examples_per_second()
             return found | ({} if rate is None else {"examples_per_second": rate})
-        place = self.output(ask)
+        place = self.output(spec)
         if not (_read(place / "asked.json") or {}).get("finished"):
             return None
-        return _read(place / f"{ask.evaluation}.json")
+        return _read(place / f"{spec.evaluation}.json")
 
-    def resampled(self, ask: Ask) -> dict[str, np.ndarray]:
-        """The scores of resamples of the clips by name, of an evaluation that has them."""
-        path = self.output(ask) / f"{ask.evaluation}_resamples.npz"
+    def resampled(self, spec: EvaluationSpec) -> dict[str, np.ndarray]:
+        """The scores of resamples of the clips by name, if the evaluation has them."""
+        path = self.output(spec) / f"{spec.evaluation}_resamples.npz"
         if not path.exists():
             return {}
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:

@@ -84,7 +84,7 @@ def _differences(result: Mapping[str, Any]) -> Iterator[Node]:
     yield markup.table((f"minus “{title}”", *rendering.head(result, names)), rows)
     yield _note(
         "Differences are taken within each seed, on the same clips. Where an interval holds 0, the "
-        "rows are not told apart. With few seeds an interval is narrower than it should be."
+        "rows are not distinguished. With few seeds an interval is narrower than it should be."
     )
 
 
@@ -118,11 +118,11 @@ def _pictures(plan: Plan, workdir: epath.PathLike) -> Iterator[tuple[str, list[N
         for row in plan.table.rows:
             folder = Folder(workdir, plan.of_row[row.name, seed])
             for column in plan.table.columns:
-                ask = plan.ask(row, column)
-                path = folder.output(ask) / f"{name}.png"
-                if ask.evaluation != name or str(path) in figures or not path.exists():
+                spec = plan.evaluation_of(row, column)
+                path = folder.output(spec) / f"{name}.png"
+                if spec.evaluation != name or str(path) in figures or not path.exists():
                     continue
-                title = f"{row.title}, seed {seed}, {ask.folder}"
+                title = f"{row.title}, seed {seed}, {spec.folder}"
                 shown = [(epath.Path(title), path.read_bytes())]
                 (figures[str(path)],) = markup.figures(shown, "what the evaluation drew")
         if figures:

@@ -1,7 +1,7 @@
-"""From a table to what must be done: which trainings, and what each is asked afterwards.
+"""From a table to its plan: which trainings it needs, and how each is evaluated.
 
-Rows whose configs are equal share a training, and so do tables that share a workdir: a training is
-called by what it changes in the given config, and by its seed.
+Rows whose configs are equal share a training, and so do tables that share a workdir. A training's
+name states its seed and what it changes in the given config.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ LONGEST_NAME = 100
 UNCHANGED = "unchanged"
 
 
-class Ask(NamedTuple):
+class EvaluationSpec(NamedTuple):
     """An evaluation of a training: which, on which dataset, with which frames and settings."""
 
     evaluation: str
@@ -38,12 +38,12 @@ class Ask(NamedTuple):
 
 
 class Training(NamedTuple):
-    """One training with one seed, and all that it is asked."""
+    """One training with one seed, and all its evaluations."""
 
     name: str
     config: ConfigDict
     rows: tuple[str, ...]
-    asks: tuple[Ask, ...]
+    evaluations: tuple[EvaluationSpec, ...]
 
 
 class Plan(NamedTuple):
@@ -54,8 +54,8 @@ class Plan(NamedTuple):
     trainings: dict[str, Training]
     of_row: dict[tuple[str, int], str]
 
-    def ask(self, row: Row, column: Column) -> Ask:
-        """What a cell's value is read from."""
+    def evaluation_of(self, row: Row, column: Column) -> EvaluationSpec:
+        """The training and the evaluation that a cell's value is read from."""
         frames = row.num_frames, row.frame
         settings = dict(self.table.settings.get(column.evaluation, {}))
         if column.evaluation == "segmentation":
@@ -64,7 +64,9 @@ class Plan(NamedTuple):
         if column.evaluation == "training":
             frames = None, None
         hashable = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
-        return Ask(column.evaluation, column.dataset, *frames, tuple(sorted(hashable.items())))
+        return EvaluationSpec(
+            column.evaluation, column.dataset, *frames, tuple(sorted(hashable.items()))
+        )
 
 
 def make(
@@ -98,10 +100,13 @@ def make(
         for row in rows:
             config = _config(row, config_of, seed)
             name = f"{_name(base, config)}-seed{seed}"
-            asks = [plan.ask(row, c) for c in table.columns if c.evaluation != "training"]
+            evaluations = [
+                plan.evaluation_of(row, c) for c in table.columns if c.evaluation != "training"
+            ]
             before = plan.trainings.get(name, Training(name, config, (), ()))
             plan.trainings[name] = before._replace(
-                rows=(*before.rows, row.name), asks=tuple(dict.fromkeys((*before.asks, *asks)))
+                rows=(*before.rows, row.name),
+                evaluations=tuple(dict.fromkeys((*before.evaluations, *evaluations))),
             )
             plan.of_row[row.name, seed] = name
     return plan
@@ -121,7 +126,7 @@ def _config(row: Row, config_of: Callable[[str], ConfigDict], seed: int) -> Conf
 
 
 def changes(base: ConfigDict, config: ConfigDict) -> dict[str, Any]:
-    """What a config sets otherwise than another one, but for the seed."""
+    """The settings in which a config differs from another one, except the seed."""
     return {
         key: cli.value(config, key)
         for key in cli.keys(config)
@@ -134,11 +139,11 @@ def _name(base: ConfigDict, config: ConfigDict) -> str:
         return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
     changed = changes(base, config).items()
-    told = ",".join(f"{key}={text(value)}" for key, value in changed) or UNCHANGED
-    name = re.sub(r"[^\w.=,+-]+", "", told)
+    described = ",".join(f"{key}={text(value)}" for key, value in changed) or UNCHANGED
+    name = re.sub(r"[^\w.=,+-]+", "", described)
     if len(name) <= LONGEST_NAME:
         return name
-    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
 
 
 def left_out(

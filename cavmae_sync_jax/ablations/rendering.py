@@ -17,7 +17,7 @@ OURS, PAPERS = "#1a55a8", "#8a8f98"
 
 
 def number(name: str, value: float, signed: bool = False) -> str:
-    """A column's value as it is printed: shares in percent, all else as it is."""
+    """A column's value as text: shares in percent, all others unchanged."""
     sign = "+" if signed else ""
     return f"{100 * value:{sign}.1f}" if column(name).is_share else f"{value:{sign}.4g}"
 

@@ -1,8 +1,8 @@
 """From finished trainings to the cells of a table: means over seeds, with bootstrap intervals.
 
-A resample draws the seeds anew and, where an evaluation has resamples of its clips, the clips. The
-clips are the same in all trainings of a resample, and a difference of two rows is taken within
-each seed, so that what seeds and clips have in common does not blur it.
+A resample draws the seeds again and, if an evaluation has resamples of its clips, the clips. All
+trainings of a resample have the same clips, and differences of two rows are taken within each seed.
+So the variation that rows share does not widen the interval of their difference.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -57,17 +57,17 @@ def interval(values: Values, seed: int = 0) -> list[float] | None:
 
 
 def values_of(plan: Plan, workdir: epath.PathLike, row: Row, column: Column) -> Values:
-    """What the finished trainings found for a cell."""
+    """The values of the finished trainings for a cell."""
     found = Values({}, {})
-    ask = plan.ask(row, column)
+    spec = plan.evaluation_of(row, column)
     for seed in plan.seeds:
         folder = Folder(workdir, plan.of_row[row.name, seed])
-        result = folder.result(ask) if folder.trained() else None
+        result = folder.result(spec) if folder.trained() else None
         value = None if result is None else column.value(result, row)
         if value is None:
             continue
         found.seeds[seed] = value
-        clips = folder.resampled(ask).get(column.resampled_key(row))
+        clips = folder.resampled(spec).get(column.resampled_key(row))
         if clips is not None:
             found.resampled[seed] = clips
     return found
@@ -149,7 +149,7 @@ def collect(
 
 
 def verdict(difference: Mapping[str, Any] | None) -> str | None:
-    """What a difference says of a claim that it is above 0.
+    """The verdict on a claim that a difference is above 0.
 
     None without an interval over `FEWEST_SEEDS`: trainings differ more than resamples of clips do.
     """
@@ -180,12 +180,12 @@ def _judged(plan: Plan, workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def missing(plan: Plan, workdir: epath.PathLike) -> list[str]:
-    """The trainings of which something is not finished."""
+    """The trainings that are not finished, or lack an evaluation."""
     return [
         name
         for name, training in plan.trainings.items()
         if Folder(workdir, name).trained() is None
-        or any(Folder(workdir, name).result(ask) is None for ask in training.asks)
+        or any(Folder(workdir, name).result(spec) is None for spec in training.evaluations)
     ]
 
 

@@ -10,7 +10,7 @@ A table of your own is a Python file with these names; only ROWS and COLUMNS are
         "four frames": {"num_frames": 4},  # in the evaluation: no training of its own
     }
     COLUMNS = ["retrieval/visual_to_audio/R1", "segmentation/evidence/mIoU", "probe/mAP"]
-    BASELINE = "as it is"  # each row's difference from it is told
+    BASELINE = "as it is"  # each row's difference from it is reported
     # Settings of an evaluation's run(), and of the recipe of probe and tokens.
     SETTINGS = {"segmentation": {"sets": 64}, "probe": {"epochs": 6}}
     # Each is judged below the table: seen, not seen, or the other way round.
@@ -71,7 +71,7 @@ class Column(NamedTuple):
 
     @property
     def title(self) -> str:
-        """In the table."""
+        """The column's heading."""
         shown = [part.replace("_to_", " → ").replace("_", " ") for part in self.path]
         shown = [f"R@{part[1:]}" if part in ("R1", "R5", "R10") else part for part in shown]
         about = {"retrieval": "", "segmentation": "segmentation", "training": ""}
@@ -80,7 +80,7 @@ class Column(NamedTuple):
 
     @property
     def is_share(self) -> bool:
-        """Whether it is a fraction of 1, which is told in percent."""
+        """Whether it is a fraction of 1, which is shown in percent."""
         return self.evaluation not in ("training", "reconstruction") or "accuracy" in self.name
 
     def value(self, result: Mapping[str, Any], row: Row) -> float | None:
@@ -103,7 +103,7 @@ class Column(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """That a row scores more than another one in a column."""
+    """The claim that a row scores more than another one in a column."""
 
     text: str
     row: str

@@ -1,4 +1,4 @@
-"""Checksums of arrays that are the same on any mesh, to know a damaged checkpoint by.
+"""Checksums of arrays that are the same on any mesh, to notice a damaged checkpoint.
 
 An array's fingerprint is the sum modulo 2³² of a hash of (place, bits) over its elements. Sums of
 integers depend neither on their order nor on the sharding. The hash is one to one in the bits. A

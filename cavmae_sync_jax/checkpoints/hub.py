@@ -105,14 +105,16 @@ def _library(name: str, done: str) -> Iterator[Any]:
     try:
         yield huggingface_hub
     except errors.RepositoryNotFoundError as error:
-        raise UserError(f"there is no {name}, or it is not yours to see") from error
+        raise UserError(
+            f"there is no {name}, or your login may not read it: run `hf auth login`"
+        ) from error
     except errors.RevisionNotFoundError as error:
-        raise UserError(f"{name} has no such revision") from error
+        raise UserError(f"{name} has no such revision: name a branch, tag or commit") from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise UserError(
-                f"{name} can't be {done} with your login: run `hf auth login` with a token that may"
+                f"{name} can't be {done} with your login: run `hf auth login` with another token"
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name} can't be {done}: {reason}") from error

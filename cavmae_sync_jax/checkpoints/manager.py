@@ -2,7 +2,7 @@
 
 `DIRECTORY/checkpoints/STEP/` holds the items `state` (arrays) and `meta` (JSON: `config`, the data
 `position`, the code's `version` and the arrays' `fingerprints`), so that an evaluation needs
-nothing but the directory. Whatever is read is compared with its fingerprint.
+nothing but the directory. Every array that is read is compared with its fingerprint.
 """
 
 import contextlib
@@ -112,7 +112,7 @@ class Checkpoints:
         """Waits until the last save is finished on disk.
 
         Raises:
-          UserError: if it can't be written; only told, if another error is on its way.
+          UserError: if it can't be written; only a warning, if another error is being raised.
         """
         first = sys.exc_info()[1]
         try:
@@ -136,7 +136,7 @@ class Checkpoints:
             whole = "" if newest is None else f"; the newest whole one is of step {newest}"
             raise UserError(
                 f"a checkpoint can't be written to {self.directory} ({_reason(error)}){whole}: "
-                "mend that and start again"
+                "fix that and start again"
             ) from error
 
 
@@ -178,7 +178,7 @@ def write(directory: epath.PathLike, state: dict[str, Any], config: ConfigDict) 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Lets an error speak once; each array's task would say the same, some after the error.
+    """Reports an error once; otherwise each array's task would report it, some after the error.
 
     After an error it stays quiet, because what is left of the tasks speaks at the program's end.
     """
@@ -203,7 +203,7 @@ def _remove(folder: epath.Path) -> None:
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
-    """What Orbax wants; a bucket's path, such as gs://…, already is."""
+    """An absolute path, as Orbax needs; a bucket's path, such as gs://…, already is one."""
     return epath.Path(path) if "://" in os.fspath(path) else epath.Path(path).resolve()
 
 
@@ -329,7 +329,9 @@ def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Store
         if not steps or step not in (None, *steps):
             _refuse_unmarked(folder)
         if not steps:
-            raise UserError(f"{folder} holds no finished checkpoint")
+            raise UserError(
+                f"{folder} holds no finished checkpoint: train to the first one, or name another"
+            )
         step = steps[-1] if step is None else step
         _require(step, steps, folder)
         yield _opened(manager, step, folder)
@@ -346,8 +348,8 @@ def _opened(manager: ocp.CheckpointManager, step: int, folder: epath.Path) -> St
 
 
 def _digest(meta: dict[str, Any]) -> str:
-    told = {key: value for key, value in meta.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    rest = {key: value for key, value in meta.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -378,7 +380,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _completed(config: ConfigDict) -> ConfigDict:
-    """Adds settings that came after a checkpoint was written, as they were then."""
+    """Adds settings that are newer than a checkpoint, with the values that applied then."""
     for key, value in DEFAULTS_OF_OLDER_CHECKPOINTS.items():
         section, _, name = key.rpartition(".")
         if not section or section in config:

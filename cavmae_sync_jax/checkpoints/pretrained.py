@@ -24,7 +24,7 @@ from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import MODALITIES
 
 LARGEST = 64  # samples that `encode_*` gives to the device at once
-# Settings of the model that no shape tells: those that must agree, those that may differ.
+# Settings of the model that no shape shows: those that must agree, those that may differ.
 HEADS = ("heads", "decoder_heads")
 SETTINGS_SHAPES_DO_NOT_TELL = ("audio_mean", "audio_std", "registers_in_joint")
 
@@ -106,8 +106,8 @@ def load(directory: epath.PathLike, step: int | None = None) -> Pretrained:
 def initial_params(directory: epath.PathLike, target: CavMaeSync, mesh: Mesh, seed: int = 0) -> Any:
     """The parameters of another run's newest checkpoint, fitted to `target`, laid out on `mesh`.
 
-    Settings that change no shape may differ from the checkpoint's, and are told. A classifier takes
-    all but a decoder and a head; its head is drawn, and its positions begin as the fixed ones.
+    Settings that change no shape may differ from the checkpoint's; the log names them. A classifier
+    takes all but a decoder and a head. Its head is drawn. Its positions begin as the fixed ones.
 
     Args:
       directory: a training's workdir or a conversion's destination.
@@ -182,7 +182,7 @@ def fit_positions(params: Any, source: CavMaeSync, target: CavMaeSync) -> Any:
     """Fits the positions of `source`'s parameters to the sizes of image and audio of `target`.
 
     Fixed positions are no parameters: `target` has its own. Learned ones are interpolated. What was
-    done is told.
+    done is logged.
     """
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
     for modality in MODALITIES:

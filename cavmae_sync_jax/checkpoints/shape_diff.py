@@ -1,4 +1,4 @@
-"""What is wrong between the arrays that a model needs and those that a file holds, all at once."""
+"""All differences between the arrays that a model needs and those that a file holds."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,9 +7,9 @@ Shape = tuple[int, ...]
 
 
 def mismatch(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
-    """All missing, unexpected and wrongly shaped names, one kind a line; None if there are none.
+    """All missing, unexpected and wrongly shaped names, one kind per line; None if there are none.
 
-    Names that differ only in a layer's number are told as one, such as `blocks.{0–10}.bias`.
+    Names that differ only in a layer's number are joined, such as `blocks.{0–10}.bias`.
     """
     both = [name for name in expected if name in found]
     wrong = [

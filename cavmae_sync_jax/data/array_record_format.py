@@ -1,11 +1,11 @@
 """Where a shard's records lie in its file, and what the bytes there hold.
 
 ArrayRecord's own reader asks a bucket for everything from a record to the end of the shard, and
-then cuts the connection. With this module one asks for a record alone, and so keeps connections.
+then cuts the connection. With this module a reader asks for a single record and keeps connections.
 
-A file is a row of Riegeli's chunks. Headers of 24 bytes interrupt them at multiples of 64 kB. A
-chunk has a header of 40 bytes: hash, data size, hash, type and number of records, decoded size. The
-last 64 kB tell where the footer is, whose records tell where all other chunks are
+A file is a sequence of Riegeli's chunks. Headers of 24 bytes interrupt them at multiples of 64 kB.
+A chunk has a header of 40 bytes: hash, data size, hash, type and number of records, decoded size.
+The last 64 kB say where the footer is. The footer's records say where all other chunks are
 (ArrayRecord's `cpp/layout.proto`, Riegeli's `doc/riegeli_records_file_format.md`).
 """
 
@@ -32,7 +32,7 @@ class Index(NamedTuple):
 
     @property
     def records(self) -> int:
-        """How many there are in the shard."""
+        """The number of records in the shard."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def span(self, position: int) -> tuple[int, int, int]:
@@ -107,7 +107,7 @@ def _without_block_headers(data: bytes, begin: int) -> bytes:
 
 
 def _varint(data: memoryview | bytes, place: int) -> tuple[int, int]:
-    """A number at a place, and the place behind it."""
+    """The number at a place, and the place after it."""
     value = shift = 0
     while True:
         byte = data[place]

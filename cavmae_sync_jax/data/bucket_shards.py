@@ -1,7 +1,7 @@
 """The records of a split's shards in a bucket (`gs://`), by number, asked for ahead of their use.
 
-TensorStore, which also writes the checkpoints there, sends the requests and repeats those that
-fail; it counts them. `records` of what comes back are cut out by `array_record_format`.
+TensorStore, which also writes the checkpoints there, sends the requests, and repeats and counts
+those that fail. `array_record_format` cuts the records out of the answers.
 """
 
 import collections
@@ -22,7 +22,7 @@ from cavmae_sync_jax.utils.errors import UserError
 RETRIES = {"max_retries": 32, "initial_delay": "200ms", "max_delay": "10s"}
 # A connection over which nothing comes for so long is given up, and its request repeated.
 SILENT_SECONDS = 20
-TOLD_EVERY = 10.0  # seconds between two log lines about repeats, or about waiting
+LOG_EVERY = 10.0  # seconds between two log lines about repeats, or about waiting
 LONGEST_WAIT = 900.0  # seconds for one record, with all its repeats
 _RETRIES_METRIC = "/tensorstore/kvstore/gcs/retries"
 
@@ -34,7 +34,7 @@ def repeats() -> int:
 
 
 class BucketShards:
-    """Keeps up to so many requests in flight for what will be read next."""
+    """Reads records by number, with up to `requests` requests in flight for those read next."""
 
     def __init__(self, places: Places, requests: int):
         """Asks for nothing yet.
@@ -51,7 +51,7 @@ class BucketShards:
         self._indexing, self._lock = threading.Lock(), threading.Lock()
         self._asked: dict[int, collections.deque[Any]] = collections.defaultdict(collections.deque)
         self._stores: dict[str, Any] = {}
-        self._told, self._next_word = repeats(), 0.0
+        self._logged, self._next_log = repeats(), 0.0
         os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(SILENT_SECONDS))
         os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
 
@@ -112,7 +112,7 @@ class BucketShards:
                         asked.pop()
                     if not asked:
                         self._asked.pop(index, None)
-            self._tell_repeats()
+            self._log_repeats()
 
     def _ask(self, index: int) -> Any:
         shard, position = self._places.find(index)
@@ -120,7 +120,7 @@ class BucketShards:
         return self._bytes(shard, begin, end)
 
     def _index(self, shards: Iterable[int]) -> None:
-        """Reads what tells where the records of shards are, unless it is known already."""
+        """Reads the places of the records of shards, unless they are known already."""
         with self._indexing:
             new = sorted(set(shards) - set(self._indexes))
             tails = [self._bytes(shard, -array_record_format.BLOCK, None) for shard in new]
@@ -158,7 +158,7 @@ class BucketShards:
         path, began = self._places.paths[shard], time.monotonic()
         while True:
             try:
-                result = future.result(timeout=TOLD_EVERY)
+                result = future.result(timeout=LOG_EVERY)
                 break
             except TimeoutError as error:
                 if time.monotonic() - began > LONGEST_WAIT:
@@ -169,7 +169,7 @@ class BucketShards:
                 console.warn(f"waiting for {path}; {repeats()} requests have been repeated")
             except Exception as error:  # TensorStore has one for each of gRPC's statuses
                 raise UserError(f"{path} can't be read: {_first_line(error)}") from error
-        self._tell_repeats()
+        self._log_repeats()
         if result.state != "value":
             raise UserError(f"{path} is not there, though the dataset says so: upload it again")
         known = self._indexes.get(shard)
@@ -177,15 +177,15 @@ class BucketShards:
             raise UserError(f"{path} was replaced while it was read: start again")
         return result.value
 
-    def _tell_repeats(self) -> None:
+    def _log_repeats(self) -> None:
         now, count = time.monotonic(), repeats()
-        if now < self._next_word or count == self._told:
+        if now < self._next_log or count == self._logged:
             return
         console.warn(
-            f"{count - self._told} requests to {dataset_dir.BUCKET} failed and were repeated "
+            f"{count - self._logged} requests to {dataset_dir.BUCKET} failed and were repeated "
             f"({count} in process {os.getpid()})"
         )
-        self._told, self._next_word = count, now + TOLD_EVERY
+        self._logged, self._next_log = count, now + LOG_EVERY
 
 
 def _first_line(error: Exception) -> str:

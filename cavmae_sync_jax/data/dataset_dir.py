@@ -33,12 +33,16 @@ def find(directory: epath.PathLike) -> epath.Path:
     """
     directory = os.fspath(directory)
     if not directory or not epath.Path(directory).is_dir():
-        raise UserError(f"no dataset folder {directory!r}: give what data_prep had as --output")
+        raise UserError(
+            f"no dataset folder {directory!r}: give the --output of a data_prep program"
+        )
     directory = epath.Path(directory)
     found = [p.parent for depth in ("", "*/", "*/*/") for p in directory.glob(depth + _MARKER)]
     if len(found) != 1:
         # A parent of trainings and data may hold some further below, which are only named.
-        below = found or [path.parent for path in directory.glob(f"*/*/*/{_MARKER}")]
+        deeper = (path.parent for path in directory.glob(f"*/*/*/{_MARKER}"))
+        # A killed preparation leaves its parts in hidden folders.
+        below = found or [p for p in deeper if not any(n.startswith(".") for n in p.parts[-3:])]
         names = ", ".join(sorted(map(str, below)))
         what = f"{len(found)}: give" if found else "it further below: give"
         raise UserError(

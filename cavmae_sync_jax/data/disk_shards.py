@@ -43,13 +43,13 @@ class Places:
 
 @runtime_checkable
 class Shards(Protocol):
-    """Where records come from."""
+    """A source of records by number."""
 
     def read(self, index: int) -> bytes:
         """The bytes of a record."""
 
     def ahead(self, indices: Iterable[int]) -> Generator[int, None, None]:
-        """Yields the indices, while the records that come after each are on their way."""
+        """Yields the indices, while the records after each are being read."""
 
 
 class DiskShards:

@@ -3,7 +3,7 @@
 The order of training examples is a pure function of (seed, position): position `n` of an endless
 sequence of shuffled epochs. Batch `s` holds positions `s·B … s·B + B - 1`, cut into equal
 consecutive shares for the processes. A run therefore resumes from a number, with any count of
-workers, processes or devices, and every clip comes once an epoch.
+workers, processes or devices. Every clip comes once per epoch.
 """
 
 import math
@@ -31,7 +31,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 class _RandomFrame(grain.transforms.RandomMap):
-    """A clip and a random frame of it, anew in each epoch; with weights, a clip drawn by them."""
+    """A clip and a random frame of it, new in each epoch; with weights, a clip drawn by them."""
 
     def __init__(self, frames: int, weights: Weights | None):
         self._frames = frames
@@ -46,7 +46,7 @@ class _RandomFrame(grain.transforms.RandomMap):
 
 
 class _Pairs(grain.transforms.Map):
-    """Clips and frames of a batch to its pairs, each copied into the batch as soon as it is there.
+    """Makes a batch's pairs from its clips and frames; each is copied into the batch at once.
 
     So the next one takes the same memory, and no new page has to be cleared for it.
     """
@@ -87,7 +87,7 @@ def train_batches(
       start: position of the first example, 0 for a new run.
       workers: processes that read and decode; 0 does it in this process.
       prefetch: batches each worker holds ready.
-      weights: draws every clip by its weight, with replacement; None takes each once an epoch.
+      weights: draws every clip by its weight, with replacement; None takes each once per epoch.
 
     Returns:
       An iterator of `audio` `[share, rows, bins]`, `visual` `[share, height, width, 3]` and `clip`
@@ -191,7 +191,7 @@ def clip_batches(
 ) -> grain.DatasetIterator:
     """This process's share of one pass over clips, with all their frames.
 
-    The last global batch is filled up; `valid` tells which clips count.
+    The last global batch is filled up; `valid` says which clips count.
 
     Args:
       records: the split.

@@ -12,7 +12,7 @@ Batch = dict[str, Any]
 
 
 class PairSpec(NamedTuple):
-    """How a clip becomes pairs of a frame and its audio window; all of it a config may change."""
+    """How a clip becomes pairs of a frame and its audio window; a config sets every field."""
 
     num_frames: int
     clip_rows: int
@@ -24,7 +24,7 @@ class PairSpec(NamedTuple):
 
     @classmethod
     def of(cls, config: Any) -> "PairSpec":
-        """What a training config asks for; an evaluation may add `data.only_frame`."""
+        """The settings of a training config; an evaluation may add `data.only_frame`."""
         data, model = config.data, config.model
         sizes = model.audio_rows, model.audio_bins, model.image_size
         only_frame = data.get("only_frame", None)
@@ -56,7 +56,7 @@ class PairSpec(NamedTuple):
           `visual`: uint8 RGB `[size, size, 3]`; `audio`: raw log-mel `[audio_rows, bins]`.
 
         Raises:
-          OSError: if the frame is no readable JPEG.
+          OSError: if the frame is not a readable JPEG.
           UserError: if the dataset has fewer frames, frames or log-mels of another size.
         """
         stored, (rows, bins) = len(record["frames"]), record["fbank"].shape

@@ -1,4 +1,7 @@
-"""A split of a prepared dataset (TFDS, ArrayRecord): its records by number."""
+"""A split of a prepared dataset (TFDS, ArrayRecord): its records by number.
+
+docs/data.md lists the fields of a record; `data_prep.pipeline.shards.Schema` defines them.
+"""
 
 import contextlib
 import functools
@@ -64,8 +67,11 @@ class Records:
         )
         missing = [field for field in fields if field not in self.features]
         if missing:
-            raise UserError(f"{self.directory} has no {', '.join(missing)}, which this needs")
-        # Datasets of version 0.1.0 don't tell; each of their records is checked when it is read.
+            raise UserError(
+                f"{self.directory} has no {', '.join(missing)}: name a dataset that has it, or "
+                "prepare this one again"
+            )
+        # Datasets of version 0.1.0 don't say; each of their records is checked when it is read.
         self.longest_rows: int | None = (builder.info.metadata or {}).get("longest_rows")
         places = Places([os.fspath(path) for path in info.filepaths], info.shard_lengths)
         if not len(places):

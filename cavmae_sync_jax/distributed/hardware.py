@@ -1,4 +1,4 @@
-"""What this process computes on, and what it leaves idle by mistake."""
+"""Which devices this process computes on, and which it leaves idle by mistake."""
 
 import os
 import re

@@ -1,8 +1,8 @@
 """The processes of one run: how they find each other, agree, and stop together.
 
-Every process runs the same program on its own devices, of which JAX makes one mesh. On TPU pods,
-under Slurm, MPI or Kubernetes JAX finds out by itself who belongs together. Elsewhere three
-variables say it: JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and
+Every process runs the same program on its own devices. JAX makes one mesh of all devices. On TPU
+pods, under Slurm, MPI or Kubernetes, JAX itself finds the processes of a run. Elsewhere three
+variables name them: JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and
 JAX_PROCESS_ID.
 """
 
@@ -29,7 +29,7 @@ SHUTDOWN_SECONDS = 60
 
 
 def initialize() -> None:
-    """Joins the run's other processes, if the environment tells of any; call it before computing.
+    """Joins the run's other processes, if the environment names any; call it before computing.
 
     Raises:
       UserError: if only some of the variables are set, they make no sense, or joining fails.
@@ -60,7 +60,7 @@ def initialize() -> None:
 
 
 def _described() -> tuple[str, int, int] | tuple[()]:
-    """The address, the number of processes and the rank that the variables tell, if set."""
+    """The address, the number of processes and the rank in the variables, if they are set."""
     given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     if not given:
         return ()
@@ -116,6 +116,6 @@ def all_agree(flag: bool) -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has come here."""
+    """Waits until every process has reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from cavmae_sync_jax.utils import console
 
-# About how often a training's processes ask each other whether one was told to stop.
+# About how often a training's processes ask each other whether one got a signal to stop.
 POLL_SECONDS = 5.0
 
 
@@ -70,7 +70,7 @@ class PreemptionGuard:
             self._at_once = False
 
     def signal(self, number: int, frame: Any = None) -> None:
-        """Takes a signal; a second Ctrl-C ends at once."""
+        """Handles a signal; a second Ctrl-C ends the program at once."""
         del frame
         if number == signal.SIGINT:
             if self.signalled.is_set():
@@ -100,7 +100,7 @@ def preemption_guard() -> Iterator[PreemptionGuard]:
 
 
 def init_worker(index: int, workers: int) -> None:
-    """Begins a worker of the input pipeline: it outlives signals, but not its parent.
+    """Starts a worker of the input pipeline: signals do not end it, but its parent's end does.
 
     The parent answers a signal to the whole process group, and it needs data until then. A parent
     that was killed can't stop its workers.

@@ -53,7 +53,7 @@ def arrange(shape: tuple[int, int], devices: Sequence[Any]) -> np.ndarray:
       UserError: if `fsdp` would cross slices.
     """
     # A GPU calls its host a slice; hosts follow each other in the plain order already.
-    # Devices that are only described, to compile for them, need not tell theirs.
+    # Devices that are only described, to compile for them, need not name theirs.
     tpus = [device for device in devices if device.platform == "tpu"]
     slices = len({getattr(device, "slice_index", 0) for device in tpus}) or 1
     if shape[0] % slices:

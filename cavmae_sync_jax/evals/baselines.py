@@ -1,4 +1,4 @@
-"""What retrieval scores without a trained model: the figures to read a score against."""
+"""Retrieval's scores without a trained model, to compare a model's scores with."""
 
 import numpy as np
 from jaxtyping import Float, Int

@@ -4,12 +4,14 @@ Example:
   python -m cavmae_sync_jax.evals.classify --checkpoint=runs/vggsound --data=DATASET \\
       --output=runs/vggsound/evals
 
-Of each clip the predictions for all pairs of a frame and its window are averaged (sigmoids, or
-softmaxes of a model trained with cross-entropy). The scores are those of the AudioSet papers: mean
-average precision, mean area under the ROC curve, d', and accuracy where each clip has one label,
-each with an interval over clips. A model trained with both modalities is also scored with the sound
-alone and with the picture alone. Prints a table and writes OUTPUT/classify.json with every class,
-and OUTPUT/classify.png, who is taken for whom. --from_scratch=DIR also scores another fine-tuning.
+The predictions for all pairs of a clip (a frame and its window) are averaged: sigmoids, or
+softmaxes if the model was trained with cross-entropy. The scores are those of the AudioSet papers:
+mean average precision, mean area under the ROC curve, d', and accuracy if each clip has one label.
+Each has an interval over clips. A model trained with both modalities is also scored with the sound
+alone and with the picture alone. --from_scratch=DIR also scores another fine-tuning.
+
+Prints a table and writes OUTPUT/classify.json with every class, and OUTPUT/classify.png, which
+shows the classes that are confused.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from cavmae_sync_jax.evals.figures import probe as figure
 from cavmae_sync_jax.evals.metrics import bootstrap, classification
 from cavmae_sync_jax.evals.report import results_table
 from cavmae_sync_jax.inference import features
+from cavmae_sync_jax.inference.classes import require_fine_tuned
 from cavmae_sync_jax.models.classifier import ALONE, SEEN, Classifier
 from cavmae_sync_jax.training import finetune_step
 from cavmae_sync_jax.utils import cli
@@ -96,20 +99,16 @@ def predict(
     """The predictions of a fine-tuned model for a split.
 
     Raises:
-      UserError: if it is no fine-tuned model, or knows other classes than the split.
+      UserError: if it is not a fine-tuned model, or knows other classes than the split.
     """
-    if not isinstance(model.module, Classifier):
-        raise UserError(
-            f"{model.directory} is no fine-tuned model and knows no classes: "
-            "fine-tune it, or probe it by cavmae_sync_jax.evals.probe"
-        )
+    require_fine_tuned(model)
     ours, theirs = list(model.config.classifier.names), labels.class_names(records)
     if ours != theirs:
         new = sorted(set(theirs) ^ set(ours))[:3] or ["the same ones in another order"]
         raise UserError(
             f"{model.directory} knows {len(ours)} classes and {records.directory} has "
             f"{len(theirs)}, which are not the same (such as {', '.join(map(str, new))}): "
-            "name a dataset with the classes that it was trained with"
+            "name a dataset with the classes that the model was trained with"
         )
     loss, modes = model.config.classifier.loss, modes_of(model)
     function = functools.partial(probabilities, modes=modes, loss=loss)
@@ -155,7 +154,7 @@ def report(
     output: epath.PathLike | None,
     beside: tuple[Pretrained, Predictions] | None = None,
 ) -> dict[str, Any]:
-    """What `run` returns and writes, of predictions that are there already."""
+    """What `run` returns and writes, for given predictions."""
     truth, best = found.truth, found.by_mode[found.main]
     weights = bootstrap.draw_weights(len(truth), RESAMPLES)
     precisions = classification.class_precisions(truth, best)

@@ -1,7 +1,8 @@
 """Published lists of clips, and a split's records that are on one.
 
 Lists name clips in many ways: by the dataset's own `clip_id`, by a file's name, by YouTube's id
-alone, or by rows of AudioSet's and VGGSound's lists. `select` understands them where one clip fits.
+alone, or by rows of AudioSet's and VGGSound's lists. `select` takes a name if exactly one clip
+fits it.
 """
 
 import collections
@@ -50,7 +51,7 @@ def read(path: epath.PathLike) -> list[str]:
         try:
             whole = _json(text)
         except ValueError as error:
-            raise UserError(f"the list of clips {path} is no JSON: {error}") from error
+            raise UserError(f"the list of clips {path} is not valid JSON: {error}") from error
         entries = whole.get("data") if isinstance(whole, dict) else whole
         if not isinstance(entries, list):
             raise UserError(
@@ -89,10 +90,10 @@ def _json(text: str) -> Any:
 
 
 def _columns(line: str, delimiter: str, path: epath.Path) -> list[str] | None:
-    """Returns the columns of a header, see `tables`; None if it is no header.
+    """Returns the columns of a header, see `tables`; None if it is not a header.
 
     Raises:
-      UserError: a column may be a start, but nobody knows in which unit.
+      UserError: a column may be a start, but its unit is unknown.
     """
     cells = tables.header_of(next(csv.reader([line], delimiter=delimiter)))
     columns = tables.columns_of(cells)
@@ -112,7 +113,7 @@ def _rows(path: epath.Path, rows: Any, columns: Sequence[str]) -> Iterable[str]:
     """Yields the clip of each row under a header, with its start behind a comma if it has one.
 
     Raises:
-      UserError: a row lacks one of these cells, or the start is no number.
+      UserError: a row lacks one of these cells, or the start is not a number.
     """
     for cells in rows:
         try:
@@ -131,7 +132,7 @@ def _entry(row: Mapping[str, Any]) -> str:
     """Returns a clip's name, with its start in seconds behind a comma if the row has one.
 
     Raises:
-      ValueError: the start is no number.
+      ValueError: the start is not a number.
     """
     starts = [
         float(row[name]) / unit for name, unit in _STARTS.items() if row.get(name) is not None
@@ -155,13 +156,15 @@ def _id_of(entry: Any, number: int, path: epath.Path) -> str:
             names = [pathlib.PurePosixPath(file).stem for file in files]
         if names and isinstance(names[0], str) and names[0]:
             columns = zip(
-                tables.columns_of(tables.header_of(list(entry))), entry.values(), strict=True
+                tables.columns_of(tables.header_of(list(entry))),
+                entry.values(),
+                strict=True,
             )
             times = {name: value for name, value in columns if name in _STARTS}
             with contextlib.suppress(TypeError, ValueError):  # no numbers
                 return _entry({"video": names[0], **times}) if times else names[0]
     raise UserError(
-        f"the list of clips {path}, entry {number}, has no video_id, or a start that is no number"
+        f"the list of clips {path}, entry {number}, has no video_id, or its start is not a number"
     )
 
 
@@ -198,7 +201,7 @@ class Selected(loader.Records):
     def pairs(
         self, index: int, pair_spec: loader.PairSpec, frames: Iterable[int]
     ) -> list[loader.Batch]:
-        """Some of a clip's frames with their windows, see `dataset.PairSpec.pair`."""
+        """Some of a clip's frames with their windows, see `PairSpec.pair`."""
         return self._records.pairs(self._indices[index], pair_spec, frames)
 
 
@@ -287,7 +290,7 @@ def select(records: loader.Records, wanted: Sequence[str], name: str) -> tuple[S
     """The records that a list's entries mean, in the split's order, and the entries without one.
 
     An entry means the clip whose id it is; else the clip of the same video and start; else, if the
-    entry or the dataset tells no start, the only clip of the same video.
+    entry or the dataset has no start, the only clip of the same video.
 
     Args:
       records: the whole split.

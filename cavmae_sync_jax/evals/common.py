@@ -1,4 +1,4 @@
-"""What evaluations share: their flags, what a result says of itself, the untrained model."""
+"""What evaluations share: flags, the settings that a result states, the untrained model."""
 
 import argparse
 import io
@@ -13,7 +13,7 @@ from etils import epath
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained, load
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.evals.metrics import bootstrap
-from cavmae_sync_jax.utils import cli, files
+from cavmae_sync_jax.utils import atomic, cli
 from cavmae_sync_jax.utils.errors import UserError
 
 UNTRAINED_SEED = 1_000_003  # not the seed that a training is likely to have begun with
@@ -106,13 +106,13 @@ def with_frames(
 
 
 def untrained(model: Pretrained) -> Pretrained:
-    """A model of the same shape with fresh parameters, to read a score against."""
+    """A model of the same shape with random parameters, to compare scores with."""
     params = jax.jit(model.module.init_params)(jax.random.key(UNTRAINED_SEED))
     return model._replace(params=params)
 
 
 def describe(model: Pretrained, records: loader.Records) -> dict[str, Any]:
-    """What a result says of the model, the data and the code it comes from."""
+    """The part of a result that identifies the model, the data and the code."""
     return {
         "checkpoint": {"directory": model.directory, "step": model.step},
         "data": {"identity": records.identity, "directory": str(records.directory)},
@@ -126,7 +126,7 @@ def write(output: epath.PathLike, name: str, result: dict[str, Any], table: str)
     if jax.process_index() != 0:
         return
     path = cli.make_folder(output) / f"{name}.json"
-    files.replace(path, json.dumps(result, indent=2) + "\n")
+    atomic.write(path, json.dumps(result, indent=2) + "\n")
     print(f"{table}\nwritten: {path}")
 
 
@@ -141,4 +141,4 @@ def write_resamples(
     if jax.process_index() == 0:
         buffer = io.BytesIO()
         np.savez(buffer, **resampled)
-        files.replace(cli.make_folder(output) / f"{name}_resamples.npz", buffer.getvalue())
+        atomic.write(cli.make_folder(output) / f"{name}_resamples.npz", buffer.getvalue())

@@ -21,7 +21,7 @@ EVALUATIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def check(names: Sequence[str], records: loader.Records) -> None:
-    """Refuses before a training begins what would stop it at an evaluation, as far as one can tell.
+    """Before a training begins, refuses what is known to fail at an evaluation.
 
     Raises:
       UserError: for an unknown evaluation, or one that this dataset can't have.

@@ -4,12 +4,14 @@ Example:
   python -m cavmae_sync_jax.evals.probe --config=configs/probe.py:as20k \\
       --checkpoint=runs/sync --data=DATASET --output=runs/sync/evals
 
-A small transformer is trained on the split `config.train_split` and scored on --split: mean average
-precision and area under the ROC curve, means over the classes, d', and accuracy where each clip has
-one label. A probe of both streams is also scored with either modality missing. Prints a table and
-writes OUTPUT/probe.json with every class and OUTPUT/probe.png, who is taken for whom (probe_audio,
-probe_visual for one stream). The head's checkpoints are in OUTPUT/probe/, where it resumes.
---head=DIR scores a head of another run or of a conversion instead of training one.
+A small transformer is trained on the split `config.train_split` and scored on --split. The scores
+are mean average precision, mean area under the ROC curve, d', and accuracy if each clip has one
+label. A probe of both streams is also scored with either modality missing.
+
+Prints a table and writes OUTPUT/probe.json with every class, and OUTPUT/probe.png, which shows the
+classes that are confused. A probe of one stream is called probe_audio or probe_visual. The head's
+checkpoints are in OUTPUT/probe/, where the training resumes. --head=DIR scores a head of another
+run or of a conversion instead of training one.
 """
 
 import argparse
@@ -119,7 +121,7 @@ def by_modality(
     truth: Truth,
     by_mode: Mapping[str, Float[np.ndarray, "clips classes"]],
 ) -> dict[str, Any]:
-    """VGGSounder's scores, if the dataset tells how each label is perceived (Zverev et al. 2025).
+    """VGGSounder's scores, if the dataset says how each label is perceived (Zverev et al. 2025).
 
     Args:
       records: the clips.
@@ -202,18 +204,18 @@ def _logits(
 def _load_head(directory: epath.PathLike, width: int, classes: int) -> tuple[ProbeHead, Any]:
     with manager.opened(directory) as stored:
         if "head" not in stored.config:
-            raise UserError(f"{directory} holds no probe's head")
+            raise UserError(f"--head={directory} holds no probe's head: name an OUTPUT/probe")
         module = ProbeHead(**stored.config.head)
         if (module.width, module.classes) != (width, classes):
             raise UserError(
-                f"the head in {directory} takes features of width {module.width} and knows "
-                f"{module.classes} classes, but here are {width} and {classes}"
+                f"--head={directory} takes features of width {module.width} and knows "
+                f"{module.classes} classes, but model and dataset have {width} and {classes}"
             )
         return module, stored.weights()
 
 
 def _frequencies(truth: Truth, train: tuple[Truth, Any] | None) -> dict[str, float]:
-    """What a constant scores: how often each class comes in the training clips."""
+    """The scores of a constant prediction: the frequencies of the classes in the training clips."""
     known = truth if train is None else train[0]
     return classification.scores_of(truth, np.broadcast_to(known.mean(axis=0), truth.shape))
 
@@ -234,8 +236,8 @@ def format_table(result: dict[str, Any]) -> str:
             for name in names
         )
         lines.append(f"{title:42}" + "".join(f"{cell:>10}" for cell in cells))
-    told = published.told("probe") if result["stream"] == "both" else []
-    return "\n".join([*lines, *modality_lines(result), *told])
+    theirs = published.text_lines("probe") if result["stream"] == "both" else []
+    return "\n".join([*lines, *modality_lines(result), *theirs])
 
 
 def modality_lines(result: dict[str, Any]) -> list[str]:

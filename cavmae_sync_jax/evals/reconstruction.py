@@ -1,8 +1,9 @@
 """What a trained model reconstructs of masked patches (paper equations 2–4): errors and pictures.
 
-The decoder predicts each patch minus its mean, over its spread: neither is predicted. The errors
-are in those units, and a prediction of zero, which is to say of the mean, has about 1. The pictures
-put back each masked patch's own true mean and spread; beside them stands what these alone show.
+The decoder predicts each patch minus its mean, divided by its standard deviation. It predicts
+neither of the two. The errors are in these units: a prediction of zero, which is the mean, has an
+error of about 1. For the pictures, each masked patch gets its true mean and deviation back. Beside
+them is a picture of the means alone.
 
 Example:
   python -m cavmae_sync_jax.evals.reconstruction --checkpoint=runs/sync --data=DATASET
@@ -38,7 +39,7 @@ from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
 
 MASK_SEED = 0
-PAPER_RATIO = 0.75  # for checkpoints whose config does not tell how they were trained
+PAPER_RATIO = 0.75  # for checkpoints whose config does not say how they were trained
 PREDICTED, ZERO = "predicted", "zero"
 Patches = dict[str, Float[Array, "batch _ _"]]
 
@@ -52,7 +53,7 @@ class Masks:
 
     @classmethod
     def of(cls, config: ConfigDict, ratio: float | None = None) -> "Masks":
-        """Those that a model was trained with, or others of another ratio."""
+        """The masks that a model was trained with, or masks of another ratio."""
         trained = config.get("mask", {"ratios": (PAPER_RATIO,), "audio_structure": "unstructured"})
         return cls(trained["ratios"][0] if ratio is None else ratio, trained["audio_structure"])
 
@@ -151,7 +152,7 @@ def run(
         nothing.
       mesh: the devices; None means all.
       mask_ratio: share of masked patches; None takes the first that the model was trained with
-        (0.75 if its checkpoint does not tell, as one that was converted).
+        (0.75 if its checkpoint does not say, as one that was converted).
       with_baselines: also measures an untrained model of the same shape, and a prediction of zero.
       cache: see `features.extract`.
 
@@ -225,7 +226,7 @@ def restore(
 def picture(
     module: CavMaeSync, modality: str, normalised: Float[Array, "batch patches pixels"]
 ) -> Float[np.ndarray, "batch *shape"]:
-    """Patches as `CavMaeSync.patchify` makes them back to what is looked at.
+    """A picture to look at from patches as `CavMaeSync.patchify` makes them.
 
     Returns:
       RGB 0–1 `[batch, height, width, 3]`, not clipped, or log-mels `[batch, bins, rows]`.

@@ -8,15 +8,16 @@ Examples:
 Prints a table and writes OUTPUT/retrieval.json and OUTPUT/retrieval.png, where some queries are
 shown with their best matches.
 
---clips=LIST scores only the clips of a published list: CAV-MAE's JSON ({"data": [{"video_id": …}]};
-where there is no video_id, the file name of wav or video_path without extension), a text file with
-an id per line, or a CSV with a header, such as AudioCaps' test.csv. An entry is a clip's id, its
-file's name, YouTube's id, or the row of a published list. Those that the dataset lacks are told and
-written to the JSON.
+--clips=LIST scores only the clips of a published list. This is CAV-MAE's JSON ({"data":
+[{"video_id": …}]}), a text file with an id per line, or a CSV with a header, such as AudioCaps'
+test.csv. In a JSON without video_id, the name of the wav or video_path counts. An entry is a clip's
+id, its file's name, YouTube's id, or the row of a published list. Clips that the dataset lacks are
+reported and written to the JSON.
 
---embeddings=FILE.npz scores any system, without model or dataset (and without a picture): float
-arrays `audio` and `visual` [clips, frames, dim], or [clips, dim] for one frame a clip. Row i of
-both is the same clip. They may differ in frames if only mean and max are asked for.
+--embeddings=FILE.npz scores any system, without model or dataset, and without a picture. The file
+holds float arrays `audio` and `visual` [clips, frames, dim], or [clips, dim] for one frame per
+clip. Row i of both is the same clip. Their numbers of frames may differ if --strategies names only
+mean and max.
 """
 
 import argparse
@@ -68,7 +69,7 @@ def run(
       records: the clips that are queries and targets.
       output: a folder for `retrieval.json` and `retrieval.png`; None writes and prints nothing.
       mesh: the devices; None means all.
-      strategies: of `scores.STRATEGIES`.
+      strategies: of `similarity.STRATEGIES`.
       with_baselines: also scores chance and an untrained model of the same shape; a linear
         baseline, where the dataset has a split "train" to fit it on; and an oracle, where the
         dataset knows the truth and the whole split is scored.
@@ -195,7 +196,7 @@ def read_embeddings(
     try:
         with epath.Path(path).open("rb") as file:
             if not zipfile.is_zipfile(file):
-                raise UserError(f"{path} is no npz file, or is cut short")
+                raise UserError(f"{path} is not an npz file, or is cut short")
             file.seek(0)
             with np.load(file, allow_pickle=False) as stored:
                 held = list(stored)
@@ -231,7 +232,7 @@ def read_embeddings(
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """In this machine's byte order."""
+    """The array in this machine's byte order."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -280,7 +281,7 @@ def main() -> None:
     )
     arguments.add_argument("--clips", metavar="LIST", help="score only the clips of this list")
     arguments.add_argument(
-        "--embeddings", metavar="FILE", help="npz to score instead of a model's embeddings"
+        "--embeddings", metavar="FILE", help="npz file to score instead of a model's embeddings"
     )
     arguments.add_argument(
         "--strategies",

@@ -1,18 +1,18 @@
 """Sound-prompted segmentation (paper section 3.5.3; Table 3, Figure 5) of a trained model.
 
-Where in an image is what a sound comes from? Two maps answer. The paper's is the cosine of the
+Where in an image does a sound come from? Two kinds of maps answer. The paper's is the cosine of the
 sound's global token with the image's patch tokens. The other is evidence: how much better the image
-matches the sound where a patch is visible, see `inference.heatmaps`. Any dataset whose frames have
-a class and a mask can be scored, such as those of data_prep.ade20k_sound, data_prep.scenes and
-data_prep.localisation; frames in which nothing sounds are left out. With boxes it also scores cIoU
-at 0.5 and its AUC, with masks AVSBench's J (mean IoU of the frames) and F.
+matches the sound when a patch is visible, see `inference.heatmaps`. Any dataset whose frames have a
+class and a mask can be scored, such as those of data_prep.ade20k_sound, data_prep.scenes and
+data_prep.localisation. Frames in which nothing sounds are left out. With boxes it also scores cIoU
+at 0.5 and its AUC. With masks it also scores AVSBench's J (mean IoU of the frames) and F.
 
 Example:
   python -m cavmae_sync_jax.evals.segmentation --checkpoint=runs/sync --data=DATASET
 
 Prints a table and writes OUTPUT/segmentation.json, with the scores of every class, and
-OUTPUT/segmentation.png, where some images are shown with their maps. Videos without such truth have
-no score: data_prep.scenes makes some that have.
+OUTPUT/segmentation.png, where some images are shown with their maps. Videos without such truth
+can't be scored. data_prep.scenes makes videos with it.
 """
 
 import argparse
@@ -57,15 +57,15 @@ def run(
     with_baselines: bool = True,
     cache: epath.PathLike | None = None,
 ) -> dict[str, Any]:
-    """Scores where a model sees what it hears.
+    """Scores a model's maps of where a sound comes from.
 
     Clips are taken with as many frames as they have, at most as many as the model was trained with;
-    a single image's sound is heard in as many windows as a clip's, see `sound_maps.Stills`.
+    a single image's sound is heard in as many windows as a clip's, see `sound_maps.RepeatedImages`.
 
     Args:
       model: whose maps are scored. Without a global token, the patches' mean takes its place.
-      records: clips with `frame_class` and `frame_mask`. With `frame_silent_mask`, too, it is told
-        how often a map prefers the object that sounds to a silent one.
+      records: clips with `frame_class` and `frame_mask`. With `frame_silent_mask`, it is also
+        scored how often a map prefers the object that sounds to a silent one.
       output: a folder for `segmentation.json` and `segmentation.png`; None writes and prints
         nothing.
       mesh: the devices; None means all.
@@ -90,31 +90,11 @@ def run(
     if sets < 2:
         raise UserError(f"--sets={sets} must be at least 2: one set has no other to differ from")
     mesh = mesh or sharding.make_mesh()
-    if not set(sound_maps.TRUTH) <= set(records.features):
-        raise UserError(
-            f"{records.directory} does not say where things are (frame_class, frame_mask), so maps "
-            "can't be scored: to see those of your own videos use cavmae_sync_jax.localize"
-        )
-    truth = loader.Records(records.directory, records.split, sound_maps.TRUTH)
-    (stored,) = truth.features["frame_class"].shape
-    query = query or ("clip" if stored == 1 else "frame")
-    sounds: loader.Records = records
-    if stored == 1:
-        if query == "frame":
-            raise UserError(
-                f"--query=frame: {records.directory} has one image a sound, which has no window "
-                "of its own; use --query=clip"
-            )
-        sounds = sound_maps.Stills(records, model.config.data.num_frames)
-        items = sound_maps.find_items(truth, 1)
-    else:
-        model = common.with_frames(model, min(stored, model.config.data.num_frames))
-        items = sound_maps.find_items(truth, model.config.data.num_frames)
+    model, sounds, items, query, names, clips = _split(model, records, query)
     settings = {"mesh": mesh, "cache": cache, "tokens": tokens, "sets": sets}
     mapper = sound_maps.Mapper(model, sounds, items, query, **settings)
     found, matches = mapper.maps(model, maps), mapper.matches(model)
-    weights = bootstrap.draw_weights(len(truth))
-    names = truth.features["labels"].feature.names
+    weights = bootstrap.draw_weights(clips)
     scored = {
         row: {sound: _score(of_row[sound], items, weights) for sound in SCORED if sound in of_row}
         for row, of_row in found.items()
@@ -136,7 +116,7 @@ def run(
     }
     if with_baselines:
         for row, of_row in mapper.maps(common.untrained(model), maps).items():
-            rows[row][UNTRAINED] = _score(of_row[OWN], items, weights).told
+            rows[row][UNTRAINED] = _score(of_row[OWN], items, weights).with_intervals
         result["baselines"] = {**_trivial(items, weights), UNTRAINED: first[UNTRAINED]["scores"]}
     result |= common.describe(model, records)
     if output is not None:
@@ -156,6 +136,39 @@ def run(
     return result
 
 
+class _Split(NamedTuple):
+    """The frames of a split that are scored, with their sounds and the model for these frames."""
+
+    model: Pretrained
+    sounds: loader.Records
+    items: Items
+    query: Query
+    names: list[str]  # of the classes
+    clips: int
+
+
+def _split(model: Pretrained, records: loader.Records, query: Query | None) -> _Split:
+    if not set(sound_maps.TRUTH) <= set(records.features):
+        raise UserError(
+            f"{records.directory} does not say where things are (frame_class, frame_mask), so maps "
+            "can't be scored: to see those of your own videos use cavmae_sync_jax.localize"
+        )
+    truth = loader.Records(records.directory, records.split, sound_maps.TRUTH)
+    (stored,) = truth.features["frame_class"].shape
+    names = truth.features["labels"].feature.names
+    if stored > 1:
+        model = common.with_frames(model, min(stored, model.config.data.num_frames))
+        items = sound_maps.find_items(truth, model.config.data.num_frames)
+        return _Split(model, records, items, query or "frame", names, len(truth))
+    if query == "frame":
+        raise UserError(
+            f"--query=frame: {records.directory} has one image per sound, which has no window "
+            "of its own; use --query=clip"
+        )
+    sounds = sound_maps.RepeatedImages(records, model.config.data.num_frames)
+    return _Split(model, sounds, sound_maps.find_items(truth, 1), "clip", names, len(truth))
+
+
 class _Scored(NamedTuple):
     """`by_class`, the means with `pointing`, and the same of every resample of the clips."""
 
@@ -164,7 +177,7 @@ class _Scored(NamedTuple):
     resampled: dict[str, bootstrap.Resampled]
 
     @property
-    def told(self) -> dict[str, Any]:
+    def with_intervals(self) -> dict[str, Any]:
         """The scores and their intervals, by the same names."""
         intervals = {name: bootstrap.interval(row) for name, row in self.resampled.items()}
         return {"scores": self.scores, "intervals": intervals}
@@ -196,15 +209,15 @@ def _score_row(
 ) -> dict[str, Any]:
     """All that is said of one kind of map; `scored` has its scores by sound."""
     own = scored[OWN]
-    row: dict[str, Any] = own.told
+    row: dict[str, Any] = own.with_intervals
     row["classes"] = {names[class_id]: score for class_id, score in own.classes.items()}
     if OTHER in scored:
-        row[OTHER] = scored[OTHER].told
+        row[OTHER] = scored[OTHER].with_intervals
         row["own_minus_another"] = {
             name: bootstrap.interval(values - scored[OTHER].resampled[name])
             for name, values in own.resampled.items()
         }
-    shares = {sound: _duels(maps[sound], items, weights) for sound in scored}
+    shares = {sound: _beats_silent_object(maps[sound], items, weights) for sound in scored}
     if shares[OWN] is not None:
         row["beats_silent_object"] = shares
     highest = {sound: of_sound.max(axis=(1, 2)) for sound, of_sound in maps.items()}
@@ -212,9 +225,11 @@ def _score_row(
     return row
 
 
-def _duels(maps: Maps, items: Items, weights: bootstrap.Weights) -> dict[str, Any] | None:
-    """In which share of the frames with a silent object the sounding one has the higher mean."""
-    won = segmentation_metrics.duels(maps, items.masks, items.silent_masks)
+def _beats_silent_object(
+    maps: Maps, items: Items, weights: bootstrap.Weights
+) -> dict[str, Any] | None:
+    """The share of frames with a silent object in which the sounding one has the higher mean."""
+    won = segmentation_metrics.beats_silent_object(maps, items.masks, items.silent_masks)
     known = np.isfinite(won)
     if not known.any():
         return None
@@ -229,7 +244,7 @@ def _duels(maps: Maps, items: Items, weights: bootstrap.Weights) -> dict[str, An
 def _detections(
     values: dict[str, Float[np.ndarray, " items"]], items: Items, weights: bootstrap.Weights
 ) -> dict[str, Any]:
-    """How well a value per item tells the own sound from each that is not on screen."""
+    """How well a value per item separates the own sound from each that is not on screen."""
     clips, once = np.tile(items.records, 2), np.ones((1, weights.shape[1]))
     positive = np.arange(len(clips)) < len(items.records)
     found = {}
@@ -273,7 +288,7 @@ def format_table(result: dict[str, Any]) -> str:
             texts.append(f"{_percent(scores[name]):>6}{bounds:14}")
         return "".join(texts)
 
-    told = []
+    notes = []
     for name, row in result["maps"].items():
         title = TITLES.get(name, name)
         lines.append(f"{title:48}{cells(row['scores'], row['intervals'])}")
@@ -281,21 +296,21 @@ def format_table(result: dict[str, Any]) -> str:
             if control in row:
                 scored = row[control]
                 lines.append(f"{'  ' + control:48}{cells(scored['scores'], scored['intervals'])}")
-        for sound, duel in row.get("beats_silent_object", {}).items():
-            bounds = f"{_percent(duel['share'])} [{_percent(*duel['interval'])}]"
-            told.append(
+        for sound, beaten in row.get("beats_silent_object", {}).items():
+            bounds = f"{_percent(beaten['share'])} [{_percent(*beaten['interval'])}]"
+            notes.append(
                 f"{title}, {sound}: higher on the sounding object than on the silent one in "
-                f"{bounds} of {duel['frames']} frames, 50 by chance"
+                f"{bounds} of {beaten['frames']} frames, 50 by chance"
             )
-        told += _told_from(f"{title}, highest value", row["tells_own_sound_from"])
-    told += _told_from("match of the whole picture", result["match_tells_own_sound_from"])
+        notes += _detection_lines(f"{title}, highest value", row["tells_own_sound_from"])
+    notes += _detection_lines("match of the whole picture", result["match_tells_own_sound_from"])
     for name, scores in result.get("baselines", {}).items():
         if name != UNTRAINED:
             lines.append(f"{name:48}{cells(scores, {})}")
-    return "\n".join(line.rstrip() for line in [*lines, *told, *published.told(NAME)])
+    return "\n".join(line.rstrip() for line in [*lines, *notes, *published.text_lines(NAME)])
 
 
-def _told_from(title: str, areas: dict[str, Any]) -> list[str]:
+def _detection_lines(title: str, areas: dict[str, Any]) -> list[str]:
     return [
         f"{title}: tells the own sound from {sound}, ROC AUC {_percent(found['roc_auc'])} "
         f"[{_percent(*found['interval'])}], 50 by chance"
@@ -311,13 +326,15 @@ def main() -> None:
     """Runs the command line."""
     arguments = common.parser(__doc__, NAME)
     arguments.add_argument(
-        "--map", choices=get_args(Map), help="which map; None is both, the paper's cosine first"
+        "--map",
+        choices=get_args(Map),
+        help="kind of map; without it, both, the paper's cosine first",
     )
     arguments.add_argument(
         "--query",
         choices=get_args(Query),
         help="sound's vector: of the frame's own window, or the mean of all the clip's windows; "
-        "None is frame for clips and clip for single images",
+        "without it, frame for clips and clip for single images",
     )
     arguments.add_argument(
         "--tokens",

@@ -1,4 +1,4 @@
-"""From a split to maps of its frames: which frames, searched for which sounds, by which map."""
+"""Maps for the frames of a split: chooses the frames and their sounds, and computes the maps."""
 
 import functools
 import io
@@ -51,10 +51,10 @@ class Queries(NamedTuple):
     bank: Float32[np.ndarray, "bank dim"]
 
 
-class Stills(loader.Records):
-    """Records of one image each, which is repeated, so that a sound gets as many windows as a clip.
+class RepeatedImages(loader.Records):
+    """Records of one image each, repeated so that its sound gets as many windows as a clip.
 
-    A model of 16 frames per clip so hears an image's sound in its 16 windows, spread as always.
+    So a model of 16 frames per clip hears an image's sound in 16 windows, spread as in any clip.
     """
 
     def __init__(self, records: loader.Records, windows: int):

@@ -5,10 +5,10 @@ Examples:
   python -m cavmae_sync_jax.evals.summary runs/demo/evals --output=runs/demo/results.json \\
       --workdir=runs/demo/train --report=runs/demo/report.html
 
-FOLDER holds NAME.json and NAME.png as the evaluations write them; OUTPUT gets one key an
+FOLDER holds NAME.json and NAME.png as the evaluations write them. OUTPUT gets one key per
 evaluation. The table has every headline score beside an untrained model of the same shape and the
-best trivial baseline. --report writes the same with pictures, all scores and, from --workdir, the
-training's curves, into one HTML file that needs nothing else.
+best trivial baseline. --report writes one HTML file, which needs no other file. It has the table,
+the pictures, all scores and, from --workdir, the training's curves.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def run(
       page: the HTML file to write, if any.
 
     Raises:
-      UserError: if there are none, or one of them is no JSON or not what its name says.
+      UserError: if there are none, or one of them is not valid JSON or not what its name says.
     """
     folder, output = epath.Path(folder), epath.Path(output)
     results = {}
@@ -52,14 +52,18 @@ def run(
         try:
             results[path.stem] = json.loads(path.read_text())
         except ValueError as error:
-            raise UserError(f"{path} is not the JSON of an evaluation: {error}") from error
+            raise UserError(
+                f"{path} is not the JSON of an evaluation ({error}): delete it or evaluate again"
+            ) from error
     evaluations = {
         name: evaluation
         for name in sorted(results, key=_place)
         if (evaluation := results_table.read(name, results[name])) is not None
     }
     if not evaluations:
-        raise UserError(f"{folder} holds no evaluation's NAME.json")
+        raise UserError(
+            f"{folder} holds no evaluation's NAME.json: give the --output of evaluations"
+        )
     rows = results_table.rows(evaluations)
     html = None
     if page is not None:

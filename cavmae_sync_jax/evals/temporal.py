@@ -1,9 +1,9 @@
 """Clips cut into segments in time (paper supplement 11, Figure 6) by a trained model's features.
 
-The global embeddings of a clip's frames are clustered: those of the sound, of the picture, and both
-concatenated, each of length one first. Where the dataset knows what sounds in every frame, a clip
-is cut into its true number of segments, and the cuts are scored. A segment is a run of frames of
-one class; silence is a class.
+The global embeddings of a clip's frames are clustered: those of the sound, those of the picture,
+and both concatenated after each is scaled to length one. If the dataset says what sounds in every
+frame, a clip is cut into its true number of segments, and the cuts are scored. A segment is a run
+of frames of one class. Silence is a class.
 
 Example:
   python -m cavmae_sync_jax.evals.temporal --checkpoint=runs/sync --data=DATASET --output=runs/t
@@ -51,7 +51,7 @@ def run(
     with_baselines: bool = True,
     cache: epath.PathLike | None = None,
 ) -> dict[str, Any]:
-    """Cuts a split's clips into segments and, where the truth is known, scores the cuts.
+    """Cuts a split's clips into segments and, if the truth is known, scores the cuts.
 
     Scores are means over the clips with at least two true segments. Labels are classes: one that
     comes back later is the same cluster for the adjusted Rand index.

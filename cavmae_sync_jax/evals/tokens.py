@@ -123,8 +123,8 @@ def format_table(result: dict[str, Any]) -> str:
                 f"{100 * of_kind[k]['mAP']:11.1f}" if k in of_kind else f"{'-':>11}" for k in KINDS
             ]
             lines.append(f"{f'{name}, {head}':42}" + "".join(cells))
-    told = published.told("tokens") if result["stream"] == "both" else []
-    return "\n".join([*lines, *told])
+    theirs = published.text_lines("tokens") if result["stream"] == "both" else []
+    return "\n".join([*lines, *theirs])
 
 
 def main() -> None:

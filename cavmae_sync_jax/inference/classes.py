@@ -1,4 +1,4 @@
-"""What a fine-tuned model takes a file for: each class's probability, the mean over its pairs."""
+"""A fine-tuned model's probability of each class for a file, as the mean over its pairs."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -18,23 +18,30 @@ from cavmae_sync_jax.utils.modalities import AUDIO, BOTH, MODALITIES, VISUAL
 BATCH = 16  # pairs that are classified at once
 
 
+def require_fine_tuned(model: Pretrained) -> None:
+    """Raises a UserError if a model knows no classes."""
+    if not isinstance(model.module, Classifier):
+        raise UserError(
+            f"{model.directory} is not a fine-tuned model and knows no classes: fine-tune it by "
+            "cavmae_sync_jax.finetune, or probe it by cavmae_sync_jax.evals.probe"
+        )
+
+
 def mode_for(model: Pretrained, there: tuple[str, ...]) -> str:
     """The mode of a model for a file that has these modalities.
 
     Raises:
-      UserError: if it is no fine-tuned model, or was trained with another modality only.
+      UserError: if it is not a fine-tuned model, or was trained with another modality only.
     """
-    if not isinstance(model.module, Classifier):
-        raise UserError(
-            f"{model.directory} is no fine-tuned model and knows no classes: "
-            "python -m cavmae_sync_jax.finetune trains one"
-        )
+    require_fine_tuned(model)
     stream = model.config.classifier.stream
     if stream == BOTH:
         return BOTH if len(there) == len(MODALITIES) else f"{there[0]}_alone"
     if stream not in there:
         missing = {AUDIO: "sound", VISUAL: "picture"}[stream]
-        raise UserError(f"{model.directory} was trained with {stream} only; here is no {missing}")
+        raise UserError(
+            f"{model.directory} was trained with {stream} only: give a file that has a {missing}"
+        )
     return stream
 
 

@@ -1,9 +1,9 @@
 """One streamed extraction stage for every evaluation: a split of clips through a model, once.
 
-What is computed of each clip is a function of (module, params, batch). `batch` holds `audio`
+The caller passes a function of (module, params, batch). `batch` holds `audio`
 `[batch, frames, rows, bins]` and `visual` `[batch, frames, height, width, 3]`, raw and without
 masks. The function returns arrays by name; their first axis is the batch. Only what it returns is
-computed. A `functools.partial` of such a function serves, too.
+computed. It may be a `functools.partial`.
 """
 
 import contextlib

@@ -1,9 +1,10 @@
 """Maps of a picture that show where a sound comes from.
 
-`cosine` is the paper's map (section 3.5.3): the likeness of each patch token to the sound. But the
-contrastive loss trains global tokens only. So `evidence` asks the picture's global token which
-patches it needs: most patches are hidden, as in training, and the match with the sound is scored.
-That is done for many sets of kept patches. A patch is evidence where keeping it raises the score.
+`cosine` is the paper's map (section 3.5.3): the cosine of each patch token with the sound. But the
+contrastive loss trains global tokens only. So `evidence` finds the patches that the picture's
+global token needs. Most patches are hidden, as in training, and the match of the global token with
+the sound is scored. This is repeated for many sets of kept patches. A patch is evidence if keeping
+it raises the score.
 """
 
 import functools

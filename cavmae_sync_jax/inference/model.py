@@ -1,4 +1,4 @@
-"""A trained model with methods for files: embed, compare, and show where it sounds."""
+"""A trained model with methods for files: embed, compare, classify, and make heat maps."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ from PIL import Image
 from cavmae_sync_jax.checkpoints import pretrained
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data.loader import PairSpec
-from cavmae_sync_jax.inference import ahead, classes, heatmaps, reading, similarity, timeline
+from cavmae_sync_jax.inference import classes, heatmaps, prefetch, reading, similarity, timeline
 from cavmae_sync_jax.inference import workers as decoding
 from cavmae_sync_jax.inference.reading import Seconds
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
@@ -132,7 +132,7 @@ class Model(Pretrained):
           image: a file's path or bytes, or RGB `[height, width, 3]` as uint8.
 
         Raises:
-          UserError: if it is no picture, or has over 67 million pixels.
+          UserError: if it is not a picture, or has over 67 million pixels.
         """
         return self._embed_picture(self.picture(image))
 
@@ -193,7 +193,7 @@ class Model(Pretrained):
                         yield from timeline.pairs_of_file(info, self.pair_spec, every=every)
 
             # One more than there are workers: each waits for one, or cuts windows.
-            for file, items in ahead.run(decoded, map(os.fspath, files), workers + 1):
+            for file, items in prefetch.run(decoded, map(os.fspath, files), workers + 1):
                 try:
                     if (kind := next(items)) == "picture":
                         yield file, kind, iter([self._embed_picture(next(items))])
@@ -223,8 +223,8 @@ class Model(Pretrained):
           The probability of each class by its name, the likeliest first: the mean over the pairs.
 
         Raises:
-          UserError: if it is no fine-tuned model, or the file can't be read or lacks what the model
-            was trained with.
+          UserError: if it is not a fine-tuned model, or the file can't be read or lacks what the
+            model was trained with.
         """
         with _on_disk(file) as path:
             info = reading.file_info(path)
@@ -294,7 +294,7 @@ class Model(Pretrained):
         if not isinstance(sound, Embedded):
             sound = self.embed_sound(sound)
         if sound.audio is None:
-            raise UserError("the second argument has no sound")
+            raise UserError("heatmap's second argument has no sound: give a sound or a video")
         query = sound.audio.mean(axis=0, keepdims=True)
         (small,) = self.maps(self.picture(image)[None], query, method)
         return upsample(small, self.pair_spec.image_size)

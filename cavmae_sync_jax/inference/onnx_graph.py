@@ -1,8 +1,8 @@
 """Writes a model's encoders as ONNX graphs, for those who serve it without JAX.
 
-An encoder is traced with a batch of any size. Each of its primitive operations becomes ONNX nodes
-by the table `_NODES`; what does not depend on the input is computed now. The libraries for this
-need TensorFlow, or an Orbax older than ours.
+An encoder is traced with a batch of any size. The table `_NODES` turns each of its primitive
+operations into ONNX nodes. What does not depend on the input is computed at once. The libraries
+for this need TensorFlow, or an Orbax older than ours.
 """
 
 import string
@@ -91,8 +91,12 @@ def write(model: Model, destination: epath.PathLike) -> list[epath.Path]:
 
         made = model_of(encode, module.raw_shape(modality), modality, OUTPUTS)
         made.doc_string = f"{modality}: {INPUTS[modality]}"
-        told = {"checkpoint": model.directory, "step": str(model.step), "version": cli.version()}
-        helper.set_model_props(made, told)
+        properties = {
+            "checkpoint": model.directory,
+            "step": str(model.step),
+            "version": cli.version(),
+        }
+        helper.set_model_props(made, properties)
         partial = place.with_name(f".{place.name}.partial")
         try:
             partial.write_bytes(made.SerializeToString())

@@ -80,7 +80,7 @@ def write_video(path: str | os.PathLike, size: int, fps: int, moments: Iterator[
     Args:
       path: the file.
       size: height and width in pixels, even.
-      fps: pictures a second.
+      fps: pictures per second.
       moments: the content, in order.
     """
     place = pathlib.Path(path)

@@ -1,4 +1,4 @@
-"""What a file holds, read in spans: pictures as a dataset stores them, and sound at 16 kHz.
+"""Reads spans of a file: pictures as a dataset stores them, and sound at 16 kHz.
 
 Within `workers.within`, other processes decode. They import this module, so it imports no JAX. All
 times are seconds.
@@ -171,7 +171,7 @@ def as_stored(image: UInt8[np.ndarray, "height width 3"], size: int) -> bytes:
     Raises:
       UserError: if it is too large or too long.
     """
-    with workers.told():
+    with workers.as_user_errors():
         images.check_size("the array", image.shape[1], image.shape[0])
     return images.encode_jpeg(images.resize_and_crop(image, size), JPEG_QUALITY)
 

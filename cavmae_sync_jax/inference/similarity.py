@@ -1,4 +1,4 @@
-"""How alike sounds and pictures are: retrieval's aggregations of cosines, in NumPy and float64.
+"""The similarity of sounds and pictures: retrieval's aggregations of cosines, in NumPy and float64.
 
 These functions are the definition (paper sections 3.5.1 and 8): `evals.retrieval` and
 `Model.similarity` both use them.

@@ -1,9 +1,9 @@
 """A file of any length to pairs: pictures and the windows of sound that belong to them.
 
-A file that is no longer than a clip becomes the pairs that preparation and `evals.retrieval` make
-of it: the same pictures (as JPEGs of quality 95), the same windows of the same log-mel (as
-float16). A longer file has a pair every `every` seconds. Its windows are centred on their pictures,
-and moved inside the file at its two ends.
+A file that is not longer than a clip gives the same pairs as preparation and `evals.retrieval`: the
+same pictures (JPEGs of quality 95) and the same windows of the same log-mel (float16). A longer
+file has a pair every `every` seconds. Its windows are centred on their pictures. At the two ends
+of the file they are moved inside it.
 
 Long files are read in blocks, so memory does not grow with their length. All times are seconds.
 """
@@ -268,7 +268,7 @@ def picture(source: str | os.PathLike | np.ndarray, size: int) -> UInt8[np.ndarr
       size: height and width in pixels.
 
     Raises:
-      UserError: if it is no picture.
+      UserError: if it is not a picture.
     """
     if not isinstance(source, np.ndarray):
         return images.decode_jpeg(reading.read_picture(source, size))

@@ -1,4 +1,4 @@
-"""Processes that decode: a file that crashes a decoder or keeps it busy gives a sentence.
+"""Processes that decode: a file that crashes or blocks a decoder becomes a `UserError`.
 
 They import no JAX. All times are seconds.
 """
@@ -31,7 +31,7 @@ _WORKERS: contextvars.ContextVar[Workers | None] = contextvars.ContextVar("worke
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
+def as_user_errors() -> Iterator[None]:
     """Turns a file's error into the user's: one sentence that names the file."""
     try:
         yield
@@ -93,7 +93,7 @@ def call(function: Callable[..., Any], path: str, *rest: Any) -> Any:
     """Calls a function in a worker, or here if there is none; its errors become the user's."""
     workers = _WORKERS.get()
     if workers is None:
-        with told():
+        with as_user_errors():
             return function(path, *rest)
     future = workers.pool.schedule(function, args=[path, *rest], timeout=workers.limit)
     return _result(future, path, workers.limit)
@@ -111,7 +111,7 @@ def stream(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any
     """
     workers = _WORKERS.get()
     if workers is None:
-        with told():
+        with as_user_errors():
             yield from map(function, parts)
         return
     ahead: list[Any] = []
@@ -128,7 +128,7 @@ def stream(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any
 
 
 def _result(future: Any, path: str, limit: float) -> Any:
-    with told():
+    with as_user_errors():
         try:
             return future.result()
         except TimeoutError as error:

@@ -1,4 +1,4 @@
-"""Boxes around what sounds, as annotators draw them, to one map of how far they agree."""
+"""Annotators' boxes around what sounds, turned into one map of their agreement."""
 
 from collections.abc import Sequence
 

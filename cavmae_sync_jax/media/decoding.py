@@ -1,4 +1,4 @@
-"""A media file to frames and one channel of 16 kHz audio (PyAV; no ffmpeg program needed).
+"""Decodes a media file to frames and one channel of 16 kHz audio (PyAV; needs no ffmpeg program).
 
 All times are seconds on the file's own timeline, on which its earliest stream starts at 0.
 """
@@ -43,7 +43,7 @@ NOTES = {
     "hdr": "the picture has a high dynamic range, which is not tone-mapped: it looks washed out",
 }
 
-Seconds = float | int  # for checked annotations, an int is no float
+Seconds = float | int  # for checked annotations, an int is not a float
 
 # All in seconds. Timestamps are whole milliseconds in some containers.
 _ROUNDING = 1e-3
@@ -82,7 +82,7 @@ class Media(NamedTuple):
 
 
 def probe(path: str | Path) -> MediaInfo:
-    """Reads a file's headers (all packets where the headers don't tell the duration).
+    """Reads a file's headers (all packets where the headers lack the duration).
 
     Raises:
       MediaError: unreadable, no_video, no_audio, too_short (no duration at all) or too_large.
@@ -262,7 +262,7 @@ def _read_frames(
 ) -> tuple[list[np.ndarray], frozenset[str]]:
     """Returns for each of the sorted `times` the last frame that begins by then, and notes.
 
-    Where `begins` tells when these frames begin, frames between them that no other needs are not
+    Where `begins` says when these frames begin, frames between them that no other needs are not
     decoded, but for transmissions, whose damage is counted. If then anything is damaged, or not as
     `begins` says, all is decoded after all.
     """

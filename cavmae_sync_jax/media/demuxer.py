@@ -1,7 +1,7 @@
 """An open media file: its streams, packets and decoded frames, on one timeline.
 
-All times are seconds on the file's own timeline, on which its earliest stream starts at 0. Files
-are anybody's: none is trusted to be regular, finite or what its headers say.
+All times are seconds on the file's own timeline, on which its earliest stream starts at 0. No file
+is trusted: it may be irregular or endless, and its headers may be wrong.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ _TOLERANT: dict[str, Any] = (
 )
 # How far one looks for a stream that begins late, in microseconds and bytes.
 _PATIENCE = {"analyzeduration": str(120 * 10**6), "probesize": str(2**28)}
-# Formats of transmissions, which lose packets: only decoding tells what is damaged.
+# Formats of transmissions, which lose packets: only decoding shows what is damaged.
 _BROADCAST = ("mpeg", "mpegts")
 # Formats that hold one sound without a gap, whose time stamps are counted by their reader.
 _BARE = ("aac", "ac3", "aiff", "amr", "au", "eac3", "flac", "mp3", "tta", "w64", "wav")
@@ -97,7 +97,7 @@ def open_file(path: str | Path, *, patient: bool = False) -> av.container.InputC
     elif stat.S_ISREG(os.stat(path).st_mode):
         file = str(Path(path).absolute())
     else:
-        raise MediaError("unreadable", f"{path} is no regular file.")
+        raise MediaError("unreadable", f"{path} is not a regular file.")
     options = {"protocol_whitelist": "file", "format_whitelist": _trusted_formats()}
     return av.open(
         file,
@@ -117,7 +117,7 @@ def best_stream(
 def best_stream(
     container: av.container.InputContainer, kind: Kind
 ) -> av.VideoStream | av.AudioStream | None:
-    """Returns the stream that a player takes, which is no cover picture; None if there is none.
+    """Returns the stream that a player takes, which is not a cover picture; None if there is none.
 
     Of a transmission with several programmes, the sound is that of the picture's programme. A
     stream of a codec that is not known counts only where there is no other.
@@ -224,7 +224,7 @@ class Source:
         return None if timestamp is None else self.seconds(timestamp, self._base(packet))
 
     def packet_seconds(self, packet: av.Packet) -> float:
-        """Returns how long a packet lasts, 0 where nobody knows."""
+        """Returns how long a packet lasts, 0 if that is unknown."""
         duration = packet.duration
         if not duration:
             return 0.0
@@ -236,7 +236,7 @@ class Source:
         if self._frame_base is None and frame.time_base:
             self._frame_base = _Base.of(frame.time_base)
         if frame.pts is None or self._frame_base is None:
-            return None  # a number that counts nothing known is no time
+            return None  # a number that counts nothing known is not a time
         return self.seconds(frame.pts, self._frame_base)
 
     def _base(self, packet: av.Packet) -> "_Base":
@@ -247,7 +247,7 @@ class Source:
         return self._bases[index]
 
     def duration(self) -> float:
-        """Returns when the later of the two streams ends, from the headers if they tell.
+        """Returns when the later of the two streams ends, from the headers if they say.
 
         Raises:
           MediaError: unreadable, where that is beyond belief.

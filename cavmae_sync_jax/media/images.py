@@ -1,4 +1,4 @@
-"""Geometry and JPEGs of still pictures: sizes that are refused, resize and crop, encode, decode."""
+"""Still pictures: limits of their size, resize and crop, JPEG encoding and decoding."""
 
 import contextlib
 import io

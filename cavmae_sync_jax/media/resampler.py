@@ -1,4 +1,4 @@
-"""Sound of any rate and any number of channels to one channel at 16 kHz (FFmpeg's resampler)."""
+"""Resamples sound of any rate and any number of channels to one channel at 16 kHz (FFmpeg)."""
 
 from pathlib import Path
 

@@ -106,7 +106,7 @@ def read_span(
 
 
 def _promise(path: str | Path) -> float:
-    """Returns when a file promises its sound to end, 0 where it doesn't tell."""
+    """Returns when a file promises its sound to end, 0 if it doesn't say."""
     with _open(path) as (container, stream):
         return _promised_end(path, container, stream) / _complete_share(path)
 

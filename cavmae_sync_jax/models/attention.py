@@ -48,7 +48,7 @@ def fused_attention(
     """`dot_product_attention` by `jax.nn`'s kernel of that name.
 
     cuDNN refuses odd numbers of queries or tokens in training. They are padded by one, and the
-    kernel is told the lengths.
+    kernel gets the lengths.
     """
     queries, tokens = query.shape[1], key.shape[1]
     query_lengths = key_lengths = None

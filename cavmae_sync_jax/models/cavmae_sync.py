@@ -1,7 +1,7 @@
 """CAV-MAE Sync (paper section 3): two encoders, a joint block, a shared decoder.
 
-Both modalities take one path: whatever differs between them is a value in a dict keyed by
-`MODALITIES`. Masks are inputs (index arrays of kept patches); nothing in the model is random.
+Both modalities share one code path: what differs between them is a value in a dict keyed by
+`MODALITIES`. Masks are inputs (index arrays of kept patches). Nothing in the model is random.
 """
 
 import dataclasses

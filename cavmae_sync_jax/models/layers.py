@@ -1,6 +1,6 @@
 """The one transformer block, and a stack of them compiled once (ViT, as in MAE).
 
-Norms and softmax are computed in float32 whatever the compute type; parameters are float32.
+Norms and softmax are computed in float32, whatever the compute type. Parameters are float32.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Linear layers, GELU and LayerNorm whose gradients keep little and compute the rest again.
 
-Differentiated by JAX they keep every intermediate array. What is kept here is their input and a
-number or two per row; the rest is cheap to repeat. Results are those of the plain functions, up to
-rounding. Sums, norms and GELU are in float32 inside, whatever the arrays' type.
+JAX's own gradients keep every intermediate array. These keep only the input and one or two numbers
+per row, because the rest is cheap to repeat. Results equal those of the plain functions, up to
+rounding. Sums, norms and GELU are computed in float32, whatever the arrays' type.
 """
 
 import functools

@@ -61,7 +61,7 @@ def sincos_positions(grid: Grid, dim: int) -> Float[np.ndarray, "patches {dim}"]
     Each half is `[sin | cos]` of the coordinate times 10000^(-k / (dim / 4)), k = 0 … dim/4 - 1.
 
     Raises:
-      ValueError: if `dim` is no multiple of 4.
+      ValueError: if `dim` is not a multiple of 4.
     """
     if dim % 4:
         raise ValueError(f"sin-cos positions need a width that is a multiple of 4, not {dim}")

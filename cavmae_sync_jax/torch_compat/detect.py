@@ -1,4 +1,4 @@
-"""What a PyTorch file of weights holds: its kind by its names, the model's sizes by its shapes."""
+"""Finds out what a PyTorch file of weights holds: its kind from names, its sizes from shapes."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from cavmae_sync_jax.models.patches import Grid, sincos_positions
 from cavmae_sync_jax.torch_compat import key_mapping, mae
 from cavmae_sync_jax.utils.errors import UserError
 
-# What a file's shapes do not tell. configs/pretrain.py has the same values, which a test compares.
+# What a file's shapes do not show. configs/pretrain.py has the same values, which a test compares.
 RELEASED = {
     "data": {
         "num_frames": 16,
@@ -65,7 +65,7 @@ class Kind(NamedTuple):
     new: tuple[re.Pattern, ...] = ()
 
     def lacks(self, name: str) -> bool:
-        """Whether a file of this kind may do without `name`, as without norms nobody uses."""
+        """Whether a file of this kind may lack `name`, such as norms that are never used."""
         return any(pattern.fullmatch(name) for pattern in (key_mapping.UNUSED_NORMS, *self.new))
 
 
@@ -91,7 +91,7 @@ def kind_of(state: Mapping[str, np.ndarray], source: str) -> Kind:
     if "cls_cls_token" in state and "classifier_head.weight" in state:
         return HEAD
     raise UserError(
-        f"{source} is no CAV-MAE Sync, CAV-MAE (fine-tuned or not), MAE ViT or probe's head; "
+        f"{source} holds no CAV-MAE Sync, CAV-MAE (fine-tuned or not), MAE ViT or probe's head: "
         f"its names begin with {', '.join(sorted(state)[:4])}"
     )
 
@@ -210,7 +210,7 @@ def _grids(
 
 
 def _is_sin_cos(positions: np.ndarray, grid: Grid) -> bool:
-    """Whether these are fixed positions; those of a wrong shape are told later, not here."""
+    """Whether these are fixed positions; those of a wrong shape are reported later."""
     if positions.ndim != 3 or positions.shape[:2] != (1, grid.patches) or positions.shape[2] % 4:
         return True
     in_half = [positions.astype(np.float16), positions.view(np.uint32) & np.uint32(0xFFFF0000)]

@@ -1,9 +1,9 @@
 """The authors' PyTorch names and layouts ↔ ours: one table, used in both directions.
 
-A row holds a PyTorch name, the place of the same weights in our parameter tree and how the layout
+A row holds a PyTorch name, the place of the same weights in our parameter tree, and how the layout
 differs. `{i}` in a name stands for the layers that we keep stacked in one array. A tensor that no
-row names has no place in our tree. Such are the norms that a PyTorch block carries but never uses,
-and sin-cos positions where they are fixed.
+row names has no place in our tree. Examples are the norms that a PyTorch block holds but never
+uses, and fixed sin-cos positions.
 """
 
 import re

@@ -1,9 +1,9 @@
-"""MAE's names for a ViT, with or without its decoder, to those of CAV-MAE (paper section 4.1).
+"""Renames the weights of a MAE ViT, with or without its decoder, to CAV-MAE's (paper section 4.1).
 
 Both encoders begin as MAE's blocks without the last one. The last block becomes the joint block,
 with its norms in all three sets. The audio's patch kernel is the sum of the image's over RGB. The
-audio's pixel head is the first rows of the image's. What MAE has no counterpart for (`NEW`) is to
-be drawn.
+audio's pixel head is the first rows of the image's. MAE has no counterpart for the weights in
+`NEW`, so they are drawn at random.
 """
 
 import re

@@ -1,6 +1,6 @@
 """PyTorch's files of weights, `.pth` and `.safetensors`, as named NumPy arrays, and back.
 
-Nothing but plain tensors is ever read from a file: no pickled object of it is built.
+Only plain tensors are read from a file. No pickled object is ever built.
 """
 
 import argparse
@@ -28,7 +28,7 @@ StateDict = dict[str, np.ndarray]
 
 
 def check_suffix(path: str) -> None:
-    """Refuses the name of a file whose format can't be told.
+    """Refuses the name of a file whose format is unknown.
 
     Raises:
       UserError: naming the formats.
@@ -50,7 +50,7 @@ def read(path: str) -> StateDict:
     """
     check_suffix(path)
     if not os.path.isfile(path):
-        raise UserError(f"no file {path}")
+        raise UserError(f"there is no file {path}")
     load = _safetensors if path.endswith(SAFETENSORS) else _torch
     state: StateDict = {}
     for name, array in load(path):
@@ -87,7 +87,7 @@ def _torch(path: str) -> Iterator[tuple[str, np.ndarray]]:
             raise UserError(f"{path} holds {name!r}, a {type(tensor).__name__}, among its tensors")
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not (plain and tensor.is_floating_point()):
-            raise UserError(f"{path} holds {name} as {tensor.dtype}, which is no plain weight")
+            raise UserError(f"{path} holds {name} as {tensor.dtype}, which is not a plain weight")
         if tensor.numel() * tensor.element_size() > size:
             raise UserError(f"{path} is broken: {name} would be larger than the file")
         yield name, tensor.detach().to(torch.float32).numpy()
@@ -108,7 +108,7 @@ def _safetensors(path: str) -> Iterator[tuple[str, np.ndarray]]:
             for name in file.keys():  # noqa: SIM118 (no mapping)
                 kind = file.get_slice(name).get_dtype()
                 if kind not in SAFETENSORS_FLOATS:
-                    raise ValueError(f"{name} is stored as {kind}, which is no plain weight")
+                    raise ValueError(f"{name} is stored as {kind}, which is not a plain weight")
                 yield name, file.get_tensor(name)
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} can't be read: {_reason(error)}") from error
@@ -120,7 +120,7 @@ def _reason(error: Exception) -> str:
     if asked := re.search(r"(?:GLOBAL|class) (\S+)", text):
         return f"it holds {asked[1]} objects besides tensors, and only tensors are ever loaded"
     if "Weights only load failed" in text:
-        return "it is no PyTorch checkpoint of tensors"
+        return "it is not a PyTorch checkpoint of tensors"
     first = text.strip().split("\n")[0].split(". ")[0][:150]
     return f"it is damaged or no checkpoint ({first or type(error).__name__})"
 

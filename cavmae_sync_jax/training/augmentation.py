@@ -1,4 +1,4 @@
-"""What is changed of a batch at random, on the device: noise, shifts, masks and mixtures."""
+"""Random changes of a batch, on the device: noise, shifts, masks and mixtures."""
 
 from collections.abc import Mapping
 

@@ -125,7 +125,7 @@ class ClipTask(loop.Task):
         length, seed = len(self.records), self.config.seed
         return self.records.ids(loader.order(length, seed, examples, count, self.sampling()))
 
-    def what_next(self, workdir: epath.PathLike, evaluation: str) -> str:
+    def closing_message(self, workdir: epath.PathLike, evaluation: str) -> str:
         """What to say at the end of a training: where it is, and how to evaluate it."""
         data, split = self.config.data.dir, self.eval_split or self.split
         return (

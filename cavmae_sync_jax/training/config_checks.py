@@ -1,4 +1,4 @@
-"""What a training's settings must be, and which of them a resumed run may change."""
+"""Checks of a training's settings, and which of them a resumed run may change."""
 
 from collections.abc import Iterable
 from typing import Any

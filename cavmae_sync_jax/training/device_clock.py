@@ -12,7 +12,7 @@ AHEAD = 4  # steps that the host may dispatch before the device has finished the
 
 
 class DeviceClock:
-    """Watches dispatched steps, to bound their number and to tell how long the device was idle."""
+    """Watches dispatched steps, to bound their number and to measure how long the device idles."""
 
     def __init__(self, ahead: int = AHEAD):
         """Starts the watching thread; `close` ends it."""

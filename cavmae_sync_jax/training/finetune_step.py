@@ -1,4 +1,4 @@
-"""The step of a fine-tuning, and what it shares with the probe: soft labels and their loss."""
+"""The train step of fine-tuning, and what the probe shares with it: soft labels and their loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +38,7 @@ def check(config: ConfigDict) -> None:
 
 
 def check_average_from(config: ConfigDict) -> None:
-    """Refuses an epoch to average from that does not come."""
+    """Refuses an `average_from` after the last epoch."""
     if not 1 <= config.average_from <= config.epochs:
         raise UserError(
             f"config.average_from={config.average_from} must be from 1 to config.epochs="

@@ -41,7 +41,7 @@ class Task(abc.ABC):
       profile_step: traces five steps from this one on; 0 never.
       split: name of the training's lines in the metrics.
       eval_split: name of the evaluations' lines; empty if there are none.
-      dataset: what the position in the data belongs to; empty if that can't be told.
+      dataset: what the position in the data belongs to; empty if that is unknown.
       rate: the learning rate of each step.
       shown: scalars that stand beside the progress bar.
     """
@@ -93,7 +93,7 @@ class Task(abc.ABC):
         return {}
 
     def clips(self, examples: int, count: int) -> list[str]:
-        """The names of `count` clips from a position on, as far as they can be told."""
+        """The names of `count` clips from a position on, as far as they are known."""
         del examples, count
         return []
 
@@ -114,7 +114,7 @@ def train(
     Raises:
       UserError: for a workdir that doesn't fit, a loss that is not finite, or a checkpoint that
         can't be written.
-      Terminated: if told to stop; all steps are saved.
+      Terminated: after SIGTERM or Ctrl-C; all steps are saved.
     """
     run = _Run(task, None if workdir is None else epath.Path(workdir))
     run.begin(resume_step)

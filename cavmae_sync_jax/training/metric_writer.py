@@ -1,4 +1,4 @@
-"""Where a training run's numbers go: their means, a JSON line, TensorBoard, the progress bar."""
+"""Writes a training's numbers: means as JSON lines, to TensorBoard and on the progress bar."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ class Writer:
             with self._path.open("a") as file:
                 file.write(line)
             return
-        # Objects in a bucket can't grow: each line writes the file anew.
+        # Objects in a bucket can't grow: each line writes the whole file again.
         if self._text is None:
             self._text = self._path.read_text() if self._path.exists() else ""
         self._text += line
@@ -121,7 +121,7 @@ class History:
         self.restart()
 
     def restart(self) -> None:
-        """Starts the clock anew, so that a compilation or an evaluation does not count."""
+        """Restarts the clock, so that a compilation or an evaluation does not count."""
         self._began, self._waited = time.perf_counter(), 0.0
 
     def waited(self, seconds: float) -> None:

@@ -77,7 +77,7 @@ def check(config: ConfigDict, devices: int) -> None:
     config_checks.require_multiple(config, devices, f"{devices} devices")
     if config.cached and config.time_shift:
         raise UserError(
-            "config.cached=True computes the features once, so that windows can't be shifted anew "
+            "config.cached=True computes the features once, so that windows can't be shifted again "
             "in each epoch: set --config.time_shift=False"
         )
     for key in ("mixup", "label_smoothing", "warmup_share", "learning_rate_floor"):
@@ -111,7 +111,7 @@ def token_names(global_token: bool, stream: str) -> tuple[str, ...]:
 
 
 def only(seen: Features, modality: str) -> Features:
-    """The features of both streams where only one modality is there.
+    """The features of both streams for clips with one modality only.
 
     In place of the missing one, each frame has its mean over all clips and frames.
     """
@@ -181,7 +181,7 @@ class Probing(loop.Task):
         return train_step.init_averaged(params, self._optimizer)
 
     def changed(self, stored: ConfigDict) -> list[str]:
-        """How another head or recipe than the stored one is asked for."""
+        """How the head and the recipe differ from the stored ones."""
         before, now = stored.to_dict(), self.config.to_dict()
         if not before.keys() >= now.keys():
             return ["it holds no probe's head"]
@@ -289,12 +289,12 @@ def train(
       model: the frozen encoder, for clips that come raw.
       config: the recipe, see configs/probe.py.
       mesh: the devices.
-      workdir: for logs and checkpoints, one an epoch; None keeps none.
+      workdir: for logs and checkpoints, one per epoch; None keeps none.
       encode: what the frozen encoder gives of clips that come raw.
 
     Raises:
       UserError: if `workdir` holds another recipe's checkpoints, or the loss is not finite.
-      Terminated: if told to stop.
+      Terminated: after SIGTERM or Ctrl-C.
     """
     return loop.train(Probing(head, clips, model, config, mesh, encode), workdir)[0].best()
 

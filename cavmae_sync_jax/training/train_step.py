@@ -1,4 +1,4 @@
-"""The train step: one pure function of (state, batch), jitted and sharded, and what it needs."""
+"""The train step: one pure function of (state, batch), jitted and sharded, and its state."""
 
 from typing import Any, NamedTuple
 

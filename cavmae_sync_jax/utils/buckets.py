@@ -14,7 +14,7 @@ def in_bucket(path: epath.PathLike) -> bool:
 
 
 def bucket_files(path: epath.PathLike) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Returns a bucket's file system, and how it calls a path with a scheme."""
+    """Returns a bucket's file system, and its own form of a path with a scheme."""
     text = os.fspath(path)
     scheme = text.partition("://")[0]
     files = fsspec.filesystem(_FILE_SYSTEMS.get(scheme, scheme))

@@ -1,9 +1,9 @@
-"""What every command-line program shares: how a user's mistake is told, and the exit status.
+"""What every command-line program shares: flags, reports of users' mistakes, the exit status.
 
 The exit status is 0 only on success. It is 2 after a user's mistake, with one sentence on stderr
-and no traceback. It is 3 if the work is done, but not what a flag demands of it. It is 130 after
-Ctrl-C, and 143 after SIGTERM where a program saves before it stops. Anything else that goes wrong
-is a defect and keeps its traceback.
+and no traceback. It is 3 if the work is done, but does not meet what a flag demands. It is 130
+after Ctrl-C, and 143 after SIGTERM if a program saves before it stops. Any other error is a defect
+and keeps its traceback.
 """
 
 import argparse
@@ -30,7 +30,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def version() -> str:
-    """The installed package's version, which results and datasets carry."""
+    """The installed package's version, which results and datasets store."""
     try:
         return importlib.metadata.version("cavmae_sync_jax")
     except importlib.metadata.PackageNotFoundError:
@@ -38,7 +38,7 @@ def version() -> str:
 
 
 def make_folder(path: epath.PathLike) -> epath.Path:
-    """Makes an output folder before the work whose results it is for.
+    """Makes an output folder, before the work begins.
 
     Raises:
       UserError: if it can't be made.
@@ -52,7 +52,7 @@ def make_folder(path: epath.PathLike) -> epath.Path:
 
 
 def refuse_existing(destination: epath.PathLike) -> None:
-    """Refuses to write where something is.
+    """Refuses a destination that exists.
 
     Raises:
       UserError: if there is.
@@ -62,7 +62,12 @@ def refuse_existing(destination: epath.PathLike) -> None:
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the examples of a description as written and shows the defaults of all flags."""
+    """Keeps the examples of a description as written and shows defaults that are values."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default in ("", []):
+            return action.help
+        return super()._get_help_string(action)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -96,7 +101,7 @@ def main(
     overrides: bool = False,
     within: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> None:
-    """Parses the command line, calls `run` with the result and exits with the promised status.
+    """Parses the command line, calls `run` with the result and exits with a documented status.
 
     With `config`, the program takes `--config=FILE[:VARIANT]` and `--config.KEY=VALUE` besides,
     and `run` gets the config as its second argument; with `rows`, too, a function that takes names
@@ -124,18 +129,20 @@ def main(
         with within():
             run(*given)
     except UserError as error:
-        sys.exit(_tell(arguments.prog, str(error), 2))
+        sys.exit(_report_error(arguments.prog, str(error), 2))
     except Unsatisfied as verdict:
-        sys.exit(_tell(arguments.prog, str(verdict), 3))
+        sys.exit(_report_error(arguments.prog, str(verdict), 3))
     except Terminated as stop:
-        sys.exit(_tell(arguments.prog, f"told to stop: {stop}", stop.status))
+        sys.exit(_report_error(arguments.prog, f"stopped: {stop}", stop.status))
     except KeyboardInterrupt:
-        sys.exit(_tell(arguments.prog, "stopped by Ctrl-C", 130))
+        sys.exit(_report_error(arguments.prog, "stopped by Ctrl-C", 130))
     except OSError as error:
         if error.errno not in FULL:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        sys.exit(_tell(arguments.prog, f"{error.strerror}{where}: make room, start again", 2))
+        sys.exit(
+            _report_error(arguments.prog, f"{error.strerror}{where}: make room, start again", 2)
+        )
 
 
 def _parse_known(
@@ -260,6 +267,6 @@ def _config_flag(argv: Sequence[str], config: ConfigDict | None = None) -> Confi
         raise UserError(f"{' '.join(argv)}: {reason}") from error
 
 
-def _tell(program: str, message: str, status: int) -> int:
+def _report_error(program: str, message: str, status: int) -> int:
     print(f"{program}: error: {message}", file=sys.stderr)
     return status

@@ -66,7 +66,7 @@ class Span(NamedTuple):
 
 
 def without_extension(name: str) -> str:
-    """Returns a file's name without its extension, if this is one of a medium."""
+    """Returns a file's name without its extension, if that is a media file's."""
     stem, dot, extension = name.rpartition(".")
     return stem if dot and f".{extension.lower()}" in _MEDIA else name
 

@@ -1,4 +1,4 @@
-"""What a program says while it works: log lines and progress bars."""
+"""Log lines and progress bars."""
 
 import contextlib
 import sys
@@ -15,13 +15,13 @@ def _is_first_process() -> bool:
 
 
 def log(message: str) -> None:
-    """Says something to the user beside the progress bars, from process 0."""
+    """Prints a line above the progress bars, from process 0 only."""
     if _is_first_process():
         tqdm.write(message, file=sys.stderr)
 
 
 def warn(message: str) -> None:
-    """Says something from any process, also from a loader's worker, which has no device."""
+    """Prints a line from any process, also from a loader's worker, which has no device."""
     tqdm.write(message, file=sys.stderr)
 
 

@@ -1,8 +1,8 @@
-"""The errors that end a program with a promised exit status; `utils.cli` prints them."""
+"""The errors that end a program with a documented exit status; `utils.cli` prints them."""
 
 
 class UserError(ValueError):
-    """A mistake the user can mend; the message is one sentence naming the file, field or flag."""
+    """A mistake that the user can fix; the message is one sentence with the file, field or flag."""
 
 
 class Unsatisfied(Exception):
@@ -10,7 +10,7 @@ class Unsatisfied(Exception):
 
 
 class Terminated(Exception):
-    """The program was told to stop and has saved its work; the message says how far.
+    """The program had to stop and has saved its work; the message says how far.
 
     `status` is the exit status: 143 after SIGTERM, 130 after Ctrl-C.
     """

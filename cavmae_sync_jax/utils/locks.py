@@ -1,8 +1,8 @@
-"""One process at a time: locks that a killed process leaves to the next one.
+"""Locks for one process at a time; a killed process leaves its lock to the next one.
 
-In a folder the operating system holds the lock (flock), and lets it go with the process, however it
-ends. NFS of version 4 does the same for the machines that share it. A bucket has no such thing: an
-object says who has the lock, its holder renews it, and an object that grew old counts for nothing.
+In a folder the operating system holds the lock (flock), and releases it when the process ends, in
+whatever way. NFS of version 4 does the same for the machines that share it. A bucket has no locks.
+There an object names the holder, who renews it, and an object that is too old is ignored.
 """
 
 import contextlib

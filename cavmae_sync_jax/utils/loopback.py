@@ -1,4 +1,4 @@
-"""A server that only this machine reaches, and whose pages reach nothing else."""
+"""A server that only this machine can reach, whose pages can reach no other server."""
 
 import socket
 from typing import Any
@@ -14,7 +14,7 @@ POLICY = (
 
 
 def listening(port: int) -> socket.socket:
-    """A bound socket on the loopback address; port 0 is any that is free.
+    """A bound socket on the loopback address; port 0 takes a free one.
 
     Raises:
       UserError: if the port is taken or none.
@@ -31,7 +31,7 @@ def listening(port: int) -> socket.socket:
 
 
 def address(bound: socket.socket) -> str:
-    """What to open in a browser."""
+    """The address to open in a browser."""
     return f"http://{HOST}:{bound.getsockname()[1]}"
 
 

@@ -1,4 +1,4 @@
-"""Lists as other programs write them: their text, their delimiter, and what columns are called."""
+"""Reads lists as other programs write them: encoding, delimiter, and names of columns."""
 
 import itertools
 import re
@@ -50,7 +50,7 @@ def text_of(path: epath.PathLike) -> str:
 
 
 def delimiter_of(text: str) -> str:
-    """Returns what parts the cells: that of which each line has most, outside of quotes."""
+    """Returns the delimiter of the cells: the one that lines have most often outside quotes."""
     lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
     some = [_QUOTED.sub("", line) for line in itertools.islice(lines, _LOOKED_AT)]
     # A label has commas now and then, but not in each line.
@@ -63,7 +63,7 @@ def header_of(cells: Sequence[str]) -> list[str]:
 
 
 def columns_of(header: Sequence[str]) -> list[str]:
-    """Returns the columns of one's own lists under our names: `File Name` is video.
+    """Returns the columns of users' own lists under our names: `File Name` is video.
 
     A time in milliseconds is `start_ms`, `end_ms` or `duration_ms`. A column without a name, as
     data frames write their index, stays without. An id is the video, or without a name beside one.

@@ -35,12 +35,12 @@ class Dataset(NamedTuple):
 
     @property
     def output(self) -> epath.Path:
-        """What the program that prepared the dataset had as --output."""
+        """The --output of the program that prepared the dataset."""
         return self.directory.parent.parent
 
     @property
     def features(self) -> tfds.features.FeaturesDict:
-        """Of a record."""
+        """The features of a record."""
         return self.builder.info.features
 
     @property
@@ -101,7 +101,7 @@ def find(directory: epath.PathLike) -> epath.Path:
 
 
 def unfinished(output: epath.Path) -> str | None:
-    """Returns what is to say of an interrupted or running preparation, None if there is none."""
+    """Returns a sentence on an interrupted or running preparation, None if there is none."""
     if not (output / INCOMPLETE).is_dir():
         return None
     done = len(list((output / INCOMPLETE / "shards").glob("*.json")))

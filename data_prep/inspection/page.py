@@ -1,8 +1,8 @@
 """Draws clips of a dataset on a page: frames, the whole log-mel, audio windows and the truth.
 
-A frame's left edge lies at its instant on the log-mel's time axis. Some frames have a coloured
-border; the bar of the same colour spans the audio window that training pairs with the frame.
-Where the dataset knows what sounds, its pixels are tinted, and a bar above the log-mel names it.
+A frame's left edge lies at its moment on the log-mel's time axis. Some frames have a coloured
+border. A bar of the same colour spans the audio window that training pairs with the frame. If the
+dataset says what sounds, its pixels are tinted, and a bar above the log-mel names it.
 """
 
 import bisect

@@ -1,4 +1,4 @@
-"""What `inspect` prints of a dataset: where it comes from, splits, labels, rejects, statistics."""
+"""The text that `inspect_dataset` prints: source, splits, labels, rejects, statistics."""
 
 import collections
 import csv
@@ -97,7 +97,7 @@ def labels(names: Sequence[str], counts: Sequence[int] | None, where: str) -> st
 
     Args:
       names: of the classes; none for clips without labels.
-      counts: clips of each class, None where nobody has counted.
+      counts: clips of each class, None if they were not counted.
       where: the clips that were counted.
     """
     if not names:
@@ -150,7 +150,7 @@ def count_rejects(path: epath.PathLike) -> collections.Counter[str]:
             for row in reader:
                 counts[row["reason"] or "?"] += 1
         except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num} is no CSV: {error}") from error
+            raise UserError(f"{path}, line {reader.line_num} is not valid CSV: {error}") from error
     return counts
 
 

@@ -1,7 +1,6 @@
 """Reads every record of a dataset and says which are damaged.
 
-The processes that read can be taken down by a damaged file without harm to anything but the record
-that does it.
+Separate processes read. A damaged file may end one of them, which costs only the damaged record.
 """
 
 import functools
@@ -95,7 +94,7 @@ def verify(dataset: Dataset, workers: int | None) -> Verdict:
 
     Args:
       dataset: whose files need not be there.
-      workers: processes; None means one a core.
+      workers: processes; None means one per core.
     """
     files = [span for split in dataset.splits for span in _files(dataset, split)]
     total = sum(file.count for file in files)
@@ -164,7 +163,7 @@ def _flaw_of_images(
                     return f"{name} {number} has {shape} pixels, not {size} x {size}"
                 image.load()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"{name} {number} is no readable {kind} ({error})"
+            return f"{name} {number} is not a readable {kind} ({error})"
     return None
 
 

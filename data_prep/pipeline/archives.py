@@ -1,7 +1,7 @@
 """Media files in archives (.tar, .tar.gz, .zip), read one by one without unpacking the archive.
 
-A member's path is that of its archive with its name behind it: `videos.tar/folder/a.mp4`. A member
-is copied to a file of this machine while it is read. Its name never becomes a path.
+A member's path is that of its archive and its name: `videos.tar/folder/a.mp4`. While a member is
+read, it is copied to a local file. Its name never becomes a path.
 """
 
 import collections
@@ -86,7 +86,7 @@ def replaced(archive: str) -> int:
 
 @contextlib.contextmanager
 def extracted(archive: str, member: str) -> Iterator[str]:
-    """Gives a member as a file of this machine, for as long as the context lasts.
+    """Copies a member to a local file that exists as long as the context lasts.
 
     Raises:
       MediaError: missing or unreadable.
@@ -210,7 +210,7 @@ def _state(archive: str) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=_OPEN)
 def _opened(archive: str, changed: int, size: int) -> _Tar | _Zip:
-    """Opens an archive; the other arguments make that of a changed file anew.
+    """Opens an archive; the other arguments reopen a file that has changed.
 
     What it is, its content says: browsers unpack a .gz, and keep its name.
     """

@@ -1,7 +1,7 @@
 """Shards prepared by Apache Beam (the extra `beam`): one element of the pipeline is one shard.
 
-A shard is whole or absent, whoever writes it and however often. Runners may therefore retry as they
-like. No record passes through a runner's shuffle.
+A shard is whole or absent, even if several workers write it. So runners may retry. No record passes
+through a runner's shuffle.
 """
 
 import json
@@ -103,7 +103,7 @@ def pipeline_options(engine: Engine) -> PipelineOptions:
 
 
 class _InChild(beam.DoFn):
-    """Does its work in a child process, which a decoder may take down."""
+    """Does its work in a child process, which a decoder may crash."""
 
     def __init__(self, time_limit: float | int) -> None:
         self._time_limit = time_limit

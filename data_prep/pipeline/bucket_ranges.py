@@ -1,6 +1,6 @@
-"""Files in a bucket that are read in parts, so that a clip costs its own part and the headers.
+"""Files in a bucket that are read in parts: for a clip, only its own part and the headers.
 
-Blocks are kept for whoever asks next in this process.
+This process keeps some blocks for later reads.
 """
 
 import collections
@@ -10,7 +10,7 @@ from cavmae_sync_jax.utils.buckets import bucket_files
 
 BLOCK = 2**22  # bytes of a request: most clips of ten seconds are one
 KEPT = 16  # blocks
-# What tells one version of an object from the next, in the words of several buckets.
+# Fields that change with each version of an object, as several kinds of buckets name them.
 _VERSIONS = ("generation", "etag", "ETag", "mtime", "LastModified", "created")
 
 
@@ -43,7 +43,7 @@ class BucketFile:
         return RangedFile(self)
 
     def block(self, index: int) -> bytes:
-        """Returns a block, which is asked for if it is not at hand.
+        """Returns a block, from memory if it is there, else from the bucket.
 
         Raises:
           OSError: it does not come.

@@ -1,4 +1,4 @@
-"""One clip of a source to one example of a dataset: a pure function, for any engine to run."""
+"""One clip of a source to one example of a dataset: a pure function that any engine can run."""
 
 import abc
 import io
@@ -23,15 +23,15 @@ REASONS = decoding.REASONS | {
     "outside": "a name in the source's list would leave its folder",
     "frames_missing": "there are fewer frames than --num_frames",
     "bad_name": "the image is no .jpg, so that its annotation has no name",
-    "bad_class": "the class is no whole number above 0",
+    "bad_class": "the class is not a whole number above 0",
     "no_mask": "no pixel of the stored image is of the class, or in a box",
     "bad_boxes": "the file with the picture's boxes can't be read, or holds none",
     "mask_shape": "image and annotation have different proportions",
     "crashed": "the process that prepared it died, by a decoder's fault or for lack of memory",
     "too_slow": "preparing it took longer than --time_limit",
-    "failed": "preparing it failed in a way that nobody has foreseen",
+    "failed": "preparing it raised an unexpected error",
 }
-# What is stored of an example for somebody to count.
+# Notes that an example stores, so that they can be counted.
 NOTES = decoding.NOTES | {"still": "all frames show the same picture"}
 # Fields of an example that only some sources have, see `prepare_clip`.
 EXTRAS = ("boxes", "label_modalities")
@@ -46,7 +46,7 @@ Example = dict[str, Any]
 
 @dataclass(frozen=True)
 class Preparation:
-    """The choices that are stored with a dataset and that training can't change any more.
+    """The choices that are stored with a dataset, which a training can't change.
 
     Attributes:
       num_frames: frames stored a clip.
@@ -68,22 +68,22 @@ class Preparation:
 
     def __post_init__(self):
         if self.num_frames < 1:
-            raise UserError(f"num_frames must be at least 1, not {self.num_frames}")
+            raise UserError(f"--num_frames must be at least 1, not {self.num_frames}")
         if self.image_size < 8:
-            raise UserError(f"image_size must be at least 8 pixels, not {self.image_size}")
+            raise UserError(f"--image_size must be at least 8 pixels, not {self.image_size}")
         if not 0 < self.min_seconds <= self.clip_seconds < float("inf"):
             raise UserError(
-                f"clip_seconds ({self.clip_seconds:g}) must be at least min_seconds "
-                f"({self.min_seconds:g}), and both above 0"
+                f"--clip_seconds ({self.clip_seconds:g}) must be at least --min_seconds "
+                f"({self.min_seconds:g}), and both must be above 0"
             )
         if not 1 <= self.jpeg_quality <= 100:
-            raise UserError(f"jpeg_quality must be from 1 to 100, not {self.jpeg_quality}")
+            raise UserError(f"--jpeg_quality must be from 1 to 100, not {self.jpeg_quality}")
         if self.fbank_dtype not in FBANK_DTYPES:
             known = ", ".join(FBANK_DTYPES)
-            raise UserError(f"fbank_dtype must be one of {known}, not {self.fbank_dtype!r}")
+            raise UserError(f"--fbank_dtype must be one of {known}, not {self.fbank_dtype!r}")
         if self.audio_channel not in CHANNELS:
             known = ", ".join(CHANNELS)
-            raise UserError(f"audio_channel must be one of {known}, not {self.audio_channel!r}")
+            raise UserError(f"--audio_channel must be one of {known}, not {self.audio_channel!r}")
 
 
 class Recording(NamedTuple):
@@ -104,7 +104,7 @@ class Recording(NamedTuple):
 
 @dataclass(frozen=True)
 class Clip(abc.ABC):
-    """What should become an example: a source's subclass says how it is read.
+    """A future example: each source's subclass defines how it is read.
 
     Fields are text, numbers or tuples of them, for a list of clips is stored as JSON.
 
@@ -172,7 +172,7 @@ class VideoClip(Clip):
         return self.truth is not None
 
     def read(self, preparation: Preparation) -> Recording:
-        """Reads the span, see `media.read_clip`, and the truth file.
+        """Reads the span, see `decoding.read_clip`, and the truth file.
 
         A truth file holds, for T frames and E events: `frame_class` int64 [T], an index of the
         class names, -1 where nothing sounds; `frame_mask` bool [T, height, width] at the video's
@@ -204,7 +204,7 @@ class VideoClip(Clip):
         )
 
     def _check_length(self, path: str) -> None:
-        """Refuses a file that is not what its name or its list says, for its sound is another."""
+        """Refuses a file whose length does not fit its name or its list: it holds another span."""
         if self.cut_to is None and self.listed is None:
             return
         lasts = decoding.probe(path).duration
@@ -226,7 +226,7 @@ class VideoClip(Clip):
             )
 
     def _name_other_tracks(self, path: str, end: decoding.Seconds) -> None:
-        """Says of a silent track that others sound, which cameras and screen recorders write."""
+        """Names other tracks that sound beside a silent one: cameras and recorders write such."""
         if tracks := span_sound.sounding_tracks(path, float(self.start), float(end)):
             numbers = ", ".join(map(str, tracks))
             raise MediaError(
@@ -359,6 +359,6 @@ def encode_mask(mask: Bool[np.ndarray, "height width"], size: int) -> bytes:
 
 def clip_name(text: str) -> str:
     """Returns text that a source takes for a name as one that can be part of a clip's id."""
-    # What is no text in a name is written as its number, for two names to stay two ids.
+    # Bytes that are not text are written as numbers, so that two names stay two ids.
     text = text.encode("utf-8", "backslashreplace").decode()
     return text.replace("/", "__").replace("\\", "__")

@@ -1,7 +1,7 @@
 """Clips prepared by processes of this machine, for `pipeline.writers` and `pipeline.beam`.
 
-Each clip is prepared in a process that a crashing or hanging decoder can take down without harm to
-any other clip.
+Each clip is prepared in a separate process. A decoder that crashes or hangs there harms no other
+clip.
 """
 
 import collections
@@ -33,7 +33,7 @@ class Engine(NamedTuple):
     """How clips are prepared; nothing of it changes the dataset.
 
     Attributes:
-      workers: processes on this machine; None means one a core.
+      workers: processes on this machine; None means one per core.
       time_limit: seconds that one clip may take.
       runner: Apache Beam's runner, such as "DirectRunner" or "DataflowRunner"; "" for processes.
       beam_options: the runner's flags without dashes, such as "direct_num_workers=4".
@@ -69,7 +69,7 @@ class Workers:
     """Processes that call functions, a few items ahead of whoever takes the results."""
 
     def __init__(self, count: int | None, time_limit: float | int):
-        """Starts `count` processes (None: one a core), in which a call may take `time_limit` s."""
+        """Starts `count` processes (None: one per core); a call may take `time_limit` s."""
         count = count or os.cpu_count() or 1
         self._pool = pebble.ProcessPool(
             count, initializer=start_worker, initargs=(os.getpid(),), context=context()
@@ -144,7 +144,7 @@ def context() -> multiprocessing.context.ForkServerContext:
 
 
 def start_worker(owner: int) -> None:
-    """Makes this process one that works for the process `owner` and ends with it."""
+    """Makes this process a worker of the process `owner`, with which it ends."""
     _end_with(owner)
     # Ctrl-C is the parent's to handle, and the other cores are the other workers'.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -178,7 +178,7 @@ def prepared(
       clips: of any number of shards.
       job: what to prepare.
       workers: that do it.
-      done: told how many more clips are done.
+      done: called with the number of clips that were just finished.
     """
     for clip, result in workers.results(shards.prepare_record, clips, job):
         done(1)

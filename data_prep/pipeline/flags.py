@@ -14,13 +14,13 @@ from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.summary import Findings, Summary
 
 _PREPARATION = {
-    "num_frames": "frames stored a clip",
+    "num_frames": "frames stored per clip",
     "image_size": "pixels of a stored frame's side",
-    "clip_seconds": "length of a clip",
-    "min_seconds": "reject shorter clips",
-    "jpeg_quality": "of stored frames",
-    "fbank_dtype": "of the stored log-mel; uint8 takes half the space",
-    "audio_channel": "of several: the first (as the reference), their mean, or the loudest",
+    "clip_seconds": "seconds of a clip",
+    "min_seconds": "seconds below which a clip is rejected",
+    "jpeg_quality": "quality of the stored frames",
+    "fbank_dtype": "number type of the stored log-mel; uint8 takes half the space",
+    "audio_channel": "the first of several channels (as the reference), their mean, or the loudest",
 }
 
 
@@ -44,39 +44,39 @@ def add_flags(
                 f"--{name}", type=type(value), default=value, choices=choices, help=meaning
             )
     engine = Engine()
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes that prepare clips"
+    )
     parser.add_argument(
         "--time_limit", type=float, default=engine.time_limit, help="seconds that a clip may take"
     )
     parser.add_argument(
         "--runner",
         default=engine.runner,
-        help="Apache Beam's, instead of --workers processes",
+        help="runner of Apache Beam that prepares clips instead of --workers processes",
     )
     parser.add_argument(
-        "--beam_pipeline_options", default="", help="of the runner: KEY=VALUE,KEY=VALUE …"
+        "--beam_pipeline_options", default="", help="options of the runner: KEY=VALUE,KEY=VALUE …"
     )
     parser.add_argument(
         "--max_reject_share",
         type=float,
         default=0.5,
-        help="with more of the clips rejected, the exit status is 3",
+        help="share of rejected clips above which the exit status is 3",
     )
     parser.add_argument(
         "--compute_stats",
         action="store_true",
         help="store mean and deviation of the training clips' log-mel, class counts and weights",
     )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="say what would be prepared, and prepare nothing"
-    )
+    parser.add_argument("--dry_run", action="store_true", help="only say what would be prepared")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a dataset that OUTPUT holds already"
     )
 
 
 def preparation(arguments: argparse.Namespace, **fixed: Any) -> Preparation:
-    """Returns what the flags say is stored, with the fields that a source sets itself."""
+    """Returns the flags' choices of what is stored, with the fields that a source sets itself."""
     flags = {name: getattr(arguments, name) for name in _PREPARATION if name not in fixed}
     flags = {name: value for name, value in flags.items() if value is not None}
     if not 0 <= arguments.max_reject_share <= 1:
@@ -85,7 +85,7 @@ def preparation(arguments: argparse.Namespace, **fixed: Any) -> Preparation:
 
 
 def engine(arguments: argparse.Namespace) -> Engine:
-    """Returns what the flags say does the work."""
+    """Returns the flags' choice of the engine that does the work."""
     options = tuple(arguments.beam_pipeline_options.split(","))
     chosen = Engine(
         arguments.workers,
@@ -106,7 +106,7 @@ def write(
     source: str,
     findings: Findings | None = None,
 ) -> Summary | None:
-    """Prepares a dataset as the flags say; prints what it will prepare, and what came of it.
+    """Prepares a dataset as the flags say; prints what it will prepare, and a summary.
 
     Returns:
       None after a dry run.

@@ -1,7 +1,7 @@
 """Where a dataset is prepared and published: by one process at a time, whole or not at all.
 
-In a folder the finished dataset is moved to its place at once. In a bucket nothing can be moved, so
-its files are copied there, and `dataset_info.json`, without which there is no dataset, comes last.
+In a folder the finished dataset is moved to its place in one step. In a bucket nothing can be
+moved. There the files are copied, and `dataset_info.json` last, because it makes them a dataset.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def workplace(output: epath.Path, fingerprint: str) -> Iterator[epath.Path]:
     with _locked(output, work):
         plan = work / "plan.json"
         if plan.exists() and json.loads(plan.read_text() or "null") != fingerprint:
-            print(f"{work} is of other clips or settings, so that preparation begins anew.")
+            print(f"{work} is of other clips or settings, so preparation starts again.")
             (work / "shards").rmtree(missing_ok=True)
         plan.write_text(json.dumps(fingerprint))
         yield work

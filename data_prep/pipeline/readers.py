@@ -1,4 +1,4 @@
-"""Files that a clip is made of: brought here from a bucket, pictures, sounds."""
+"""Reads the files of a clip: pictures and sounds, copied here first if they lie in a bucket."""
 
 import contextlib
 import tempfile

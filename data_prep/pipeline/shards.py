@@ -1,7 +1,7 @@
 """Clips to shards of records: the unit in which a preparation is divided, resumed and counted.
 
 The clips of a split are ordered by a hash of their ids and cut into shards before any is prepared.
-So the same clips give the same shards on any engine, and the examples in them lie in random order.
+So the same clips give the same shards on any engine, and a shard's examples are in random order.
 A preparation that was killed goes on with the shards that have no mark of completion.
 """
 
@@ -190,7 +190,7 @@ def write_shard(
 
     Args:
       shard: whose clips the results are of.
-      results: each clip once, in the shard's order, and what became of it.
+      results: each clip once, in the shard's order, with its outcome.
       folder: where the files go; a shard without a record has its mark only.
 
     Raises:
@@ -266,7 +266,7 @@ def _mark_path(folder: epath.Path, shard: Shard) -> epath.Path:
 
 
 def finished(shard: Shard, folder: epath.Path) -> Outcome | None:
-    """Returns what became of a shard that is complete, None for any other."""
+    """Returns the outcome of a shard that is complete, None for any other."""
     try:
         mark = json.loads(_mark_path(folder, shard).read_text())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a preparation found and what came of it: printed, and kept as `OUTPUT/summary.json`."""
+"""Counts of what a preparation found and made: printed, and kept as `OUTPUT/summary.json`."""
 
 import collections
 import json
@@ -104,7 +104,7 @@ class SplitSummary(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What came of a preparation: the dataset's folder, each split, and what was found before."""
+    """The outcome of a preparation: the dataset's folder, each split, and what was found before."""
 
     directory: epath.Path
     splits: dict[str, SplitSummary]
@@ -141,7 +141,7 @@ class Summary(NamedTuple):
         if elsewhere := _sound_elsewhere(self.rejects):
             lines.append(
                 f"Silent clips that sound in another channel or track: {elsewhere:,}; the list "
-                "says of each what to do."
+                "says for each what to do."
             )
         sums = collections.Counter[str]()
         for split in self.splits.values():

@@ -2,8 +2,8 @@
 
 A dataset is a folder `OUTPUT/SOURCE/VERSION` with TFDS's metadata, and `OUTPUT/rejects.csv` beside
 it lists the clips that did not become examples; `OUTPUT/summary.json` counts all of them. While it
-is being prepared its shards are in `OUTPUT/.incomplete`; the same command, started again after
-whatever stopped it, goes on from there.
+is being prepared, its shards are in `OUTPUT/.incomplete`. The same command goes on from there after
+an interruption.
 """
 
 import collections
@@ -65,7 +65,7 @@ def write_dataset(
       source: the dataset's name, lower case with underscores.
       engine: what does the work; it has no influence on the dataset.
       overwrite: whether a dataset in `output` may be replaced.
-      compute_stats: whether to store `statistics.compute` of the split train with the dataset.
+      compute_stats: whether to store `stats.compute` of the split train with the dataset.
       findings: what the source has seen, for the summary.
 
     Raises:
@@ -82,7 +82,7 @@ def write_dataset(
     }
     old = check_output(output, source, overwrite)
     findings, directory = findings or Findings(), output / source / VERSION
-    if not there:  # told at once, for this costs no decoding
+    if not there:  # reported at once, because this costs no decoding
         _refuse_empty(output, old, Summary(directory, _count(splits, (), ()), findings))
     if compute_stats and stats.SPLIT not in there:
         raise UserError(f"--compute_stats is of the split {stats.SPLIT!r}, which has no clip")
@@ -137,7 +137,7 @@ def _unfinished(planned: Sequence[Shard], folder: epath.Path) -> list[Shard]:
 def _count(
     splits: Mapping[str, Sequence[Clip]], planned: Sequence[Shard], outcomes: Sequence[Outcome]
 ) -> dict[str, SplitSummary]:
-    """Returns what came of each split; clips of a split without a shard are all refused."""
+    """Returns each split's counts; clips of a split without a shard are all refused."""
     counted = {}
     for split, clips in splits.items():
         ours = [o for s, o in zip(planned, outcomes, strict=True) if s.split == split]
@@ -165,7 +165,7 @@ def _prepare(todo: Sequence[Shard], job: Job, folder: epath.Path, engine: Engine
 
 
 def _outcomes(planned: Sequence[Shard], folder: epath.Path) -> list[Outcome]:
-    """Returns what became of each shard; every clip must be an example or a reject, once."""
+    """Returns the outcome of each shard; every clip must be an example or a reject, once."""
     outcomes = []
     for shard in planned:
         outcome = shards.finished(shard, folder)
@@ -274,7 +274,7 @@ def _check_clips(
             unknown = set(clip.labels) - known
             if unknown:
                 raise UserError(
-                    f"the clip {clip.clip_id!r} has the label {min(unknown)!r}, "
+                    f"{clip.path}, clip {clip.clip_id!r}, has the label {min(unknown)!r}, "
                     "which is not among the class names"
                 )
     has_truth = {clip.has_truth for clip in seen.values()}

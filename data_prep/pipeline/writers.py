@@ -1,7 +1,7 @@
-"""All shards of a preparation with the processes of this machine.
+"""Prepares all shards with processes of this machine.
 
-The records of a few workers pass through one process, which writes them. It would hold up many
-workers, so each `WORKERS` of them have a writer of their own. The parent hands out the shards.
+The records of a few workers pass through one process, which writes them. One writer would be too
+slow for many workers, so every `WORKERS` workers share a writer. The parent hands out the shards.
 """
 
 import contextlib

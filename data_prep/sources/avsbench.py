@@ -181,7 +181,7 @@ def _clip(data: epath.Path, subset: _Subset, row: _Row, classes: tuple[str, ...]
     clip_id = clip_name(row.name)
     parts = (row.name, row.category) if subset.named else (row.name,)
     if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in parts):
-        why = f"{row.where}: {' and '.join(map(repr, parts))} is no file of the folder"
+        why = f"{row.where}: {' and '.join(map(repr, parts))} is not a file in the folder"
         return MaskedClip(clip_id, row.where, refusal=("outside", why))
     fields = row._asdict()
 

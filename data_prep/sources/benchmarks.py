@@ -1,4 +1,4 @@
-"""What the sources of published benchmarks share: their folders, their lists, what they return."""
+"""What the sources of published benchmarks share: folders, lists, and the type of their result."""
 
 import collections
 from collections.abc import Mapping, Sequence

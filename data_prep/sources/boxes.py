@@ -154,7 +154,7 @@ def _vggss_entries(path: epath.Path) -> dict[str, tuple[str, tuple[float, ...]]]
     except OSError as error:
         raise UserError(f"{path} can't be read: give vggss.json by --boxes ({error})") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
     found: dict[str, tuple[str, tuple[float, ...]]] = {}
     for number, entry in enumerate(listed if isinstance(listed, list) else [None], 1):
         try:
@@ -296,7 +296,7 @@ def read_annotation(data: bytes) -> tuple[float, ...]:
 
     Raises:
       ValueError: there is no box, one of them has no such numbers, or the file is too long.
-      xml.etree.ElementTree.ParseError: it is no XML.
+      xml.etree.ElementTree.ParseError: it is not valid XML.
     """
     if len(data) > _LARGEST_XML:
         raise ValueError(f"it has {len(data)} bytes, more than any annotation")

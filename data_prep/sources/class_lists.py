@@ -1,4 +1,4 @@
-"""The classes of a dataset: a published CSV, or a list that is known by its name."""
+"""The classes of a dataset: from a published CSV, or a built-in list by its name."""
 
 from etils import epath
 

@@ -85,7 +85,7 @@ def check_columns(header: Sequence[str], known: Sequence[str], where: str) -> No
 
 
 def read_split(text: str) -> str | None:
-    """Returns the split that lists call so, None for any other word."""
+    """Returns the split that a list's word means, None for an unknown word."""
     return SPLITS.get(text.strip().lower())
 
 
@@ -217,7 +217,7 @@ def read_classes(path: epath.PathLike) -> Classes:
             row = dict(zip(header, cells, strict=True))
             number, mid, name = (row[column].strip() for column in _CLASS_COLUMNS)
             if not re.fullmatch("[0-9]{1,9}", number):
-                raise UserError(f"{lines.where}: the index {number!r} is no whole number")
+                raise UserError(f"{lines.where}: the index {number!r} is not a whole number")
             if not mid or "," in mid:
                 raise UserError(f"{lines.where}: {mid!r} can't be a mid")
             if len(name.splitlines()) != 1:
@@ -243,6 +243,6 @@ def read_classes(path: epath.PathLike) -> Classes:
 
 
 def classes_of(labels: Sequence[str]) -> Classes:
-    """Returns the classes that labels themselves make, in their order."""
+    """Returns the classes that occur among labels, in their order."""
     names = tuple(sorted(set(labels)))
     return Classes(names, {})

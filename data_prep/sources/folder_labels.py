@@ -1,4 +1,4 @@
-"""Labels, and splits, from the folders that videos lie in: class/file or split/class/file."""
+"""Takes labels and splits from the folders that videos lie in: class/file or split/class/file."""
 
 import unicodedata
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How long media files are: asked on this machine, or by a runner's workers."""
+"""The lengths of media files, read on this machine or by a runner's workers."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,7 +16,7 @@ _FINAL = ("no_video", "no_audio", "too_large")
 
 
 def duration(path: str) -> float | Failure:
-    """Returns a file's seconds, or why nobody knows them."""
+    """Returns a file's seconds, or why they are unknown."""
     try:
         with readers.media(path) as here:
             return decoding.probe(here).duration
@@ -27,7 +27,7 @@ def duration(path: str) -> float | Failure:
 def durations(
     paths: Sequence[str], ask: Callable[[Sequence[str]], Iterable[tuple[str, float | Failure]]]
 ) -> dict[str, float | Failure]:
-    """Returns what `ask` says of each path; what may be a passing failure is asked twice.
+    """Returns the answer of `ask` for each path; failures that may pass are asked again.
 
     Args:
       paths: files.
@@ -48,7 +48,7 @@ def durations(
 
 
 def look(paths: Sequence[str], engine: Engine, place: epath.Path) -> dict[str, float | Failure]:
-    """Returns the length of each file; a progress bar tells how far it is.
+    """Returns the length of each file; shows a progress bar.
 
     Args:
       paths: the files.

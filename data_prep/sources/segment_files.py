@@ -1,4 +1,4 @@
-"""Which file holds a segment: the names that downloaders give to videos and to pieces of them."""
+"""Finds the file of a segment, by the names that downloaders give to videos and pieces of them."""
 
 import collections
 import contextlib
@@ -55,7 +55,7 @@ def read_pattern(text: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(text)
     except re.error as error:
-        raise UserError(f"--name_pattern={text} is no regular expression: {error}") from error
+        raise UserError(f"--name_pattern={text} is not a regular expression: {error}") from error
     if "id" not in pattern.groupindex:
         raise UserError(
             f"--name_pattern={text} needs a group (?P<id>…), and may have (?P<start>…), (?P<end>…)"
@@ -101,7 +101,7 @@ class SegmentFiles:
         Args:
           name: YouTube's id, or a file's name or path, with or without its extension.
           start: of the segment, in seconds of the whole video.
-          end: None where nobody knows.
+          end: None if it is unknown.
           youtube: whether `name` can't be a file's name.
         """
         if not youtube and (named := self._names.called(name)):

@@ -1,4 +1,4 @@
-"""Lists of labelled segments of videos, as AudioSet, VGGSound, VGGSounder, Kinetics publish."""
+"""Lists of labelled segments, as AudioSet, VGGSound, VGGSounder and Kinetics publish them."""
 
 import contextlib
 import re
@@ -28,7 +28,7 @@ _AUDIOCAPS = ("youtube_id", "start_time")
 class Segment(NamedTuple):
     """A span of a video, in seconds, that should become a clip.
 
-    `end` and `split` are None where the file doesn't tell. `youtube` says that `video` is YouTube's
+    `end` and `split` are None if the file lacks them. `youtube` says that `video` is YouTube's
     id, of which files have various names; else it is a file's name. `where` is the file and line.
     `modalities` says how each label is perceived, of `dataset_dir.MODALITIES`, if the list does.
     `selectable` says that of the list one takes the classes that one wants.
@@ -90,7 +90,7 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
 
 
 def _seconds(text: str, where: str, units: int = 1) -> float:
-    """Returns a time that a list writes as a clock's, or as a number with so many units a second.
+    """Returns a time that a list writes as on a clock, or as a number in the list's units.
 
     Raises:
       UserError: it is none.
@@ -103,7 +103,7 @@ def _seconds(text: str, where: str, units: int = 1) -> float:
         if 0 <= value < _LATEST:
             return value
     what = "seconds" if units == 1 else "milliseconds"
-    raise UserError(f"{where}: {text!r} is no time in {what}")
+    raise UserError(f"{where}: {text!r} is not a time in {what}")
 
 
 def _is_number(text: str) -> bool:
@@ -118,8 +118,8 @@ def _published(lines: Lines, first: list[str] | None, rows: Iterator[list[str]])
         return []
     if len(first) > 2 and not any(character.isdigit() for character in first[1]):
         raise UserError(
-            f"{lines.where}: {first[1]!r} is no time in seconds, nor is the line a header with the "
-            f"columns {', '.join(_COLUMNS)}"
+            f"{lines.where}: {first[1]!r} is not a time in seconds, nor is the line a header with "
+            f"the columns {', '.join(_COLUMNS)}"
         )
     if len(first) == 2:
         parse = _named_clip
@@ -207,7 +207,7 @@ def _own_row(row: dict[str, str], where: str, ids: bool, several: bool) -> Segme
     """Returns a row's segment; with `ids`, videos are called by YouTube's id."""
     name = row["video"]
     if not Path(name).name:
-        raise UserError(f"{where}: {name!r} is no name of a file")
+        raise UserError(f"{where}: {name!r} is not a name of a file")
     split = csv_files.read_split(row.get("split", ""))
     if row.get("split") and split is None:
         raise UserError(f"{where}: split must be {TRAIN} or {EVAL}, not {row['split']!r}")

@@ -1,4 +1,4 @@
-"""Labelled segments of videos to clips."""
+"""Turns labelled segments of videos into clips."""
 
 import collections
 import contextlib
@@ -32,7 +32,7 @@ NAMED = 5  # of the files that may hold a segment
 
 @dataclass(frozen=True)
 class TaggedClip(VideoClip):
-    """A span with `modalities`: how each label is perceived, "" where a list doesn't tell."""
+    """A span with `modalities`: how each label is perceived, "" if a list doesn't say."""
 
     modalities: tuple[str, ...] = field(default=(), kw_only=True)
 
@@ -43,12 +43,12 @@ class TaggedClip(VideoClip):
 
     @property
     def label_modalities(self) -> tuple[str, ...]:
-        """Of each label."""
+        """How each of `labels` is perceived."""
         return self.modalities
 
 
 def of_classes(segments: Sequence[Segment], classes: Classes) -> tuple[list[Segment], int]:
-    """Returns the segments without those of other classes, where one may choose, and their number.
+    """Returns the segments of the chosen classes, and the number of the others.
 
     Raises:
       UserError: none is left.
@@ -149,8 +149,8 @@ def _merge(segments: Sequence[Segment]) -> list[Segment]:
                 f"{before.where}"
             )
         labels = dict(_tags(before) + _tags(segment))
-        told = tuple(labels.values())
-        merged[key] = before._replace(labels=tuple(labels), modalities=told)
+        perceived = tuple(labels.values())
+        merged[key] = before._replace(labels=tuple(labels), modalities=perceived)
     return list(merged.values())
 
 

@@ -1,4 +1,4 @@
-"""Where the videos are: media files of folders, lists and buckets, and what they are called."""
+"""Finds media files in folders, lists, archives and buckets, and gives them names."""
 
 import collections
 import functools
@@ -139,7 +139,7 @@ def _videos(
                     found += _in_archive(
                         epath.Path(os.path.join(root, inside)), Path(inside), skipped
                     )
-                except UserError as error:  # all of them are told at once
+                except UserError as error:  # all of them are reported together
                     damaged.append(str(error))
             elif extension in EXTENSIONS:
                 found.append(Video(epath.Path(os.path.join(root, inside)), Path(inside)))
@@ -155,7 +155,7 @@ def _videos(
     if source.suffix.lower() == ".txt" and source.is_file():
         return list(_listed(source, skipped, absent))
     if source.suffix.lower() in _TABLES and source.is_file():
-        raise UserError(f"{source} is no video: a table goes to --labels or --segments")
+        raise UserError(f"{source} is not a video: a table goes to --labels or --segments")
     if source.suffix.lower() in _PACKED and source.is_file():
         known = ", ".join(archives.EXTENSIONS)
         raise UserError(f"{source} can't be read as it is ({known} can be): unpack it")
@@ -188,7 +188,7 @@ def _in_archive(
 
 
 def _in_bucket(folder: epath.Path) -> Iterator[str]:
-    """Lists everything at once: a question for each of a million objects would take days."""
+    """Lists everything at once: one request for each of a million objects would take days."""
     files, root = bucket_files(folder)
     for name in files.find(root):
         inside = name[len(root) :].strip("/")
@@ -257,7 +257,7 @@ def _digest(name: str) -> str:
 
 
 class Names:
-    """Videos by what lists call them."""
+    """Finds videos by the names in lists."""
 
     def __init__(self, videos: Iterable[Video]):
         """Takes the videos that are there."""
@@ -292,7 +292,7 @@ class Names:
 
 
 def _plain(name: str) -> str:
-    """Returns a name as file systems and spreadsheets agree on it."""
+    """Returns a name in a form that file systems and spreadsheets share."""
     return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
 
 

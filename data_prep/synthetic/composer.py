@@ -1,9 +1,9 @@
 """Composes a scene: who sounds where and when, the frames, the sound, and the exact truth.
 
-A clip is a row of segments: one to three events with pauses between some of them. During an event
-one object sounds and is on screen. A silent object may also be on screen, in an event as in a
-pause. It moves to a sound that is not heard. Neither presence nor motion therefore tells which
-object sounds.
+A clip is a sequence of segments: one to three events with pauses between some of them. During an
+event one object sounds and is on screen. A silent object may also be on screen, during events and
+pauses. It moves to a sound that is not heard. So neither presence nor motion shows which object
+sounds.
 """
 
 import math
@@ -241,7 +241,7 @@ def render(scene: Scene) -> UInt8[np.ndarray, "frames height width 3"]:
 
 
 def truth(scene: Scene, num_frames: int) -> Truth:
-    """Returns classes and visible masks in the frames that `media.read_clip` picks."""
+    """Returns classes and visible masks in the frames that `decoding.read_clip` picks."""
     height, width = scene.background.shape[:2]
     frames = [index * scene.frames // num_frames for index in range(num_frames)]
     classes = {sounds: np.full(len(frames), -1, np.int64) for sounds in (True, False)}

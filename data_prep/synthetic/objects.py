@@ -1,8 +1,8 @@
 """What a scene is made of: objects that look and sound like their class, and backgrounds.
 
-An object source gives, for a class, ever new sprites and ever new sounds. Two sources exist: the
-built-in one of this module, drawn and synthesised, and `scene_assets.AssetObjects` from real photos
-and sounds. A background is a function of a size and a random generator.
+An object source makes new sprites and new sounds of a class at every call. Two sources exist: the
+built-in one of this module, drawn and synthesised, and `photo_objects.AssetObjects` from real
+photos and sounds. A background is a function of a size and a random generator.
 """
 
 import math
@@ -38,7 +38,7 @@ class ObjectSource(Protocol):
 
 
 class BuiltInObjects:
-    """Twelve classes, each a silhouette of `scene_sprites` with a family of `scene_sounds`."""
+    """Twelve classes, each a silhouette of `sprites` with a family of `sounds`."""
 
     _families = tuple(zip(sprites.SHAPES, sounds.FAMILIES, strict=True))
     class_names = tuple(f"{shape}_{sound}" for shape, sound in _families)
@@ -57,7 +57,7 @@ class BuiltInObjects:
 def drawn_background(size: int, rng: np.random.Generator) -> Picture:
     """Returns smooth coloured noise with clutter and grain, [size, size, 3].
 
-    The clutter has the colours of the objects, so that a bright colour alone is no object.
+    The clutter has the colours of the objects, so that a bright colour alone is not an object.
     """
     cells = int(rng.integers(2, 6))
     coarse = np.stack([sprites.tone(rng) for _ in range(cells * cells)])

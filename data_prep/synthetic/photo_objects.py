@@ -88,7 +88,7 @@ def find_assets(folder: str | Path) -> AssetObjects:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"--assets={folder} is no folder")
+        raise UserError(f"--assets={folder} is not a folder")
     names, photos, sounds, heard = [], [], [], set()
     for path in sorted(folder.rglob("*.png")):
         sound = next((p for p in map(path.with_suffix, _SOUNDS) if p.is_file()), None)
@@ -147,7 +147,7 @@ def _read_photo(path: Path) -> Sprite:
 
 
 def _cropped(image: Image.Image) -> Image.Image:
-    """Cuts an RGBA picture to the pixels that `scene_sprites.opaque` counts as the object."""
+    """Cuts an RGBA picture to the pixels that `sprites.opaque` counts as the object."""
     opaque = sprites.opaque(np.asarray(image))
     return image.crop(Image.fromarray(opaque).getbbox())
 
@@ -200,7 +200,7 @@ def find_backgrounds(folder: str | Path) -> PictureBackgrounds:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"--backgrounds={folder} is no folder")
+        raise UserError(f"--backgrounds={folder} is not a folder")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _PICTURES and p.is_file())
     if not paths:
         raise UserError(f"--backgrounds={folder} has no pictures ({' '.join(_PICTURES)})")

@@ -89,7 +89,7 @@ def write_video(
     video: UInt8[np.ndarray, "frames height width 3"],
     waveform: Float[np.ndarray, " samples"],
 ) -> None:
-    """Encodes RGB frames (`scene_composer.FRAME_RATE` a second) and 16 kHz mono audio.
+    """Encodes RGB frames (`composer.FRAME_RATE` per second) and 16 kHz mono audio.
 
     Raises:
       UserError: the file can't be written, for example because the disk is full.

@@ -1,7 +1,7 @@
-"""Synthesised sounds: twelve families, each played anew for every instance.
+"""Synthesised sounds of twelve families; every instance differs.
 
 A family is a pattern in time and frequency. Pitch, tempo and timbre are drawn from the same
-distributions for all families, and loudness is set later. None of them alone therefore tells a
+distributions for all families, and loudness is set later. So none of them alone identifies a
 family.
 """
 

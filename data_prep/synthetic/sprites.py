@@ -1,7 +1,7 @@
-"""Drawn sprites: twelve silhouettes, each drawn anew for every instance.
+"""Drawn sprites of twelve silhouettes; every instance differs.
 
-Only the silhouette tells the family. Hue, tones, texture, outline, size, aspect and rotation are
-drawn from the same distributions for all of them, so that none gives a family away.
+Only the silhouette identifies the family. Hue, tones, texture, outline, size, aspect and rotation
+are drawn from the same distributions for all of them.
 """
 
 import colorsys
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-Number = float | int  # for checked annotations, an int is no float
+Number = float | int  # for checked annotations, an int is not a float
 Point = tuple[Number, Number]
 
 CANVAS = 320  # pixels of the square a silhouette is drawn on; several times a sprite's final size

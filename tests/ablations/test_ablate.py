@@ -173,24 +173,24 @@ def test_a_probe_gets_its_recipe_with_the_tables_settings(tmp_path, monkeypatch,
     probe = cli.config_of("configs/probe.py:demo")
     ablation = ablate.Ablation(todo, data, tmp_path, probe)
     (training,) = todo.trainings.values()
-    (ask,) = training.asks
+    (spec,) = training.evaluations
     folder = ablation.folder(training.name)
     tiny.write_model(folder.train, data__num_frames=4)
-    ablation._evaluate(folder, ask)
+    ablation._evaluate(folder, spec)
     assert seen["config"].epochs == 3 and probe.epochs == 12
     assert seen["model"].config.data.num_frames == 2 and len(seen["records"]) == 5
-    assert seen["output"] == folder.output(ask) and ask.folder == "probe-frames_2"
-    about = ablation.about(training.name, ask)
+    assert seen["output"] == folder.output(spec) and spec.folder == "probe-frames_2"
+    about = ablation.about(training.name, spec)
     assert about["recipe"]["epochs"] == 3
-    folder.begin(ask, about)
-    assert not folder.has(ask, about)
-    (folder.output(ask) / "probe").mkdir()
-    folder.begin(ask, about)  # goes on with what is there
-    assert (folder.output(ask) / "probe").exists()
-    folder.end(ask, about)
-    assert folder.has(ask, about) and not folder.has(ask, {**about, "step": 7})
-    folder.begin(ask, {**about, "step": 7})  # of a longer training: begins anew
-    assert not (folder.output(ask) / "probe").exists()
+    folder.begin(spec, about)
+    assert not folder.has(spec, about)
+    (folder.output(spec) / "probe").mkdir()
+    folder.begin(spec, about)  # goes on with what is there
+    assert (folder.output(spec) / "probe").exists()
+    folder.end(spec, about)
+    assert folder.has(spec, about) and not folder.has(spec, {**about, "step": 7})
+    folder.begin(spec, {**about, "step": 7})  # of a longer training: begins anew
+    assert not (folder.output(spec) / "probe").exists()
 
 
 def test_a_training_that_fails_does_not_stop_the_others(arguments, monkeypatch, capsys, tmp_path):

@@ -43,14 +43,16 @@ def test_each_row_is_asked_what_its_columns_need():
     five = plan.make(paper.TABLES["5"], config_of, 1, ["train_4_eval_8", "train_4_eval_16"])
     (training,) = five.trainings.values()
     assert training.name == "data.num_frames=4-seed0" and len(training.rows) == 2
-    assert {ask.folder for ask in training.asks} == {
+    assert {spec.folder for spec in training.evaluations} == {
         f"retrieval-{data}-frames_{n}" for data in ("audioset", "vggsound") for n in (8, 16)
     }
     four = plan.make(paper.TABLES["4"], config_of, 1, ["scale+"])
     (training,) = four.trainings.values()
-    assert {(ask.num_frames, ask.frame) for ask in training.asks} == {(10, 5)}
+    assert {(spec.num_frames, spec.frame) for spec in training.evaluations} == {(10, 5)}
     seven = plan.make(paper.TABLES["7"], config_of, 1)
-    maps = {ask.settings for ask in seven.trainings["unchanged-seed0"].asks if ask.settings}
+    maps = {
+        spec.settings for spec in seven.trainings["unchanged-seed0"].evaluations if spec.settings
+    }
     assert maps == {(("maps", ("cosine",)),), (("maps", ("evidence",)),)}
 
 

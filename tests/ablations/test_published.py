@@ -78,7 +78,7 @@ def test_the_evaluations_systems_are_the_papers_rows():
 
 
 def test_they_are_told_as_published():
-    first, *rest = published.told("probe")
+    first, *rest = published.text_lines("probe")
     assert "published" in first and "other data and models than yours" in first
     assert "  CAV-MAE Sync, AudioSet-20K (Table 2): mAP 30.5" in rest
-    assert published.told("temporal") == []
+    assert published.text_lines("temporal") == []

@@ -59,7 +59,7 @@ def test_a_failure_does_not_stop_the_others_and_done_parts_stay(tmp_path, capsys
 
 def test_another_file_in_its_place(tmp_path):
     (tmp_path / "session.json").write_text("[]")
-    with pytest.raises(UserError, match=r"session.json is no session's"):
+    with pytest.raises(UserError, match=r"session.json is not a session's"):
         device_session.run(tmp_path, {}, 1)
 
 

@@ -50,7 +50,7 @@ def test_the_peer_extracts_frames_and_sound(short, tmp_path):
     pytest.importorskip("cv2")
     pytest.importorskip("imageio_ffmpeg")
     path = tmp_path / "a.mp4"
-    preparation.film(path, (64, 48), np.random.default_rng(0))
+    preparation.write_video(path, (64, 48), np.random.default_rng(0))
     assert extraction_baseline.extract_all([str(path)], 4) > 0
 
 

@@ -114,7 +114,7 @@ def test_what_no_repeat_mends_is_told_at_once(stored, emulator):
 
 def test_a_silent_server_is_told_of(stored, emulator, monkeypatch, capsys):
     records = loader.Records(stored, "train")
-    monkeypatch.setattr(bucket_shards, "TOLD_EVERY", 0.05)
+    monkeypatch.setattr(bucket_shards, "LOG_EVERY", 0.05)
     emulator.turn(latency_ms=150)
     assert records[3]["clip_id"]
     monkeypatch.setattr(bucket_shards, "LONGEST_WAIT", 0.1)

@@ -67,7 +67,7 @@ def test_mistakes_are_one_sentence(tmp_path):
         ("name,category,split\na,b,dev\n", "split must be one of"),
         ("name,category,split\na,,test\n", "the category is empty"),
         ("name,category,split\na,b,train\n", "no row of another split than train"),
-        ("name,category,split\n../a,b,test\n", "is no file of the folder"),
+        ("name,category,split\n../a,b,test\n", "is not a file in the folder"),
     ):
         if text is not None:
             (tmp_path / "s4_meta_data.csv").write_text(text)

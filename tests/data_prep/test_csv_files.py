@@ -40,7 +40,7 @@ def test_class_names_are_the_display_names_in_the_order_of_the_indices(tmp_path)
         ("index,mid,display_name\n0,a,A\n1,a,B\n", "line 3: the mid 'a' comes a second time"),
         ("index,mid,display_name\n0,a,A\n0,b,B\n", "line 3: the index 0 comes a second time"),
         ("index,mid,display_name\n1,a,A\n2,b,B\n", "line 3: the indices .* must be 0 to 1: 2"),
-        ("index,mid,display_name\n-1,a,A\n", "line 2: the index '-1' is no whole number"),
+        ("index,mid,display_name\n-1,a,A\n", "line 2: the index '-1' is not a whole number"),
         ("index,mid,display_name\n0,,A\n", "line 2: '' can't be a mid"),
         ('index,mid,display_name\n0,"a,b",A\n', "line 2: 'a,b' can't be a mid"),
         ("index,mid,display_name\n0,a,\n", "line 2: the display_name must be one line"),

@@ -238,8 +238,8 @@ def test_flaws_that_a_checksum_does_not_see(truth):
         "clip id is empty": {"clip_id": b""},
         "label 3 is none of the 3": {"labels": [0, 3]},
         "3 frames, not 4": {"frames": jpegs[:3]},
-        "frame 1 is no readable JPEG": {"frames": [jpegs[0], jpegs[1][:-200], *jpegs[2:]]},
-        "frame 0 is no readable JPEG": {"frames": masks},
+        "frame 1 is not a readable JPEG": {"frames": [jpegs[0], jpegs[1][:-200], *jpegs[2:]]},
+        "frame 0 is not a readable JPEG": {"frames": masks},
         "log-mel is float16 (5, 128), not uint8": {"fbank": infinite},
         "log-mel is uint8 (0, 128)": {"fbank": fbank[:0]},
         "spread over nan seconds": {"seconds": np.float32(np.nan)},
@@ -412,8 +412,11 @@ def test_where_a_dataset_may_lie(output, tmp_path):
     for place in ("", tmp_path / "none"):
         with pytest.raises(UserError, match="no dataset folder"):
             find(place)
-    with pytest.raises(UserError, match="it holds none"):
+    with pytest.raises(UserError, match=r"it further below: give one of .*1\.0\.0"):
         find(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="it holds none"):
+        find(tmp_path / "empty")
     shutil.copytree(folder_of(output), output / "little" / "2.0.0")
     with pytest.raises(UserError, match=r"one prepared dataset.*1\.0\.0, .*2\.0\.0"):
         find(output)
@@ -462,7 +465,10 @@ def test_a_dataset_of_an_earlier_release_opens(output):
 
 @pytest.mark.parametrize(
     "text, told",
-    [("a,b\n1,2\n", "no column 'reason'"), ('reason\n"' + "x" * 200_000, "line 1 is no CSV")],
+    [
+        ("a,b\n1,2\n", "no column 'reason'"),
+        ('reason\n"' + "x" * 200_000, "line 1 is not valid CSV"),
+    ],
 )
 def test_a_list_of_rejects_that_is_none(output, text, told):
     (output / "rejects.csv").write_text(text)

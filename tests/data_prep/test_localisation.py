@@ -183,7 +183,7 @@ def test_what_is_no_annotation_is_a_reject(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("{}", "entry 1, is none of VGG-SS"),
         ("[]", "has no entry"),
         ('[{"file": "a", "class": "b"}]', "entry 1, is none of VGG-SS: no file, class and bbox"),
@@ -191,7 +191,7 @@ def test_what_is_no_annotation_is_a_reject(tmp_path, text):
         ('[{"file": "a", "class": "b", "bbox": [[1, 2, 3, NaN]]}]', "a box is"),
         ('[{"file": "a", "class": "", "bbox": []}]', "must be text"),
         ('[{"file": "a", "class": "b", "bbox": [[1, 2, 3, 1' + "0" * 400 + "]]}]", "4 numbers"),
-        ("[" * 100_000, "is no JSON"),
+        ("[" * 100_000, "is not valid JSON"),
         (
             json.dumps([{"file": "a", "class": "b", "bbox": []}] * 2),
             "entry 2, is none of VGG-SS: the file 'a' comes a second time",

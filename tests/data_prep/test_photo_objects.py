@@ -87,7 +87,7 @@ def test_assets_that_cannot_be_used_are_named(stamps, tmp_path):
             photo_objects.find_assets(stamps)
         assert all(name in str(refusal.value) for name in names)
 
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         photo_objects.find_assets(tmp_path / "nowhere")
     photo, sound = stamps / "cow.png", stamps / "cow.ogg"
     save_sound(sound, 300)
@@ -114,7 +114,7 @@ def test_assets_that_cannot_be_used_are_named(stamps, tmp_path):
 
 
 def test_backgrounds_that_cannot_be_used_are_named(tmp_path):
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         photo_objects.find_backgrounds(tmp_path / "nowhere")
     with pytest.raises(UserError, match="has no pictures"):
         photo_objects.find_backgrounds(tmp_path)

@@ -292,4 +292,4 @@ def test_the_program_says_what_it_does_and_what_is_wrong(tmp_path):
         assert word in str(refusal.value)
     assert (other / "videos" / "holiday.mp4").read_bytes() == b"precious"
     assert not (tmp_path / "new").exists()
-    assert "nowhere is no folder" in refused("scenes", "--output=x", "--assets=nowhere")
+    assert "nowhere is not a folder" in refused("scenes", "--output=x", "--assets=nowhere")

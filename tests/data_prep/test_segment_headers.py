@@ -104,8 +104,8 @@ def test_decimal_commas_are_read(tmp_path, text, seconds):
         # An offset may be where a clip begins, unless an onset stands beside it.
         (f"filename,offset,label\n{ID}_000030.mp4,10,dog\n", "leave out the column 'offset'"),
         (f"video_id,start,start_ms,label\n{ID},3,3000,dog\n", "leave out the column 'start'"),
-        (f"video_id,start_ms\n{ID},soon\n", "line 2: 'soon' is no time in milliseconds"),
-        (f"video_id,start,end\n{ID},,40\n", "line 2: '' is no time in seconds"),
+        (f"video_id,start_ms\n{ID},soon\n", "line 2: 'soon' is not a time in milliseconds"),
+        (f"video_id,start,end\n{ID},,40\n", "line 2: '' is not a time in seconds"),
         (f"video_id,label\n{ID},dog\n", "line 2: need a start in seconds, or YTID_000030.mp4"),
     ],
 )

@@ -103,7 +103,7 @@ def test_sources_without_videos_are_told(tmp_path):
     )
     with pytest.raises(UserError, match=r"but 2 \.unknown_video, 1 none: a \.txt list"):
         video_files.find_videos([str(tmp_path / "in")])
-    with pytest.raises(UserError, match=r"a\.csv is no video: .*--segments"):
+    with pytest.raises(UserError, match=r"a\.csv is not a video: .*--segments"):
         video_files.find_videos([str(tmp_path / "a.csv")])
     for name in ("b.tar.xz", "c.rar"):
         with pytest.raises(UserError, match=r"can't be read as it is \(\.tar, .*unpack it"):

@@ -102,7 +102,7 @@ def same(ours, theirs):
 def test_sigterm_to_one_saves_and_ends_both(pair):
     folder, statuses = pair
     assert statuses == [143, 143]
-    told = re.findall(r"told to stop: step (\d+) is saved", (folder / "logs/0.log").read_text())
+    told = re.findall(r"stopped: step (\d+) is saved", (folder / "logs/0.log").read_text())
     last = lines(folder / "train")[-1]["step"]
     assert told == [str(last)] and last < STEPS
     assert (folder / "train/checkpoints" / told[0]).is_dir()

@@ -47,8 +47,8 @@ def test_lists_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("a.json", '{"data": [', "is no JSON"),
-        ("a.txt", '{"data": [', "is no JSON"),
+        ("a.json", '{"data": [', "is not valid JSON"),
+        ("a.txt", '{"data": [', "is not valid JSON"),
         ("a.json", '["x", 3]', "entry 2, has no video_id"),
         ("a.json", '{"data": {}}', "must be"),
         ("a.json", '{"data": [{"video_id": "x"}, {"video_id": 3}]}', "entry 2, has no video_id"),
@@ -57,7 +57,7 @@ def test_lists_are_read(tmp_path):
         ("a.json", '{"data": []}', "names no clip"),
         ("a.txt", " \n", "names no clip"),
         ("a.txt", b"\xff\xff", "neither JSON nor text"),
-        ("a.json", '[{"video_id": "x", "start": "now"}]', "or a start that is no number"),
+        ("a.json", '[{"video_id": "x", "start": "now"}]', "or its start is not a number"),
         ("a.csv", "youtube_id,start_frame\nx,750\n", "call it start"),
         ("a.csv", "youtube_id,start_time\nx,now\n", "row 1 under the header: need a clip"),
         ("a.csv", "caption,youtube_id\nx\n", "row 1 under the header: need a clip"),

@@ -110,7 +110,7 @@ def test_other_numbers_of_frames():
     for strategy in ("mean", "max"):
         found = ranking.ranks(audio, visual[:, :1], strategy)
         np.testing.assert_array_equal(found, dense(audio, visual[:, :1], strategy))
-    with pytest.raises(UserError, match=r"audio has 3 a clip and visual 1; only .*mean,max"):
+    with pytest.raises(UserError, match=r"audio has 3 per clip and visual 1; only .*mean,max"):
         ranking.ranks(audio, visual[:, :1], "diagonal_max")
 
 
@@ -220,7 +220,7 @@ def test_bad_embeddings_are_one_sentence(tmp_path):
     assert "can't be read" in sentence()
     with path.open("wb") as file:
         np.save(file, audio)
-    assert "is no npz file" in sentence()
+    assert "is not an npz file" in sentence()
 
 
 @pytest.mark.parametrize(

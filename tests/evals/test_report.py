@@ -309,7 +309,7 @@ def test_curves_forget_a_half_written_line_only_at_the_end(folder):
         ("probe.json", b"{", r"probe\.json is not the JSON of an evaluation"),
         ("probe.json", b"{}", r"probe\.json is not what this evaluation writes"),
         ("probe.json", b"[]", r"probe\.json is not what this evaluation writes"),
-        ("probe.png", b"no picture", r"probe\.png is no PNG picture"),
+        ("probe.png", b"no picture", r"probe\.png is not a PNG picture"),
     ],
 )
 def test_broken_files_are_told(folder, name, content, message):
@@ -320,7 +320,7 @@ def test_broken_files_are_told(folder, name, content, message):
 
 
 def test_a_workdir_that_is_not_there_is_told(folder):
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         summary.run(
             folder / "evals",
             folder / "results.json",

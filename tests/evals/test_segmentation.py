@@ -156,14 +156,18 @@ def test_pointing_by_hand():
     assert exact == [0]
 
 
-def test_duels_by_hand():
+def test_silent_objects_that_are_beaten_by_hand():
     left = np.zeros((3, 4, 4), bool)
     left[:, :, :2] = True
     maps = np.stack([LEFT_MAP, 1 - LEFT_MAP, np.ones((2, 2), np.float32)])
-    np.testing.assert_array_equal(segmentation_metrics.duels(maps, left, ~left), [1, 0, 0.5])
-    np.testing.assert_array_equal(segmentation_metrics.duels(-maps, left, ~left), [0, 1, 0.5])
+    np.testing.assert_array_equal(
+        segmentation_metrics.beats_silent_object(maps, left, ~left), [1, 0, 0.5]
+    )
+    np.testing.assert_array_equal(
+        segmentation_metrics.beats_silent_object(-maps, left, ~left), [0, 1, 0.5]
+    )
     unseen = left & (np.arange(3) != 1)[:, None, None]
-    found = segmentation_metrics.duels(maps, unseen, ~left)
+    found = segmentation_metrics.beats_silent_object(maps, unseen, ~left)
     np.testing.assert_array_equal(found, [1, np.nan, 0.5])
 
 
@@ -476,7 +480,7 @@ def test_a_single_image_is_prompted_by_all_windows_of_its_sound(stills, tmp_path
         "untrained model",
     }
     assert result["scores"] != result["baselines"]["untrained model"]
-    repeated = sound_maps.Stills(records, 4)
+    repeated = sound_maps.RepeatedImages(records, 4)
     pairs = repeated.pairs(0, loader.PairSpec.of(tiny_model.config), range(4))
     windows = np.stack([pair["audio"] for pair in pairs])
     assert all((one != other).any() for one, other in itertools.pairwise(windows))
@@ -487,7 +491,7 @@ def test_a_single_image_is_prompted_by_all_windows_of_its_sound(stills, tmp_path
     assert found["own sound"].shape == (2, 2, 2)
     expected = cosines(np.asarray(patches), audio.mean(axis=0))
     np.testing.assert_allclose(found["own sound"][0], expected, atol=1e-5)
-    with pytest.raises(UserError, match=r"--query=frame: .* has one image a sound"):
+    with pytest.raises(UserError, match=r"--query=frame: .* has one image per sound"):
         segmentation.run(tiny_model, records, query="frame", mesh=one_device())
 
 

@@ -265,17 +265,19 @@ def run(monkeypatch, capsys, *flags):
 
 
 def test_a_long_file_and_a_mistake_of_the_program(folder, model, monkeypatch, capsys):
-    desk = app.Desk(model, None, None)
+    handlers = app.Handlers(model, None, None)
     monkeypatch.setattr(app, "LONGEST", 6.0)
-    said, *rest = desk.guarded(desk.localize, 5, str(folder / "media" / "1.mp4"), None, "cosine")
+    said, *rest = handlers.guarded(
+        handlers.localize, 5, str(folder / "media" / "1.mp4"), None, "cosine"
+    )
     assert ">1.mp4 is longer than" in said and rest == [None] * 4
-    said, _ = desk.guarded(desk.search, 2, str(folder / "sound.wav"), None)
+    said, _ = handlers.guarded(handlers.search, 2, str(folder / "sound.wav"), None)
     assert ">no index was given" in said
 
     def broken(file):
         raise ZeroDivisionError
 
-    assert "the program made a mistake" in desk.guarded(broken, 2, "a")[0]
+    assert "the program made a mistake" in handlers.guarded(broken, 2, "a")[0]
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
@@ -287,7 +289,7 @@ def test_mistakes_are_one_sentence(workdir, model, folder, monkeypatch, capsys):
         port = taken.getsockname()[1]
         said = run(monkeypatch, capsys, checkpoint, f"--port={port}")
         assert f"--port={port} can't be used (Address already in use)" in said
-    assert "is no index" in run(monkeypatch, capsys, checkpoint, f"--index={folder}")
+    assert "is not an index" in run(monkeypatch, capsys, checkpoint, f"--index={folder}")
     assert "--largest must be" in run(monkeypatch, capsys, checkpoint, "--largest=0")
     monkeypatch.setitem(sys.modules, "gradio", None)
     said = run(monkeypatch, capsys, checkpoint)

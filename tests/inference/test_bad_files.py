@@ -166,4 +166,4 @@ def test_two_hours_need_no_more_memory_than_ten_minutes(tmp_path, workdir):
     assert long - short < 100, (
         done.stdout
     )  # MB; its log-mel alone would be 180 MB, its windows 280 MB
-    assert len(Index(f"{files[1]}.index").side("visual").times) == 11_520
+    assert len(Index(f"{files[1]}.index").vectors("visual").times) == 11_520

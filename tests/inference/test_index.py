@@ -53,15 +53,15 @@ def built(folder, model, media):
 
 
 def test_an_index_holds_what_the_model_gives(built, model, media):
-    side = built.side("visual")
+    side = built.vectors("visual")
     assert [os.path.basename(file) for file in side.files] == [
         *["0.mp4", "1.mp4", "2.mp4", "still.png"]
     ]
     whole = model.embed_video(media / "1.mp4")
     np.testing.assert_allclose(side.vectors[side.rows(1)], whole.visual, atol=1e-6)
     np.testing.assert_allclose(side.times[side.rows(1)], np.arange(20) * 0.625)
-    assert len(built.side("audio").files) == 4
-    assert built.side("audio", [side.files[2]]).vectors.shape == (16, 16)
+    assert len(built.vectors("audio").files) == 4
+    assert built.vectors("audio", [side.files[2]]).vectors.shape == (16, 16)
     manifest = json.loads((built.directory / "index.json").read_text())
     assert manifest["model"]["fingerprint"] == model.fingerprint() and manifest["version"]
 
@@ -70,12 +70,12 @@ def test_it_grows_and_replaces_what_changed(model, media, tmp_path):
     place, output = tmp_path / "a.wav", tmp_path / "index"
     soundfile.write(place, noise(2, seed=1), 16_000)
     assert embed.run(model, [str(place)], output, workers=0)[:3] == (1, 0, 0)
-    first = Index(output).side("audio").vectors
+    first = Index(output).vectors("audio").vectors
     still = str(media / "still.png")
     assert embed.run(model, [str(place), still], output, workers=0)[:3] == (1, 1, 0)
     soundfile.write(place, noise(3, seed=2), 16_000)
     assert embed.run(model, [str(place), still], output, workers=0)[:3] == (1, 1, 0)
-    side = Index(output).side("audio")
+    side = Index(output).vectors("audio")
     assert side.files == [str(place)] and len(side.vectors) == 16
     np.testing.assert_allclose(side.vectors, model.embed_sound(place).audio, atol=1e-6)
     assert np.abs(side.vectors - first).max() > 1e-3
@@ -91,7 +91,7 @@ def test_a_name_that_is_no_text_is_refused(model, media, tmp_path, capsys):
         shutil.copy(media / "still.png", tmp_path / name)
     counts = embed.run(model, [str(tmp_path)], tmp_path / "index", workers=0)
     assert counts == (1, 0, 2, 1)
-    assert Index(tmp_path / "index").side("visual").files == [str(tmp_path / names[2])]
+    assert Index(tmp_path / "index").vectors("visual").files == [str(tmp_path / names[2])]
     said = capsys.readouterr().err
     assert f"the name of {tmp_path}/\\xff.png is not UTF-8: rename the file" in said
 
@@ -126,7 +126,7 @@ def test_a_large_file_gets_shards_as_it_comes(model, media, tmp_path, monkeypatc
     files = [str(media / name) for name in ("1.mp4", "0.mp4", "text.mp4")]
     counts = embed.run(model, files, tmp_path / "index", every=0.25, workers=0)
     assert counts[:3] == (2, 0, 1)
-    side = Index(tmp_path / "index").side("visual")
+    side = Index(tmp_path / "index").vectors("visual")
     assert dict(zip(side.files, np.diff(side.offsets), strict=True)) == {files[0]: 50, files[1]: 12}
     whole = model.embed_video(files[0], every=0.25)
     np.testing.assert_allclose(side.vectors[side.rows(0)], whole.visual, atol=1e-6)
@@ -155,7 +155,7 @@ def test_kill_loses_nothing_that_was_written(workdir, model, media, tmp_path):
     assert before >= 2
     counts = embed.run(model, [str(tmp_path)], tmp_path / "index", workers=0)
     assert counts[:2] == (40 - before, before)
-    side = Index(tmp_path / "index").side("audio")
+    side = Index(tmp_path / "index").vectors("audio")
     assert sorted(side.files) == sorted(map(str, files))
     place = side.files.index(str(files[0]))
     np.testing.assert_allclose(
@@ -229,8 +229,8 @@ def test_search_is_exact(built, model, media, kind):
 def test_a_percentile_is_the_place_among_other_clips(built, model, media):
     query = model.embed_sound(media / "deeper" / "sound.wav")
     hit = nearest.search(built, query, 1, apart=1.0).clips[0]
-    sounds = built.side("audio")
-    target = built.side("visual")
+    sounds = built.vectors("audio")
+    target = built.vectors("visual")
     vectors = target.vectors[target.rows(target.files.index(hit.file))]
     others = [
         similarity.of_pair(sounds.vectors[sounds.rows(i)], vectors, "diagonal_mean")
@@ -297,7 +297,7 @@ def test_the_page_plays_the_moments(built, model, media, tmp_path):
 def test_export_has_all_vectors(built, tmp_path, suffix):
     path = tmp_path / f"all{suffix}"
     indexes.export(built, path)
-    side = built.side("audio")
+    side = built.vectors("audio")
     if suffix == ".npz":
         with np.load(path) as stored:
             np.testing.assert_array_equal(stored["audio"], side.vectors)
@@ -317,7 +317,7 @@ def test_mistakes_are_one_sentence(built, model, media, tmp_path):
     ):
         with pytest.raises(UserError, match=sentence):
             search.run(model, built, kind, file, tmp_path / "out")
-    with pytest.raises(UserError, match="is no index"):
+    with pytest.raises(UserError, match="is not an index"):
         Index(media)
     with indexes.writing(tmp_path / "empty", model, None):
         pass

@@ -100,8 +100,8 @@ def test_mistakes_are_told(files, tmp_path):
     )
     picture = tmp_path / "grey.png"
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(picture)
-    with pytest.raises(UserError, match="trained with audio only; here is no sound"):
+    with pytest.raises(UserError, match="trained with audio only: give a file that has a sound"):
         load(str(tmp_path / "sound")).classify(picture)
     plain = tiny.write_model(tmp_path / "plain")
-    with pytest.raises(UserError, match="is no fine-tuned model and knows no classes"):
+    with pytest.raises(UserError, match="is not a fine-tuned model and knows no classes"):
         load(str(plain)).classify(picture)

@@ -101,7 +101,7 @@ def directory_damaged(path):
 HOSTILE = {
     "empty.pth": (lambda p: p.write_bytes(b""), "damaged or no checkpoint"),
     "empty.safetensors": (lambda p: p.write_bytes(b""), "header too small"),
-    "page.pth": (lambda p: p.write_text("<html>404</html>"), "no PyTorch checkpoint"),
+    "page.pth": (lambda p: p.write_text("<html>404</html>"), "not a PyTorch checkpoint"),
     "page.safetensors": (lambda p: p.write_text("<html>404</html>"), "damaged or no checkpoint"),
     "truncated.pth": (truncated, "damaged or no checkpoint"),
     "late.pt": (lambda p: truncated(p, 0.99), "damaged or no checkpoint"),
@@ -113,10 +113,10 @@ HOSTILE = {
     "shell.pth": (lambda p: saved(p, {"w": Shell()}), r"holds \w+\.system objects besides tensors"),
     "pickle.pth": (lambda p: p.write_bytes(pickle.dumps(Shell())), "can't be read"),
     "directory.pth": (directory_damaged, "damaged or no checkpoint"),
-    "meta.pth": (lambda p: saved(p, {"w": WEIGHT.to("meta")}), "no plain weight"),
+    "meta.pth": (lambda p: saved(p, {"w": WEIGHT.to("meta")}), "not a plain weight"),
     "float8.safetensors": (
         lambda p: save_file({"w": WEIGHT.to(torch.float8_e4m3fn)}, p),
-        "w is stored as F8_E4M3, which is no plain weight",
+        "w is stored as F8_E4M3, which is not a plain weight",
     ),
     "compressed.pth": (compressed, "torch.save compresses nothing"),
     "expanded.pth": (
@@ -128,12 +128,12 @@ HOSTILE = {
     "number.pth": (lambda p: saved(p, {"w": WEIGHT, "epoch": 3}), "holds 'epoch', a int, among"),
     "integer.pth": (lambda p: saved(p, {"w": WEIGHT.long()}), "w as torch.int64"),
     "integer.safetensors": (lambda p: save_file({"w": WEIGHT.long()}, p), "w is stored as I64"),
-    "sparse.pth": (lambda p: saved(p, {"w": WEIGHT.to_sparse()}), "no plain weight"),
+    "sparse.pth": (lambda p: saved(p, {"w": WEIGHT.to_sparse()}), "not a plain weight"),
     "nan.pth": (lambda p: saved(p, {"w": WEIGHT / 0}), "values that are not finite in w"),
     "twice.pth": (lambda p: saved(p, {"w": WEIGHT, "module.w": WEIGHT}), "holds w twice"),
     "other.pth": (
         lambda p: saved(p, {"fc.weight": WEIGHT}),
-        "is no CAV-MAE Sync, CAV-MAE .* MAE",
+        "holds no CAV-MAE Sync, CAV-MAE .* MAE",
     ),
     "weights.npz": (lambda p: np.savez(p, w=WEIGHT), "must end in one of .pth, .pt, .bin"),
     "missing.pth": (lambda p: None, "no file"),

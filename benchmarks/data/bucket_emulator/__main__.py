@@ -27,8 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", help="where the objects are kept")
-    parser.add_argument("--port", type=int, default=0, help="to listen on; 0 is any free one")
+    parser.add_argument("folder", help="folder that holds the objects")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
     for field in dataclasses.fields(Knobs):
         about = {"type": type(field.default), "help": field.metadata["help"]}
         parser.add_argument(f"--{field.name}", default=field.default, **about)

@@ -55,11 +55,6 @@ class Emulator:
         self._process.stdout.close()
 
     @property
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self._process.poll() is None
-
-    @property
     def pid(self) -> int:
         """The process."""
         return self._process.pid

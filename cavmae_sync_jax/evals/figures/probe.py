@@ -1,4 +1,4 @@
-"""The probe's figure: how the best classes of each class's clips are spread."""
+"""The figure of the probe and of `classify`: the confusion matrix of the classes."""
 
 import numpy as np
 from etils import epath
@@ -20,7 +20,7 @@ def draw(
     classes: list[str],
     path: epath.Path,
 ) -> None:
-    """Draws, for the clips of each class, how their best classes are spread."""
+    """Draws the confusion matrix: for the clips of each class, the shares of their best classes."""
     spread = classification.confusion(truth, logits)
     side = 3.5 + 0.28 * min(len(classes), NAMED_CLASSES)
     figure, axis = plt.subplots(figsize=(side + 1, side))

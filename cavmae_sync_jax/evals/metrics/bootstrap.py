@@ -1,6 +1,6 @@
-"""How much a score owes to the clips that happened to be drawn: percentile bootstrap over clips.
+"""Intervals of scores: percentile bootstrap over clips.
 
-Frames of a clip resemble each other, so clips are drawn again, with all their frames. The same
+Frames of a clip resemble each other, so whole clips are resampled, with all their frames. The same
 weights for two scores give the interval of their difference.
 """
 

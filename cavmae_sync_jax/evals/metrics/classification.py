@@ -1,7 +1,7 @@
 """Classification scores as pure NumPy functions, as the AudioSet papers have them.
 
-Means over classes leave out those that no clip has. Each score has a twin that gives its values in
-the resamples of `bootstrap.draw_weights`.
+Means over classes leave out those that no clip has. A second function for each score gives its
+values in the resamples of `bootstrap.draw_weights`.
 """
 
 import numpy as np
@@ -105,7 +105,7 @@ def modality_confusion(
 def scores_of(truth: Truth, scores: Scores) -> dict[str, float]:
     """`mAP`, `AUC` and `d_prime` over the classes, `accuracy` where every clip has one label.
 
-    `AUC` is missing where no class tells clips apart, and `d_prime`, that of the mean AUC, where it
+    `AUC` is missing if no class has both kinds of clips, and `d_prime`, that of the mean AUC, if it
     would not be finite.
     """
     found = {"mAP": float(np.nanmean(class_precisions(truth, scores)))}

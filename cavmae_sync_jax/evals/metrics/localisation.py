@@ -1,9 +1,9 @@
 """The scores of localisation benchmarks, as functions on arrays.
 
-With boxes they are cIoU and AUC (Senocak et al., CVPR 2018). Of each map the upper half of its
-pixels counts, as in the public evaluations of VGG-SS and of EZ-VSL. With masks they are AVSBench's
-two (Zhou et al., ECCV 2022): J, the mean IoU of the frames, and F, the F-score. Every map is scaled
-by itself here.
+With boxes they are cIoU and AUC (Senocak et al., CVPR 2018). The half of a map's pixels with the
+highest values is predicted, as in the public evaluations of VGG-SS and of EZ-VSL. With masks they
+are AVSBench's two (Zhou et al., ECCV 2022): J, the mean IoU of the frames, and F, the F-score.
+Here every map is scaled by itself.
 """
 
 from collections.abc import Mapping

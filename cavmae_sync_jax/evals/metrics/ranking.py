@@ -1,9 +1,9 @@
-"""Retrieval's ranks at scale: block by block on the devices, nothing of clips × clips is held.
+"""Retrieval's ranks at scale, block by block on the devices: no array has the size clips × clips.
 
-The ranks are exactly those of the dense float64 definition in `scores`, whatever the blocks, the
+The ranks are exactly those of the dense float64 definition in `retrieval`, whatever the blocks, the
 devices and the order of their sums. Similarities are computed in float32, and `margin` bounds their
-error: a clip's own score and another that are further apart are told apart on the device. The few
-that are nearer are compared again by the definition itself.
+error. If a clip's own score and another one are further apart, the device compares them. The few
+that are closer are compared again by the definition itself.
 """
 
 import functools
@@ -60,14 +60,14 @@ def ranks(
     visual: Float[np.ndarray, "clips visual_frames dim"],
     strategy: str = "diagonal_mean",
 ) -> Ranks:
-    """What `scores.ranks` says of the whole similarity, both ways in one pass.
+    """The ranks of `retrieval.ranks` for the whole similarity, in both directions in one pass.
 
     Rows of a block are shared by this process's devices; every process computes all.
 
     Args:
       audio: embeddings of any length and float type; they are not copied.
       visual: embeddings of the same clips; another number of frames only for "mean" and "max".
-      strategy: of `scores.STRATEGIES`.
+      strategy: of `similarity.STRATEGIES`.
 
     Raises:
       UserError: if a value is not finite, or the strategy can't compare these frames.
@@ -75,7 +75,7 @@ def ranks(
     clips, frames, dim = audio.shape
     if strategy.startswith("diagonal") and frames != visual.shape[1]:
         raise UserError(
-            f"{strategy} compares equal frames, but audio has {frames} a clip and visual "
+            f"{strategy} compares equal frames, but audio has {frames} per clip and visual "
             f"{visual.shape[1]}; only these can score them: --strategies=mean,max"
         )
     lengths = _lengths(audio, "audio"), _lengths(visual, "visual")
@@ -233,7 +233,7 @@ def _maximum(rows: Rows, columns: Columns) -> Block:
     return lax.fori_loop(0, rows.shape[1], add, jnp.full((len(rows), len(columns)), -jnp.inf))
 
 
-# What `scores.STRATEGIES` define, of unit vectors in float32.
+# What `similarity.STRATEGIES` define, of unit vectors in float32.
 SIMILARITIES: dict[str, Callable[[Rows, Columns], Block]] = {
     "diagonal_mean": _diagonal_mean,
     "diagonal_max": _diagonal_max,

@@ -1,7 +1,7 @@
-"""The evaluations' scores as pure NumPy functions on arrays.
+"""Retrieval's scores as pure NumPy functions on arrays.
 
-Retrieval's are dense, in float64, on the aggregations of `inference.similarity`. `ranking` has the
-same ranks at scale.
+They are dense, in float64, and use the aggregations of `inference.similarity`. `ranking` computes
+the same ranks at scale.
 """
 
 from collections.abc import Callable

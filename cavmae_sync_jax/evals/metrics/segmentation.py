@@ -1,9 +1,9 @@
 """Scores of sound-prompted segmentation (paper section 3.5.3, Table 3) as functions on arrays.
 
-Maps are scaled once over the whole set. A class's pixels are those of all its images together. AP
-is the area under the precision-recall step curve. IoU is the best intersection over union of 20
-thresholds. Means are over the classes present. Maps are upsampled class by class. Only the pixels
-of one class are held and sorted at a time, with about 20 bytes per pixel.
+All maps are scaled together. The pixels of all images of a class are pooled. AP is the area under
+the precision-recall step curve. IoU is the best intersection over union of 20 thresholds. Means
+are over the classes present. Maps are upsampled class by class, so that only the pixels of one
+class are held and sorted at a time, with about 20 bytes per pixel.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -144,7 +144,7 @@ def pointing(
     return np.array(found)
 
 
-def duels(
+def beats_silent_object(
     maps: Maps,
     masks: Bool[np.ndarray, "items height width"],
     silent_masks: Bool[np.ndarray, "items height width"],

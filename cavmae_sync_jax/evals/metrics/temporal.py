@@ -1,7 +1,7 @@
-"""Clips cut into segments by what their frames look or sound like, and how good the cuts are.
+"""Cuts clips into segments by their frames' embeddings, and scores the cuts.
 
-A segment is a run of frames with one label. A label may come back later: speech, a bell, speech
-are three segments of two labels.
+A segment is a run of frames with one label. A label may return later: speech, a bell, speech are
+three segments with two labels.
 """
 
 from typing import NamedTuple
@@ -48,7 +48,7 @@ def segment(vectors: Float[np.ndarray, "frames dim"], wanted: int) -> Segmentati
 
     Args:
       vectors: of any length; what is compared is their direction.
-      wanted: number of segments; more than frames means one a frame.
+      wanted: number of segments; more than frames means one per frame.
 
     Returns:
       Labels from 0, in the order in which they first come.

@@ -1,4 +1,4 @@
-"""A training's curves, from the lines that `metrics.Writer` appends to `WORKDIR/metrics.jsonl`."""
+"""A training's curves, from the lines of `WORKDIR/metrics.jsonl` (`metric_writer.Writer`)."""
 
 import io
 import json

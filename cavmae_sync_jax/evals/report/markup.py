@@ -80,11 +80,11 @@ def figures(pictures: Iterable[tuple[epath.Path, bytes]], alt: str) -> Iterator[
     """Pictures with their names and a description.
 
     Raises:
-      UserError: if one is no PNG.
+      UserError: if one is not a PNG.
     """
     for path, data in pictures:
         if data[:8] != PNG or data[12:16] != b"IHDR" or len(data) < 24:
-            raise UserError(f"{path} is no PNG picture")
+            raise UserError(f"{path} is not a PNG picture")
         width, height = struct.unpack(">II", data[16:24])
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         image = node("img", src=source, alt=alt, width=str(width), height=str(height))

@@ -1,6 +1,6 @@
-"""What is known of a model, as pieces of HTML: facts, training curves and scores.
+"""Pieces of HTML about a model: facts, training curves and scores.
 
-A page puts them where it wants. All text and all values are escaped.
+All text and all values are escaped.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""One HTML page of all evaluations of a model, which needs no other file and no network."""
+"""One HTML page with all evaluations of a model; it needs no other file and no network."""
 
 import datetime
 import re
@@ -33,7 +33,7 @@ def page(
       workdir: of the training, for its curves.
 
     Raises:
-      UserError: if a picture is no PNG, or `workdir` or its metrics can't be read.
+      UserError: if a picture is not a PNG, or `workdir` or its metrics can't be read.
     """
     rows = results_table.rows(evaluations)
     sections = {"run": ("What was evaluated", _run(folder, results))}
@@ -59,8 +59,8 @@ def _at(result: Any, *keys: str) -> Any:
 
 
 def _about(result: Any) -> dict[str, str]:
-    """Whose scores a result holds, as far as it tells."""
-    told = {
+    """Whose scores a result holds, as far as it says so."""
+    known = {
         "checkpoint": _at(result, "checkpoint", "directory"),
         "step": _at(result, "checkpoint", "step"),
         FINE_TUNED_FROM: _at(result, "init_from") or None,
@@ -69,7 +69,7 @@ def _about(result: Any) -> dict[str, str]:
         "dataset's folder": _at(result, "data", "directory"),
         "code version": _at(result, "version"),
     }
-    return {key: str(value) for key, value in told.items() if value is not None}
+    return {key: str(value) for key, value in known.items() if value is not None}
 
 
 def _mixed(abouts: Sequence[dict[str, str]]) -> bool:
@@ -86,7 +86,7 @@ def _mixed(abouts: Sequence[dict[str, str]]) -> bool:
 
 
 def _run(folder: epath.Path, results: dict[str, Any]) -> list[Node]:
-    """Whose scores these are; more than one list if the files differ in that."""
+    """Whose scores these are; more than one list if the files differ."""
     groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for name, result in results.items():
         groups.setdefault(tuple(_about(result).items()), []).append(name)
@@ -95,7 +95,7 @@ def _run(folder: epath.Path, results: dict[str, Any]) -> list[Node]:
         warning = "These files are not all of the same checkpoint, data and code version."
         nodes.append(markup.node("p", warning, class_="mixed"))
     for known, names in groups.items():
-        items = [*known] or [("model and data", "the files do not tell")]
+        items = [*known] or [("model and data", "not in the files")]
         dates = [f"{name}.json of {_date(folder / f'{name}.json')}" for name in names]
         items.append(("files", "; ".join(dates)))
         pairs = [
@@ -148,7 +148,7 @@ def _scores(rows: Sequence[ScoreRow], evaluations: dict[str, Evaluation]) -> lis
 
 
 def _class(row: ScoreRow) -> str:
-    """The colour of a verdict, which its words say, too."""
+    """The colour of a verdict, in addition to its words."""
     kinds = set(row.comparisons.values())
     if not kinds:
         return "none"
@@ -159,7 +159,7 @@ def _class(row: ScoreRow) -> str:
 
 def _training(workdir: epath.Path) -> list[Node]:
     if not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is no folder")
+        raise UserError(f"--workdir={workdir} is not a folder")
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return []
@@ -214,7 +214,7 @@ def _evaluation(
     if name in published.SYSTEMS and _at(result, "stream") in (None, "both"):
         yield _published(published.SYSTEMS[name])
     yield from markup.figures(pictures, alt)
-    yield markup.node("p", "Made by this command, as far as the file tells:", class_="note")
+    yield markup.node("p", "Made by this command, as far as the file says:", class_="note")
     yield markup.node("pre", markup.node("code", command(folder, name, result)))
 
 
@@ -291,7 +291,7 @@ def _module(name: str) -> str:
 
 
 def command(folder: epath.Path, name: str, result: dict[str, Any]) -> str:
-    """The command line that a result came from, as far as the result tells, a line a flag."""
+    """The command line that a result came from, as far as it says so, one line per flag."""
     words = [f"python -m cavmae_sync_jax.evals.{_module(name)}"]
     embeddings = _at(result, "embeddings", "file")
     flags = {

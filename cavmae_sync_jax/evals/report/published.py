@@ -1,7 +1,7 @@
-"""The paper's figures, to be read beside our own, each with its place in the paper. In percent.
+"""The paper's scores in percent, to compare with our own, each with its place in the paper.
 
 They come from other data and other models than yours: full-size models, AudioSet and VGGSound. A
-cell of the paper that is not here is one of which we have no reliable text.
+cell of the paper is left out if its text could not be read reliably.
 """
 
 from typing import NamedTuple
@@ -102,7 +102,7 @@ ABLATIONS: dict[str, dict[str, dict[str, float]]] = {
 }
 
 
-def told(name: str) -> list[str]:
+def text_lines(name: str) -> list[str]:
     """Lines of text with the published systems of an evaluation, marked as such."""
     systems = SYSTEMS.get(name, ())
     if not systems:
@@ -115,12 +115,12 @@ def told(name: str) -> list[str]:
 
 
 def heading() -> str:
-    """What stands above published figures wherever they are shown."""
+    """The heading of published figures, wherever they are shown."""
     return f"published ({PAPER}), other data and models than yours, %"
 
 
 def title(column: str) -> str:
-    """What a column of scores is called."""
+    """The title of a column of scores."""
     direction, _, score = column.rpartition("/")
     text = score.replace("R", "R@") if score in RECALLS else score
     return f"{direction.replace('_to_', ' → ')} {text}".strip()

@@ -1,6 +1,6 @@
-"""What the evaluations' results say in one table: each score beside its baselines, and a verdict.
+"""All evaluations' results in one table: each score beside its baselines, and a verdict.
 
-Reads the dicts that the evaluations write, never their code, so that it needs no JAX.
+Reads the dicts that the evaluations write and imports none of their code, so it needs no JAX.
 """
 
 import math
@@ -142,7 +142,9 @@ def read(name: str, result: Any) -> Evaluation | None:
         return READERS[name](result)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{name}.json is not what this evaluation writes ({reason})") from error
+        raise UserError(
+            f"{name}.json is not what this evaluation writes ({reason}): evaluate again"
+        ) from error
 
 
 def _numbers(scores: dict[str, Any], names: dict[str, str] | None = None) -> dict[str, float]:
@@ -211,14 +213,14 @@ def _segmentation(result: dict[str, Any]) -> Evaluation:
         model[name] = _numbers(row["scores"])
         if UNTRAINED in row:
             plain[name] = _numbers(row[UNTRAINED]["scores"])
-        duels = row.get("beats_silent_object", {})
+        beaten = row.get("beats_silent_object", {})
         if ANOTHERS in row:
             label = f"{name}, {ANOTHERS}"
             minor.append(label)
             model[label] = _numbers(row[ANOTHERS]["scores"])
         for label, sound in ((name, "own sound"), (f"{name}, {ANOTHERS}", ANOTHERS)):
-            if sound in duels:
-                model[label][BEATS] = float(duels[sound]["share"])
+            if sound in beaten:
+                model[label][BEATS] = float(beaten[sound]["share"])
         for sound, found in row["tells_own_sound_from"].items():
             model[name][f"ROC AUC against {sound}"] = float(found["roc_auc"])
     model["match of the whole picture"] = {

@@ -1,66 +1,66 @@
-"""What the report says of each evaluation (its meaning, its picture), and how it looks."""
+"""The report's texts about each evaluation and its picture, and the report's CSS."""
 
 MEANINGS = {
     "retrieval": (
         "Each clip's sound is a query for which all clips are ranked by their pictures, and the "
-        "other way round. R@k is the share of queries whose own clip is among the first k: higher "
-        "is better. The median rank says where the own clip lands: 1 is best. The one table has "
-        "the diagonal mean, which compares frames of the same moment.",
-        "Queries by sound, one a row: the log-mel, the clip's own frames and its rank, and the "
+        "other way round. R@k is the share of queries whose own clip is among the first k. Higher "
+        "is better. The median rank is that of the own clip; 1 is best. The table of all "
+        "evaluations has the diagonal mean, which compares frames of the same moment.",
+        "Queries by sound, one per row: the log-mel, the clip's own frames and its rank, and the "
         "best matches with their similarity; the true match has a green frame",
     ),
     "probe": (
         "A small classifier learns the clips' classes from the frozen encoder's features and is "
         "scored on clips that it has not seen: mean average precision (mAP) over the classes, and "
-        "accuracy where each clip has one label. Higher is better. In the picture a bright "
-        "diagonal is good.",
+        "accuracy if each clip has one label. Higher is better. In the picture a bright diagonal "
+        "is good.",
         "Confusion matrix: for the clips of each class, how their best-scored classes are spread",
     ),
     "classify": (
-        "The whole network was trained to tell the classes, beginning with the pre-trained "
+        "The whole network was trained to classify, beginning with the pre-trained "
         "weights. The predictions for all frames of a clip are averaged. mAP is the mean average "
         "precision over the classes, AUC the mean area under the ROC curve, and d' its distance "
-        "in deviations: higher is better. The model has seen both modalities; the rows with one "
-        "alone say what it knows if the other is missing. The same training from scratch shows "
-        "what the pre-training is worth.",
+        "in deviations. Higher is better. The model was trained with both modalities. Rows with "
+        "one modality show what it knows if the other is missing. The same training from scratch "
+        "shows what the pre-training adds.",
         "Confusion matrix: for the clips of each class, how their best-scored classes are spread",
     ),
     "tokens": (
         "What does each kind of token know of the clips' classes? Registers, patches and the "
-        "global token of the encoders are probed apart, by a linear layer and by the probe's "
-        "transformer. Higher mAP is better; it has no trivial baseline of its own here, see the "
-        "probe's class frequencies.",
+        "global token of the encoders are probed separately, by a linear layer and by the probe's "
+        "transformer. Higher mAP is better. Its trivial baseline is the probe's: the class "
+        "frequencies.",
         "Bars of the mAP of each kind of token, for both heads, with lines for an untrained model",
     ),
     "segmentation": (
-        "Where in the picture is what is heard? The paper's map is the likeness of the sound's "
-        "global token to each patch. Evidence is how much better the picture matches the sound "
-        "where a patch is visible. mAP ranks the pixels, mIoU is the overlap at the best "
-        "threshold, both means over the classes. Pointing is the share of the frames whose highest "
-        "pixel lies on the object. J is the mean IoU of single frames and F their F-score; where "
-        "the truth is boxes, cIoU is the share of images whose consensus IoU is at least 0.5, and "
-        "AUC the area over all such thresholds. A map beats the silent object where it is higher, "
-        "on average, on the object that sounds. The ROC AUC says how well a map's highest value "
-        "tells the own sound from one that is not on screen. Higher is better. What another clip's "
-        "sound scores is not owed to the sound.",
-        "Some frames, one a column: the image, its maps of the own and of other sounds, each kind "
-        "on one scale of colours, and the true pixels",
+        "Where in the picture does the sound come from? The paper's map is the cosine of the "
+        "sound's global token with each patch. Evidence is how much better the picture matches the "
+        "sound when a patch is visible. mAP ranks the pixels, and mIoU is the overlap at the best "
+        "threshold. Both are means over the classes. Pointing is the share of the frames whose "
+        "highest pixel lies on the object. J is the mean IoU of single frames, and F their "
+        "F-score. If the truth is boxes, cIoU is the share of images whose consensus IoU is at "
+        "least 0.5, and AUC the area over all such thresholds. A map beats the silent object if "
+        "its mean is higher on the object that sounds. The ROC AUC says how well a map's highest "
+        "value separates the own sound from one that is not on screen. Higher is better. What "
+        "another clip's sound scores does not come from the sound.",
+        "Some frames, one per column: the image, its maps of the own and of other sounds, each "
+        "kind on one scale of colours, and the true pixels",
     ),
     "temporal": (
         "Clips are cut into segments by clustering their frames' embeddings of sound, picture or "
-        "both; every row is told the true number of segments. Boundary F1 counts the cuts that "
-        "are found, the adjusted Rand index how well the frames are grouped (0 is chance). Higher "
+        "both. Every row knows the true number of segments. Boundary F1 counts the cuts that are "
+        "found. The adjusted Rand index says how well the frames are grouped (0 is chance). Higher "
         "is better.",
         "Some clips: their frames, their log-mel, and their segments as coloured bars by sound, "
         "picture and both, above the truth where it is known",
     ),
     "reconstruction": (
         "Hidden patches are predicted from the visible ones. The error is the mean square in "
-        "units of each patch's own spread, so that predicting its mean has about 1: lower is "
-        "better. The pictures put back each patch's true mean and spread, which no model has; "
-        "beside them stands what these alone show.",
-        "Some frames and log-mels, one clip a row: masked, filled with true means only, predicted "
-        "by the model, and the original",
+        "units of each patch's own deviation. Predicting the mean has an error of about 1. Lower "
+        "is better. For the pictures, each patch gets its true mean and deviation, which no model "
+        "predicts. Beside them is a picture of the means alone.",
+        "Some frames and log-mels, one clip per row: masked, filled with true means only, "
+        "predicted by the model, and the original",
     ),
 }
 CSS = """

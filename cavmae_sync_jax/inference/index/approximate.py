@@ -1,4 +1,4 @@
-"""A shortlist of an index's files that may be near a query, for indexes beyond exact search.
+"""A shortlist of an index's files that may be near a query, where exact search is too slow.
 
 `INDEX/approximate/MODALITY.faiss` is a graph of all vectors (HNSW, in 16 bits), made by FAISS.
 `MODALITY.parquet` names the file of each vector. `nearest.search` then compares the files of the
@@ -78,7 +78,7 @@ def _built(index: Index, library: Any) -> pathlib.Path:
     cli.make_folder(partial)
     try:
         for modality in MODALITIES:
-            side = index.side(modality)
+            side = index.vectors(modality)
             if not side.files:
                 continue
             dim = side.vectors.shape[1]

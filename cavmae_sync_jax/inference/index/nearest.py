@@ -1,7 +1,7 @@
-"""What in an index is nearest to a sound, a picture or a video: exact search, in NumPy.
+"""Exact search in an index for the files nearest to a sound, a picture or a video, in NumPy.
 
 Sounds are compared with pictures, as the model was trained, and never with sounds. A video is
-compared both ways, and the mean counts.
+compared both ways, and the mean of both is used.
 """
 
 import itertools
@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from cavmae_sync_jax.inference import similarity
-from cavmae_sync_jax.inference.index.sides import Side
 from cavmae_sync_jax.inference.index.store import Index
+from cavmae_sync_jax.inference.index.vectors import ModalityVectors
 from cavmae_sync_jax.inference.model import Embedded
 from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, OPPOSITE, VISUAL
@@ -64,7 +64,7 @@ def search(
     """
     asked = [m for m in (AUDIO, VISUAL) if getattr(query, m) is not None]
     # Without a choice of files, the next search finds the vectors in memory.
-    read = index.held if among is None else index.side
+    read = index.vectors_in_memory if among is None else index.vectors
     sides = {m: read(OPPOSITE[m], among) for m in asked}
     for modality, side in sides.items():
         if not side.files:
@@ -91,8 +91,8 @@ def search(
 
 
 def _compared(
-    sides: dict[str, Side], query: Embedded
-) -> tuple[Side, Float[np.ndarray, " rows"], Float[np.ndarray, " files"]]:
+    sides: dict[str, ModalityVectors], query: Embedded
+) -> tuple[ModalityVectors, Float[np.ndarray, " rows"], Float[np.ndarray, " files"]]:
     """A side, and the similarities of its moments and files to the query, over all sides.
 
     They are -inf where another side lacks the file.
@@ -108,10 +108,10 @@ def _compared(
 
 
 def _aligned(
-    side: Side,
+    side: ModalityVectors,
     moments: Float[np.ndarray, " side_rows"],
     clips: Float[np.ndarray, " side_files"],
-    like: Side,
+    like: ModalityVectors,
 ) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " files"]]:
     """Similarities in the order of another side; -inf for what this one lacks."""
     lookup = {name: place for place, name in enumerate(side.files)}
@@ -124,7 +124,7 @@ def _aligned(
 
 
 def scores(
-    side: Side, query: Float32[np.ndarray, "pairs dim"]
+    side: ModalityVectors, query: Float32[np.ndarray, "pairs dim"]
 ) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " files"]]:
     """The similarities of a query with every moment, and with every file.
 
@@ -154,7 +154,7 @@ def _chosen(files: Sequence[str]) -> list[str]:
 
 
 def _of_others(
-    others: dict[str, Side], targets: dict[str, np.ndarray], file: str
+    others: dict[str, ModalityVectors], targets: dict[str, np.ndarray], file: str
 ) -> Float[np.ndarray, " others"]:
     """The similarities of a file's vectors with what other clips would have asked."""
     found = {}
@@ -165,7 +165,9 @@ def _of_others(
     return np.array([np.mean([one[name] for one in found.values()]) for name in sorted(shared)])
 
 
-def _moments(side: Side, moments: Float[np.ndarray, " rows"], top: int, apart: float) -> list[Hit]:
+def _moments(
+    side: ModalityVectors, moments: Float[np.ndarray, " rows"], top: int, apart: float
+) -> list[Hit]:
     """The best moments, of which those of one file are some seconds apart."""
     count = 0
     while True:

@@ -1,13 +1,12 @@
-"""An index of embedded files on disk: Parquet shards and a manifest, read by anything.
+"""An index of embedded files on disk: Parquet shards and a manifest, which any program can read.
 
 `INDEX/index.json` names the model, the settings and the code's version.
 `INDEX/shards/NNNNNN.parquet` hold a row per vector: `file`, its `size` in bytes, when it was
 `modified` in ns, `kind`, `modality` (audio or visual), `time` in seconds, `padded`, and `vector`
 (unit length, float32).
 
-A shard appears complete under its name, or not at all, so a program that is killed loses the files
-since the last shard and nothing else. A file that changed is embedded again; its newest shard
-counts.
+A shard appears complete under its name, or not at all. So a program that is killed loses only the
+files since the last shard. A file that changed is embedded again, and its newest shard is valid.
 """
 
 import contextlib
@@ -23,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cavmae_sync_jax.inference.index import sides
-from cavmae_sync_jax.inference.index.sides import Side
+from cavmae_sync_jax.inference.index import vectors
+from cavmae_sync_jax.inference.index.vectors import ModalityVectors
 from cavmae_sync_jax.inference.model import Embedded, Model
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
@@ -41,7 +40,7 @@ _FACTS = "file", "size", "modified"
 
 
 class Stat(NamedTuple):
-    """What tells that a file changed: its size in bytes, and when it was written, in ns."""
+    """What shows that a file changed: its size in bytes, and when it was written, in ns."""
 
     size: int
     modified: int
@@ -60,15 +59,15 @@ class Index:
         try:
             self.manifest = json.loads((self.directory / MANIFEST).read_text())
             self.model = self.manifest["model"]
-            self._reader = sides.Reader(self.model["dim"])
+            self._reader = vectors.Reader(self.model["dim"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{directory} is no index: make one by python -m cavmae_sync_jax.embed"
+                f"{directory} is not an index: make one with python -m cavmae_sync_jax.embed"
             ) from error
         if self.manifest.get("format") != FORMAT:
             raise UserError(f"{directory} was written by another version of this program")
         self._state: list[tuple[pathlib.Path, int]] = []  # the shards of what is held
-        self._held: dict[tuple[str, tuple[str, ...] | None], Side] = {}
+        self._in_memory: dict[tuple[str, tuple[str, ...] | None], ModalityVectors] = {}
 
     @property
     def shards(self) -> list[pathlib.Path]:
@@ -103,13 +102,13 @@ class Index:
         """
         found = {}
         for shard in self.shards:
-            with sides.damage_of(shard):
+            with vectors.damage_of(shard):
                 table = pq.read_table(shard, columns=list(_FACTS), partitioning=None)
             rows = table.group_by(list(_FACTS)).aggregate([]).to_pylist()
             found |= {row["file"]: Stat(row["size"], row["modified"]) for row in rows}
         return found
 
-    def side(self, modality: str, files: Iterable[str] | None = None) -> Side:
+    def vectors(self, modality: str, files: Iterable[str] | None = None) -> ModalityVectors:
         """All vectors of a modality, or those of some files.
 
         Raises:
@@ -117,8 +116,10 @@ class Index:
         """
         return self._reader.read(self.shards, modality, files)
 
-    def held(self, modality: str, files: Sequence[str] | None = None) -> Side:
-        """As `side`, but the vectors stay in memory for the next call, until the index changes.
+    def vectors_in_memory(
+        self, modality: str, files: Sequence[str] | None = None
+    ) -> ModalityVectors:
+        """As `vectors`, but they stay in memory for the next call, until the index changes.
 
         Raises:
           UserError: if a shard is damaged.
@@ -126,12 +127,12 @@ class Index:
         shards = self.shards
         state = [(shard, shard.stat().st_mtime_ns) for shard in shards]
         if state != self._state:
-            self._held.clear()
+            self._in_memory.clear()
             self._state = state
         key = modality, None if files is None else tuple(files)
-        if key not in self._held:
-            self._held[key] = self._reader.read(shards, modality, files)
-        return self._held[key]
+        if key not in self._in_memory:
+            self._in_memory[key] = self._reader.read(shards, modality, files)
+        return self._in_memory[key]
 
 
 class Writer:
@@ -280,7 +281,7 @@ def export(index: Index, path: pathlib.Path) -> None:
     """
     if path.suffix not in EXPORTS:
         raise UserError(f"{path} must end in {' or '.join(EXPORTS)}")
-    both = {modality: index.side(modality) for modality in (AUDIO, VISUAL)}
+    both = {modality: index.vectors(modality) for modality in (AUDIO, VISUAL)}
     arrays: dict[str, np.ndarray] = {}
     for modality, side in both.items():
         names = np.repeat(np.array(side.files, dtype=str), np.diff(side.offsets))

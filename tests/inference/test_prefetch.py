@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from cavmae_sync_jax.inference import ahead
+from cavmae_sync_jax.inference import prefetch
 
 PATIENCE = 20.0  # seconds, for what happens at once
 
@@ -16,7 +16,7 @@ def test_later_values_are_at_work_while_an_earlier_one_is_read():
         begun[value].set()
         yield from (f"{value}{letter}" for letter in "ab")
 
-    runs = ahead.run(work, range(4), at_once=2)
+    runs = prefetch.run(work, range(4), at_once=2)
     first, items = next(runs)
     # Nobody has taken an item yet, and the next value has begun; the one after it has not.
     assert first == 0 and begun[1].wait(PATIENCE) and not begun[2].is_set()
@@ -36,7 +36,7 @@ def test_no_more_than_one_item_waits():
                 second.set()
             yield number
 
-    _, items = next(runs := ahead.run(work, ["long"], at_once=1))
+    _, items = next(runs := prefetch.run(work, ["long"], at_once=1))
     assert second.wait(PATIENCE)
     # One item waits in the queue, and one in the hand of its thread.
     assert made == [0, 1]
@@ -45,7 +45,7 @@ def test_no_more_than_one_item_waits():
 
 
 def test_dropped_items_are_not_taken_for_the_end():
-    runs = ahead.run(lambda value: (one for one in [value]), [1, 2], at_once=2)
+    runs = prefetch.run(lambda value: (one for one in [value]), [1, 2], at_once=2)
     _, dropped = next(runs)
     _, items = next(runs)
     with pytest.raises(RuntimeError, match="dropped"):
@@ -60,7 +60,7 @@ def test_an_error_comes_where_its_item_would_and_the_next_value_is_read():
             raise ValueError("bad")
 
     found = []
-    for value, items in ahead.run(work, ["good", "bad", "late"], at_once=2):
+    for value, items in prefetch.run(work, ["good", "bad", "late"], at_once=2):
         try:
             found.append((value, list(items)))
         except ValueError as error:
@@ -80,7 +80,7 @@ def test_what_nobody_takes_ends(leave):
             if value == 0:
                 ended.set()
 
-    runs = ahead.run(work, range(2), at_once=1)
+    runs = prefetch.run(work, range(2), at_once=1)
     _, items = next(runs)
     assert next(items) == 0 and not ended.is_set()
     if leave == "for good":

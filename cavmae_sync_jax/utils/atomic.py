@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writes files that are complete or absent, never half."""
 
 import uuid
 
@@ -7,7 +7,7 @@ from etils import epath
 from cavmae_sync_jax.utils.buckets import in_bucket
 
 
-def replace(path: epath.PathLike, content: str | bytes) -> None:
+def write(path: epath.PathLike, content: str | bytes) -> None:
     """Writes a file at once, so that no reader and no killed process leaves half of one.
 
     Several processes may do it at the same time: one of their contents stays.

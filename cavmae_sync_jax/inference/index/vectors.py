@@ -1,7 +1,7 @@
-"""The vectors of one modality in memory, and how they come out of an index's shards.
+"""The vectors of one modality in memory, and how they are read from an index's shards.
 
-Of a shard, only row groups are read that hold a wanted row. What a shard says besides vectors is
-small, and kept: a shard never changes.
+Only row groups that hold a wanted row are read. The other columns of a shard are small and kept in
+memory, because a shard never changes.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int64
 from cavmae_sync_jax.utils.errors import UserError
 
 
-class Side(NamedTuple):
+class ModalityVectors(NamedTuple):
     """One modality of an index: rows of file `i` are `offsets[i]` to `offsets[i + 1]`."""
 
     files: list[str]
@@ -58,7 +58,7 @@ class Reader:
 
     def read(
         self, shards: Sequence[pathlib.Path], modality: str, files: Iterable[str] | None = None
-    ) -> Side:
+    ) -> ModalityVectors:
         """All vectors of a modality, or those of some files, of which each newest shard counts.
 
         Raises:
@@ -92,7 +92,7 @@ class Reader:
                 vectors[filled : filled + len(chosen)] = _vectors(shard, chosen)
             filled += len(chosen)
         offsets = np.cumsum([0, *counts], dtype=np.int64)
-        return Side(names, kinds, offsets, np.concatenate(times), vectors)
+        return ModalityVectors(names, kinds, offsets, np.concatenate(times), vectors)
 
     def _facts_of(self, shard: pathlib.Path) -> _Facts:
         key = shard, os.stat(shard).st_mtime_ns
