@@ -26,7 +26,7 @@ from cavmae_sync_jax.inference import model as models
 from cavmae_sync_jax.inference.index import store as indexes
 from cavmae_sync_jax.inference.index.store import Stat
 from cavmae_sync_jax.inference.model import Model
-from cavmae_sync_jax.utils import cli, clip_names, console, listing
+from cavmae_sync_jax.utils import buckets, cli, clip_names, console, listing
 from cavmae_sync_jax.utils.errors import UserError
 
 _MEDIA = {*clip_names.VIDEOS, *clip_names.SOUNDS, *clip_names.PICTURES}
@@ -106,17 +106,19 @@ def find_files(sources: Iterable[str]) -> list[str]:
     Of a folder, it logs how many files are left out because they are not named as media.
 
     Raises:
-      UserError: if a source is not there or can't be read, or names no file.
+      UserError: if a source is not there or can't be read, names no file, or one in a bucket.
     """
     found: dict[str, None] = {}
-    for source in map(pathlib.Path, sources):
+    for source in sources:
         try:
-            files = _files(source)
+            files = [source] if buckets.in_bucket(source) else _files(pathlib.Path(source))
         except OSError as error:
             place, why = error.filename or source, error.strerror or error
             raise UserError(f"{place} can't be read: {why}") from error
         if not files:
             raise UserError(f"{source} has no videos, sounds or pictures")
+        if remote := next(filter(buckets.in_bucket, files), None):
+            raise UserError(f"{remote} lies in a bucket: copy it to a disk of this machine first")
         found |= dict.fromkeys(map(os.path.abspath, files))
     return list(found)
 
@@ -133,7 +135,10 @@ def _files(source: pathlib.Path) -> list[str]:
         return [os.path.join(source, name) for name in inside if endings[name] in _MEDIA]
     if source.suffix.lower() == ".txt" and source.is_file():
         lines = listing.in_list(epath.Path(source))
-        return [str(path or source.parent / line) for line, path in lines]
+        return [
+            line if buckets.in_bucket(line) else str(path or source.parent / line)
+            for line, path in lines
+        ]
     if source.exists():
         return [str(source)]
     raise UserError(f"there is no file or folder {source}")

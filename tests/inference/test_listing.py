@@ -49,6 +49,16 @@ def test_lists_as_other_programs_write_them(tmp_path, encoding):
         names(tmp_path, [tmp_path / "list.txt"])
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_files_in_a_bucket_are_to_be_copied(tmp_path, listed):
+    source = address = "gs://bucket/a.mp4"
+    if listed:
+        source = tmp_path / "list.txt"
+        source.write_text(f"{address}\n")
+    with pytest.raises(UserError, match=r"^gs://bucket/a\.mp4 lies in a bucket: copy it"):
+        names(tmp_path, [source])
+
+
 def test_a_picture_of_another_kind_is_no_mute_video(tmp_path):
     image = Image.fromarray(np.full((32, 32, 3), 90, np.uint8))
     image.save(tmp_path / "a.ico")
