@@ -217,7 +217,7 @@ def _own_row(row: dict[str, str], where: str, ids: bool, several: bool) -> Segme
         return named._replace(labels=labels, split=split)
     start, end, lasts = (_time(row, column, where) for column in ("start", "end", "duration"))
     if start is None:
-        raise UserError(f"{where}: '' is no time in seconds")
+        raise UserError(f"{where}: '' is not a time in seconds")
     end = start + lasts if lasts is not None else end
     ids = ids or clip_names.ADDRESS.search(name) is not None
     if youtube := ids and clip_names.YOUTUBE.fullmatch(_youtube(name)) is not None:

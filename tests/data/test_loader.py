@@ -182,7 +182,7 @@ def test_wrong_folders_and_splits_are_told(dataset_dir, tmp_path):
     named = r"no split 'test'; it has .*train.*: name one by --split, .*--config\.data\.eval_split"
     with pytest.raises(UserError, match=named):
         loader.Records(dataset_dir, "test")
-    with pytest.raises(UserError, match="has no frame_class, which this needs"):
+    with pytest.raises(UserError, match="has no frame_class: name a dataset that has it"):
         loader.Records(dataset_dir, "eval", ("frame_class",))
     shutil.copytree(dataset_dir / "videos", tmp_path / "a")
     shutil.copytree(dataset_dir / "videos", tmp_path / "b")

@@ -94,10 +94,13 @@ def test_decimal_commas_are_read(tmp_path, text, seconds):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("video;start\na;1,234\n", "line 2: '1,234' is no time in seconds"),
+        ("video;start\na;1,234\n", "line 2: '1,234' is not a time in seconds"),
         ("video,start,end,duration\na,1,3,2\n", "leave out the column 'duration'"),
         (f"clip_id,label\n{ID}_30000,dog\n", "line 2: need a start in seconds"),
-        (f"segment_id,start_time,label\n{ID}_30000,0.0,dog\n", "line 1: 'start_time' is no time"),
+        (
+            f"segment_id,start_time,label\n{ID}_30000,0.0,dog\n",
+            "line 1: 'start_time' is not a time",
+        ),
         (f"part,when,label\n{ID},30,dog\n", "nor is the line a header with the columns video"),
         (f"video_id,start_frame,label\n{ID},30,dog\n", "leave out the column 'start_frame'"),
         (f"video_id,start,label,title\n{ID},30,dog,x\n", "leave out the column 'title'"),

@@ -164,5 +164,5 @@ def test_no_pickled_code_ever_runs(tmp_path, zipped):
 def test_without_pytorch_the_extra_is_named(tmp_path, monkeypatch):
     path = saved(tmp_path / "file.pth", {"w": WEIGHT})
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(UserError, match=r"needs torch: .*cavmae_sync_jax\[convert\]"):
+    with pytest.raises(UserError, match=r"needs torch: .* -e '\.\[convert\]'"):
         torch_io.read(str(path))

@@ -199,6 +199,9 @@ class Bucket:
         described = place.with_suffix(".json")
         if not described.exists():
             raise Refused(404, "no such upload")
+        kept = json.loads(described.read_text())
+        if "made" in kept:  # the answer to the last part was lost on its way
+            return as_json(kept["made"])
         if request.method == "DELETE":
             place.unlink(missing_ok=True)
             described.unlink()
@@ -214,12 +217,11 @@ class Bucket:
             size = file.tell()
         if total == "*" or size < int(total):
             return Answer(308, b"", (("range", f"bytes=0-{size - 1}"),) if size else ())
-        kept = json.loads(described.read_text())
         query = {} if kept["match"] is None else {"ifGenerationMatch": kept["match"]}
         self._check(request._replace(query=query), bucket, kept["name"])
         resource = self.store.write(bucket, kept["name"], place.read_bytes())
         place.unlink()
-        described.unlink()
+        described.write_text(json.dumps({"made": resource}))
         return as_json(resource)
 
     def _batch(self, request: Request) -> Answer:

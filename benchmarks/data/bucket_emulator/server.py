@@ -15,6 +15,7 @@ from benchmarks.data.bucket_emulator.store import Refused
 
 FAULTS = (429, 500, 502, 503, "reset", "cut")  # what `errors` draws from
 CONTROL = "/emulator"  # GET: the counters; POST: other knobs
+_WITHOUT_BODY = (204, 304)
 _PART = 2**18  # bytes that are sent before "cut" closes the connection, at most
 
 
@@ -136,10 +137,12 @@ class Server:
 
     @staticmethod
     async def _write(writer: asyncio.StreamWriter, answer: Answer, cut: bool = False) -> None:
-        lines = [f"HTTP/1.1 {answer.status} X"]
+        lines, body = [f"HTTP/1.1 {answer.status} X"], answer.body
         lines += [f"{name}: {value}" for name, value in answer.headers]
-        if answer.status != 204:
-            lines.append(f"content-length: {len(answer.body)}")
+        if answer.status in _WITHOUT_BODY:
+            body = b""  # a client would take it for the beginning of the next answer
+        else:
+            lines.append(f"content-length: {len(body)}")
         writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
-        writer.write(answer.body[: min(_PART, len(answer.body) // 2)] if cut else answer.body)
+        writer.write(body[: min(_PART, len(body) // 2)] if cut else body)
         await writer.drain()
