@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from benchmarks.data import bucket_emulator
+from benchmarks.training import launch
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -94,7 +95,8 @@ def test_a_save_that_was_killed_is_removed(store):
     checkpoints = manager.Checkpoints(place, keep=2)
     assert checkpoints.latest == 2
     checkpoints.close()
-    assert not store.names("bucket", "killed/checkpoints/3/")
+    # Orbax removes it in a thread that it does not wait for.
+    launch.wait_for(lambda: not store.names("bucket", "killed/checkpoints/3/"), [], 30)
 
 
 def test_a_new_workdir_appears_complete_or_not_at_all(store, monkeypatch):
