@@ -29,7 +29,7 @@ EVAL = --checkpoint=$(DEMO)/train --data=$(DEMO)/data --split=$(SPLIT) --output=
 FINETUNE = $(RUN) cavmae_sync_jax.finetune --config=configs/finetune.py:demo \
 	--config.seed=$(SEED) --config.data.dir=$(DEMO)/data --config.data.eval_split=$(SPLIT)
 PROBE = $(RUN) cavmae_sync_jax.evals.probe --baselines $(EVAL)
-# The longest first, so that none is left alone at the end.
+# What others wait for comes early, and long ones before short ones.
 DEMO_PARTS := $(addprefix demo-,probe from-scratch tokens finetune segmentation retrieval \
 	probe-audio probe-visual reconstruction temporal classify)
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax

@@ -75,7 +75,7 @@ class Writer:
         except Exception as error:  # each library of a bucket has kinds of its own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(
-                f"{self._path} can't be written ({reason}): mend that and start again"
+                f"{self._path} can't be written ({reason}): fix that and start again"
             ) from error
 
     def has(self, step: int, split: str) -> bool:
