@@ -70,8 +70,8 @@ class Handlers:
         """What was found, the MP4, the picture, the timeline, and the files to download."""
         if seen is None:
             raise UserError("give a video or a picture first")
-        if _kind(seen) == "picture" and heard is None:
-            raise UserError("a picture has no sound of its own: give a sound, too")
+        if _kind(seen, mute=True) in localize.SOUNDLESS and heard is None:
+            raise UserError("this file has no sound of its own: give a sound, too")
         if heard is not None:
             _kind(heard)
         self._results.append(tempfile.mkdtemp())
@@ -156,9 +156,9 @@ class Handlers:
         return "".join(pieces)
 
 
-def _kind(file: str) -> reading.Kind:
+def _kind(file: str, *, mute: bool = False) -> reading.Kind:
     """What a file is; refuses what would keep the page busy for long."""
-    info = reading.file_info(file)
+    info = reading.file_info(file, mute=mute)
     if info.seconds > LONGEST:
         raise UserError(
             f"{file} is longer than {LONGEST / 60:.0f} minutes: use the commands localize and "

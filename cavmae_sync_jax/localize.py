@@ -10,9 +10,9 @@ OUTPUT/timeline.png shows pictures, log-mel, match and segments. OUTPUT/localize
 of every pair, and OUTPUT/localize.npz all maps. The MP4 shows and plays what the model gets: the
 central square, and the first channel at 16 kHz. All moments share one scale of colours.
 
---sound takes another sound than the video's own. A sound of the video's length is compared moment
-by moment. Of any other sound, the mean of its windows is compared with every moment. A still
-picture needs --sound, and gives OUTPUT/localize.png.
+--sound takes another sound than the video's own. A video without sound and a still picture need
+it. A sound of the video's length is compared moment by moment. Of any other sound, the mean of its
+windows is compared with every moment. A still picture gives OUTPUT/localize.png.
 """
 
 import argparse
@@ -48,6 +48,7 @@ SEGMENTS = 4
 MOST_CLUSTERED = 2000  # pairs; the time of clustering grows with their square
 COLUMNS, SHOWN = 2000, 10  # of the log-mel, and pictures, in the timeline
 OTHERS = 200  # windows of the sound that a match's percentile is taken among
+SOUNDLESS = {"picture": "a picture, which has no sound", "mute": "a video without sound"}
 OTHER_MOMENTS, OWN_SOUNDS = "the sounds of other moments", "the video's own sounds"
 ALONG = 0.5  # seconds; a sound whose length differs by no more is heard along with the video
 
@@ -84,7 +85,7 @@ def run(
       model: that is asked.
       file: a video or a picture.
       output: a folder.
-      sound: another sound than the video's own; a picture needs one.
+      sound: another sound than the video's own; a picture or a mute video needs one.
       method: see `Model.maps`.
 
     Returns:
@@ -93,11 +94,11 @@ def run(
     Raises:
       UserError: if a file can't be read, or a picture comes without a sound.
     """
-    info = reading.file_info(file)
+    info = reading.file_info(file, mute=True)
     if info.kind == "sound":
         raise UserError(f"{file} is a sound: name a video or a picture, and the sound by --sound")
-    if info.kind == "picture" and sound is None:
-        raise UserError(f"{file} is a picture, which has no sound: name one by --sound")
+    if info.kind in SOUNDLESS and sound is None:
+        raise UserError(f"{file} is {SOUNDLESS[info.kind]}: name one by --sound")
     folder = pathlib.Path(cli.make_folder(output))
     query = None if sound is None else _query(model, info, sound)
     told = {"file": os.path.abspath(file), "sound": sound and os.path.abspath(sound)}
@@ -154,7 +155,7 @@ def _video(
     told = {
         "times": embedded.times.tolist(),
         "match": match.tolist(),
-        **_percentiles(match, pictures, asked, own if constant else None),
+        **_percentiles(match, pictures, asked, own if constant else None, info.kind != "mute"),
         "peak": [_peak(small) for small in maps],
         "segment": None if segments is None else segments.tolist(),
         "scale": scale._asdict(),
@@ -197,7 +198,7 @@ def _moments(
     per_block = round(BLOCK_SECONDS * fps)
     count = max(1, int(info.seconds * fps + 1e-6))
     spans = [
-        Span(info.path, "video", first / fps, min(first + per_block, count) / fps,
+        Span(info.path, info.kind, first / fps, min(first + per_block, count) / fps,
              min(per_block, count - first), SIZE)
         for first in range(0, count, per_block)
     ]  # fmt: skip
@@ -237,13 +238,16 @@ def _percentiles(
     pictures: Float32[np.ndarray, "pairs dim"],
     asked: Float32[np.ndarray, "pairs dim"],
     own: Float32[np.ndarray, "pairs dim"] | None,
+    has_sound: bool,
 ) -> dict[str, Any]:
     """Each match's place among those of its picture with other sounds, and which these are.
 
     A sound that goes along with the video is compared with its other moments. One that is the same
-    at all moments is compared with the video's `own`.
+    at all moments is compared with the video's `own`. A video without sound has none to compare.
     """
     along = own is None
+    if not (along or has_sound):
+        return {"percentile": None, "percentile_among": None}
     chosen = np.unique(np.linspace(0, len(match) - 1, OTHERS).astype(int))
     others = (asked if along else own)[chosen]
     found = []
@@ -261,8 +265,11 @@ def sentences(told: Told) -> list[str]:
         return [f"Match (mean cosine): {match[0]:.3f}."]
     best = int(match.argmax())
     when = f"best {match[best]:.3f} at {told['times'][best]:.1f} s"
+    mean = f"Match (cosine): mean {match.mean():.3f}, {when}."
+    if told["percentile"] is None:
+        return [mean]
     return [
-        f"Match (cosine): mean {match.mean():.3f}, {when}.",
+        mean,
         f"On average, the sound matches a moment's picture better than "
         f"{np.mean(told['percentile']):.0f} % of {told['percentile_among']} do; 50 % is chance.",
     ]

@@ -9,6 +9,7 @@ The last 64 kB say where the footer is. The footer's records say where all other
 (ArrayRecord's `cpp/layout.proto`, Riegeli's `doc/riegeli_records_file_format.md`).
 """
 
+import bisect
 import itertools
 import struct
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from jaxtyping import Int64
 
 BLOCK = 2**16  # bytes
 _BLOCK_HEADER = 24
+_BLOCK_BODY = BLOCK - _BLOCK_HEADER
+_LONGEST_VARINT = 10
 _CHUNK = struct.Struct("<QQQQQ")
 _RECORDS, _UNCOMPRESSED = ord("r"), 0
 _MAGIC = 0x71930E704FDAE05E  # of the postscript
@@ -77,33 +80,46 @@ def records(data: bytes, begin: int) -> list[bytes]:
     Raises:
       ValueError: it is damaged, or compressed.
     """
-    body = _without_block_headers(data, begin)
     try:
-        _, size, _, kind, decoded = _CHUNK.unpack_from(body)
-        chunk = memoryview(body)[_CHUNK.size : _CHUNK.size + size]
-        if kind & 0xFF != _RECORDS or len(chunk) != size:
+        _, size, _, kind, decoded = _CHUNK.unpack(_body(data, begin, 0, _CHUNK.size))
+        end = _CHUNK.size + size
+        if kind & 0xFF != _RECORDS or not size or _file_place(begin, end - 1) >= len(data):
             raise ValueError("there is no whole chunk of records")
-        if chunk[0] != _UNCOMPRESSED:
+        compression, *length_bytes = _body(
+            data, begin, _CHUNK.size, min(end, _CHUNK.size + 1 + _LONGEST_VARINT)
+        )
+        if compression != _UNCOMPRESSED:
             raise ValueError("its records are compressed")
-        length, place = _varint(chunk, 1)
-        sizes = list(_varints(chunk[place : place + length]))
+        length, place = _varint(bytes(length_bytes), 0)
+        place += _CHUNK.size + 1
+        sizes = list(_varints(_body(data, begin, place, place + length)))
     except (struct.error, IndexError) as error:
         raise ValueError("there is no whole chunk of records") from error
     place += length
-    if len(sizes) != kind >> 8 or sum(sizes) != decoded or place + decoded != size:
+    if len(sizes) != kind >> 8 or sum(sizes) != decoded or place + decoded != end:
         raise ValueError("the sizes of its records disagree")
     ends = itertools.accumulate(sizes, initial=place)
-    return [bytes(chunk[start:end]) for start, end in itertools.pairwise(ends)]
+    return [_body(data, begin, *span) for span in itertools.pairwise(ends)]
 
 
-def _without_block_headers(data: bytes, begin: int) -> bytes:
+def _body(data: bytes, begin: int, start: int, stop: int) -> bytes:
+    """The bytes [start, stop) of a chunk, counted without the block headers in it."""
+    first = -begin % BLOCK
+    edges = range(first, stop, _BLOCK_BODY)
+    inside = edges[bisect.bisect_right(edges, start) :]
     view = memoryview(data)
-    parts = [view[: -begin % BLOCK]]
-    parts += [
-        view[start + _BLOCK_HEADER : start + BLOCK]
-        for start in range(-begin % BLOCK, len(view), BLOCK)
-    ]
+    parts = []
+    for left, right in itertools.pairwise((start, *inside, stop)):
+        place = _file_place(begin, left)
+        parts.append(view[place : place + right - left])
     return b"".join(parts)
+
+
+def _file_place(begin: int, position: int) -> int:
+    """Where a byte of a chunk lies, counted with the block headers in it."""
+    first = -begin % BLOCK
+    headers = 0 if position < first else 1 + (position - first) // _BLOCK_BODY
+    return position + _BLOCK_HEADER * headers
 
 
 def _varint(data: memoryview | bytes, place: int) -> tuple[int, int]:

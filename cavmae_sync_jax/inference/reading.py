@@ -17,11 +17,19 @@ from jaxtyping import Int16, Num, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from cavmae_sync_jax.inference import workers
-from cavmae_sync_jax.media import decoding, demuxer, images, resampler, sound_files, span_sound
+from cavmae_sync_jax.media import (
+    audio,
+    decoding,
+    demuxer,
+    images,
+    resampler,
+    sound_files,
+    span_sound,
+)
 from cavmae_sync_jax.media.errors import MediaError
 from cavmae_sync_jax.utils.errors import UserError
 
-Kind = Literal["video", "sound", "picture"]
+Kind = Literal["video", "mute", "sound", "picture"]  # "mute" is a video without sound
 Seconds = decoding.Seconds
 
 JPEG_QUALITY = 95  # as data_prep stores frames, if nobody asks for another
@@ -70,16 +78,20 @@ class Content(NamedTuple):
     seconds: float
 
 
-def file_info(path: str | os.PathLike) -> FileInfo:
+def file_info(path: str | os.PathLike, *, mute: bool = False) -> FileInfo:
     """Says what a file is, and how long.
+
+    Args:
+      path: of the file.
+      mute: whether it may be a video without sound.
 
     Raises:
       UserError: if it is not there, a folder, or neither video nor sound nor picture.
     """
-    return workers.call(_file_info, os.fspath(path))
+    return workers.call(_file_info, os.fspath(path), mute)
 
 
-def _file_info(name: str) -> FileInfo:
+def _file_info(name: str, mute: bool) -> FileInfo:
     if os.path.isdir(name):
         raise UserError(f"{name} is a folder: give a file")
     if not os.path.exists(name):
@@ -105,6 +117,9 @@ def _file_info(name: str) -> FileInfo:
                 why = f"{name} is no picture of a kind that is read"
                 kinds = ", ".join(PICTURES)
                 raise MediaError("unreadable", f"{why} ({kinds}): save it as JPEG.") from error
+            if mute:
+                found = decoding.probe(name, mute=True)
+                return FileInfo(name, "mute", found.duration, found.fps)
             how = "a video needs one, so give one of its pictures instead"
             raise MediaError("no_audio", f"{name} has no audio stream: {how}.") from error
         return FileInfo(name, "video", found.duration, found.fps)
@@ -179,6 +194,8 @@ def as_stored(image: UInt8[np.ndarray, "height width 3"], size: int) -> bytes:
 def read_span(span: Span) -> Content:
     """Reads a part of a file; depends on nothing but the file and the argument.
 
+    A video without sound is read as if it were silent.
+
     Raises:
       MediaError: the span can't be read, see `media.decoding`.
     """
@@ -193,9 +210,12 @@ def read_span(span: Span) -> Content:
             num_frames=span.pictures,
             image_size=span.size,
             gaps=True,
+            mute=span.kind == "mute",
         )
     jpegs = [images.encode_jpeg(frame, JPEG_QUALITY) for frame in clip.frames]
-    return Content(jpegs, clip.waveform, clip.picture_seconds)
+    silence = np.zeros(round(clip.seconds * audio.SAMPLE_RATE), np.int16)
+    waveform = silence if span.kind == "mute" else clip.waveform
+    return Content(jpegs, waveform, clip.picture_seconds)
 
 
 def contents(spans: Sequence[Span]) -> Iterator[Content]:

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from jaxtyping import Int16, UInt8
 
-from cavmae_sync_jax.media.demuxer import BOTH, Source, errors_of, packets
+from cavmae_sync_jax.media.demuxer import BOTH, Kind, Source, errors_of, packets
 from cavmae_sync_jax.media.errors import MediaError
 from cavmae_sync_jax.media.frames import Decoded, decode, decoded
 from cavmae_sync_jax.media.images import (
@@ -45,6 +45,8 @@ NOTES = {
 
 Seconds = float | int  # for checked annotations, an int is not a float
 
+# What `SpanReader.finish` returns, of a span whose sound is not read.
+_NO_SOUND: tuple[np.ndarray, float, frozenset[str]] = (np.zeros(0, np.int16), 0.0, frozenset())
 # All in seconds. Timestamps are whole milliseconds in some containers.
 _ROUNDING = 1e-3
 # Containers delay video by up to this for the decoder's sake; more is meant.
@@ -52,7 +54,10 @@ _LATE = 0.1
 
 
 class MediaInfo(NamedTuple):
-    """A file's own words: seconds, average frames per second, pixels before any rotation."""
+    """A file's own words: seconds, average frames per second, pixels before any rotation.
+
+    Without a sound that is looked for, `audio_channels` is 0.
+    """
 
     duration: float
     fps: float
@@ -81,14 +86,20 @@ class Media(NamedTuple):
     notes: frozenset[str]
 
 
-def probe(path: str | Path) -> MediaInfo:
+def probe(path: str | Path, *, mute: bool = False) -> MediaInfo:
     """Reads a file's headers (all packets where the headers lack the duration).
+
+    With `mute`, only the picture counts.
 
     Raises:
       MediaError: unreadable, no_video, no_audio, too_short (no duration at all) or too_large.
     """
-    with errors_of(path), Source(path) as source:
+    with errors_of(path), Source(path, _kinds(mute)) as source:
         return _info(source)
+
+
+def _kinds(mute: bool) -> tuple[Kind, ...]:
+    return ("video",) if mute else BOTH
 
 
 def _info(source: Source) -> MediaInfo:
@@ -98,7 +109,8 @@ def _info(source: Source) -> MediaInfo:
     duration = source.duration()
     if duration <= 0:
         raise MediaError("too_short", f"{path} has no duration.")
-    return MediaInfo(duration, fps, video.width, video.height, source.audio.channels)
+    channels = source.audio.channels if source.has_audio else 0
+    return MediaInfo(duration, fps, video.width, video.height, channels)
 
 
 def read_clip(
@@ -110,6 +122,7 @@ def read_clip(
     image_size: int | None = None,
     audio_channel: str = CHANNELS[0],
     gaps: bool = False,
+    mute: bool = False,
 ) -> Media:
     """Reads `num_frames` frames spread over the span [start, end), and the audio of all of it.
 
@@ -137,13 +150,15 @@ def read_clip(
     With `gaps`, the span is a part of a longer one: it may have no audio, which is then silent, or
     no video, and then the frame before or after it stands still. One of both must be there.
 
+    With `mute`, only the picture is read, and there are no samples.
+
     Raises:
       MediaError: any of `REASONS`; "silent" only where a channel sounds that isn't chosen.
       ValueError: the span or `num_frames` makes no sense.
     """
     if start < 0 or num_frames < 1 or (end is not None and end <= start):
         raise ValueError(f"nothing to read: {num_frames} frames from {start} to {end} s")
-    with errors_of(path), Source(path) as source:
+    with errors_of(path), Source(path, _kinds(mute)) as source:
         duration = _info(source).duration
         start, end = float(start), duration if end is None else min(float(end), duration)
         if end <= start:
@@ -151,7 +166,7 @@ def read_clip(
             raise MediaError("too_short", f"{end_of_it}, not after {start:.2f} s.")
         gaps = gaps and end - start < duration
         sound, stamps = _read_sound(source, start, end, audio_channel, gaps)
-        waveform, audio_end, audio_notes = sound.finish()
+        waveform, audio_end, audio_notes = sound.finish() if sound else _NO_SOUND
         times, begins, video_end, spread = stamps.choose(num_frames, gaps)
         if max(audio_end, video_end) < end - RAGGED_END:
             raise MediaError("unreadable", f"{path} ends before the {duration:.2f} s it promises.")
@@ -163,15 +178,15 @@ def read_clip(
 
 def _read_sound(
     source: Source, start: float, end: float, channel: str, gaps: bool
-) -> tuple[SpanReader, "_TimeStamps"]:
-    """Reads the sound of a span, and in the same pass when its pictures are shown."""
-    sound = SpanReader(source.path, start, end, channel, gaps)
+) -> tuple[SpanReader | None, "_TimeStamps"]:
+    """Reads the sound of a span, if any, and in the same pass when its pictures are shown."""
+    sound = SpanReader(source.path, start, end, channel, gaps) if source.has_audio else None
     stamps = _TimeStamps(source, start, end)
-    wanted = set(BOTH)
+    wanted = set(_kinds(mute=sound is None))
     for kind, packet in packets(source, wanted, start):
         if kind == "video":
             enough = stamps.take(packet)
-        else:
+        elif sound:
             enough = any(map(sound.take, decode(source, packet, start)))
         wanted -= {kind} if enough else set()
     return sound, stamps

@@ -163,7 +163,7 @@ class Source:
 
         Only the streams of `kinds` are looked for.
         """
-        self.path, self._kinds = path, kinds
+        self.path, self._kinds, self.has_audio = path, kinds, "audio" in kinds
 
     def __enter__(self) -> "Source":
         self._fresh = True  # nothing has been read
@@ -183,8 +183,10 @@ class Source:
         return self
 
     def _choose(self) -> None:
+        self._streams: list[av.VideoStream | av.AudioStream] = []
         if "video" in self._kinds:
             self.video: av.VideoStream = self._best("video")
+            self._streams.append(self.video)
             # Clips are prepared in many processes at once: more threads would fight for the cores.
             self.video.thread_count = 1
             aspect = float(self.video.sample_aspect_ratio or 1)
@@ -192,6 +194,7 @@ class Source:
             self.pixel_aspect = aspect if aspect > 0 else 1.0
         if "audio" in self._kinds:
             self.audio: av.AudioStream = self._best("audio")
+            self._streams.append(self.audio)
 
     def __exit__(self, *error: object) -> None:
         self._container.close()
@@ -247,26 +250,27 @@ class Source:
         return self._bases[index]
 
     def duration(self) -> float:
-        """Returns when the later of the two streams ends, from the headers if they say.
+        """Returns when the last of the streams ends, from the headers if they say.
 
         Raises:
           MediaError: unreadable, where that is beyond belief.
         """
         ends = [
             self.seconds((stream.start_time or 0) + stream.duration, stream.time_base)
-            for stream in (self.video, self.audio)
+            for stream in self._streams
             if stream.duration is not None
         ]
         whole = (self._container.duration or 0) / av.time_base
-        promised = max(ends) if len(ends) == 2 else whole
+        known = len(ends) == len(self._streams)
+        promised = max(ends) if known else whole
         # Fragments, as of a stream on the web, count from the first one's start or from 0.
-        unsure = len(ends) < 2 or self._container.format.name == _FRAGMENTED
+        unsure = not known or self._container.format.name == _FRAGMENTED
         shifted = unsure and self._origin > _ROUGH_END
         if 0 < promised <= _LONG and not shifted:
             return self._continued(promised)
         lasts = self._last_ends(promised - _TAIL)
         if not all(lasts):
-            with Source(self.path) as again:
+            with Source(self.path, self._kinds) as again:
                 lasts = again._last_ends(0.0)
         if promised <= 0:
             promised = max(lasts)
@@ -283,21 +287,21 @@ class Source:
             return promised
         self._seek(promised)
         reached = promised
-        for packet in demux(self._container, self.video, self.audio):
+        for packet in demux(self._container, *self._streams):
             begin = self.packet_time(packet.pts, packet)
             if begin is not None and begin <= reached + _STEP:
                 reached = max(reached, begin + min(self.packet_seconds(packet), _STEP))
         return reached if reached > promised + _ROUGH_END else promised
 
-    def _last_ends(self, position: float) -> tuple[float, float]:
-        """Returns when the last packets end of video and audio from `position` on, 0 for none."""
+    def _last_ends(self, position: float) -> list[float]:
+        """Returns when the last packet of each stream ends, from `position` on; 0 for none."""
         self._seek(position)
-        ends = {self.video.index: 0.0, self.audio.index: 0.0}
-        for packet in demux(self._container, self.video, self.audio):
+        ends = {stream.index: 0.0 for stream in self._streams}
+        for packet in demux(self._container, *self._streams):
             if packet.pts is not None:
                 end = self.seconds(packet.pts + (packet.duration or 0), packet.time_base)
                 ends[packet.stream_index] = max(ends[packet.stream_index], end)
-        return ends[self.video.index], ends[self.audio.index]
+        return [ends[stream.index] for stream in self._streams]
 
     def _seek(self, position: float) -> None:
         self._fresh = False

@@ -143,7 +143,7 @@ def test_a_picture_and_a_sound(page, folder, model):
     browser.until(lambda: "still" in "".join(browser.texts(page, "#seen")))
     browser.click(page, "Show where it sounds")
     sentence = told(page, "#matched")
-    assert sentence == ["a picture has no sound of its own: give a sound, too"]
+    assert sentence == ["this file has no sound of its own: give a sound, too"]
     browser.upload(page, "#heard", folder / "sound.wav")
     browser.until(
         lambda: page.find_elements("css selector", "#heard .waveform-container, #heard audio")

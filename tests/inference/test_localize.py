@@ -93,6 +93,33 @@ def test_another_sound_is_searched_for_and_heard(folder, model, video):
     assert told["percentile_among"] == "the sounds of other moments"
 
 
+@pytest.mark.parametrize("seconds", [4, 12])
+def test_a_video_without_sound_is_asked_for_another(tmp_path, model, video, seconds):
+    """Its maps are those of the same pictures with a sound of their own."""
+    heard = tmp_path / "heard.wav"
+    soundfile.write(heard, noise(3, seed=7), 16_000)
+    noisy_video(tmp_path / "loud.mp4", seconds)
+    with av.open(str(tmp_path / "loud.mp4")) as loud, av.open(f"{tmp_path}/mute.mp4", "w") as mute:
+        copy = mute.add_stream_from_template(loud.streams.video[0])
+        for packet in loud.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                mute.mux(packet)
+    told = {}
+    for name in ("loud", "mute"):
+        file, output = str(tmp_path / f"{name}.mp4"), tmp_path / name
+        told[name] = localize.run(model, file, output, sound=str(heard))
+    np.testing.assert_allclose(told["mute"]["match"], told["loud"]["match"], atol=1e-6)
+    assert told["mute"]["times"] == told["loud"]["times"]
+    maps = [np.load(tmp_path / name / "localize.npz")["maps"] for name in ("loud", "mute")]
+    np.testing.assert_allclose(*maps, atol=1e-5)
+    assert told["mute"]["percentile"] is None
+    assert len(localize.sentences(told["mute"])) == 1
+    with av.open(str(tmp_path / "mute" / "localize.mp4")) as container:
+        samples = np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
+    assert np.abs(samples[: 3 * 16_000]).mean() > 0.01
+
+
 def test_a_still_picture_and_a_sound(folder, model):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(folder / "still.png")
@@ -145,7 +172,7 @@ def test_mistakes_are_one_sentence(folder, model, tmp_path):
     for name, sentence in (
         (folder / "sound.wav", "is a sound: name a video or a picture"),
         (tmp_path / "still.png", "is a picture, which has no sound"),
-        (tmp_path / "mute.mp4", "has no audio stream"),
+        (tmp_path / "mute.mp4", "is a video without sound: name one by --sound"),
         (tmp_path, "is a folder"),
     ):
         with pytest.raises(UserError, match=sentence):

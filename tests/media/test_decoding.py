@@ -265,6 +265,15 @@ def test_probe(tmp_path):
     assert info == (pytest.approx(3.0, abs=0.1), 10.0, 64, 48, 2)
 
 
+@pytest.mark.parametrize("codecs", [("libx264", "aac"), ("libx264", None)])
+def test_a_picture_is_read_without_its_sound(tmp_path, codecs):
+    path = make_video(tmp_path / "a.mp4", codecs=codecs, seconds=5)
+    media = decoding.read_clip(path, num_frames=10, mute=True)
+    assert frame_numbers(media) == [5 * i for i in range(10)]
+    assert len(media.waveform) == 0
+    assert decoding.probe(path, mute=True).duration == pytest.approx(5, abs=0.05)
+
+
 def test_a_file_without_a_stored_duration(tmp_path):
     live = {"live": "1"}
     path = make_video(tmp_path / "live.webm", container_options=live, **FORMATS["vp9-opus.webm"])
