@@ -157,3 +157,9 @@ def test_a_program_runs_by_its_path(path):
     command = [sys.executable, path, "--help"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "--" in done.stdout, done.stderr
+
+
+def test_a_test_module_imports_no_other():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        text = path.read_text()
+        assert not re.search(r"^ *(from|import) test_", text, re.MULTILINE), path

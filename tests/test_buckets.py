@@ -9,11 +9,11 @@ from typing import ClassVar
 import fsspec
 import numpy as np
 import pytest
+from ade20k_folders import Published, ids_of
 from etils import epath
 from faulty_clips import faulty
 from fsspec.implementations.memory import MemoryFileSystem
 from media_files import make_video
-from test_ade20k_sound import Published, ids_of
 
 from benchmarks.data import bucket_emulator
 from cavmae_sync_jax.checkpoints import manager

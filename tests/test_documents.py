@@ -48,9 +48,9 @@ NOT_RUN = {
 }
 # Which test runs the program: the whole command at small sizes, or the `run` that its `main` calls.
 TESTED = {
-    r"data_prep\.videos .*--labels_from": "data_prep/test_folder_labels.py::"
+    r"data_prep\.videos .*--labels_from": "data_prep/sources/test_folder_labels.py::"
     "test_the_program_labels_by_folders",
-    r"data_prep\.videos .*--segments": "data_prep/test_segments.py::"
+    r"data_prep\.videos .*--segments": "data_prep/sources/test_segments.py::"
     "test_the_program_prepares_published_lists",
     r"data_prep\.videos": "data_prep/test_videos.py::test_the_program_from_files_to_dataset",
     r"data_prep\.cavmae_json": "data_prep/test_cavmae_json.py::"
@@ -59,13 +59,15 @@ TESTED = {
     "test_rows_become_examples_or_rejects_and_nothing_is_lost",
     r"data_prep\.localisation .*--layout=vggss": "data_prep/test_localisation.py::"
     "test_vggss_from_vggsounds_videos_takes_the_middle_frame",
-    r"data_prep\.localisation .*--layout=avsbench": "data_prep/test_avsbench.py::"
+    r"data_prep\.localisation .*--layout=avsbench": "data_prep/sources/test_avsbench.py::"
     "test_single_sources_have_classes",
     r"data_prep\.localisation .*--layout=flickr": "data_prep/test_localisation.py::"
     "test_flickr_with_the_consensus_of_its_annotators",
     r"data_prep\.scenes": "data_prep/test_scenes.py::test_the_program_makes_a_dataset_with_truth",
-    r"data_prep\.inspect_dataset": "data_prep/test_inspect_dataset.py::test_a_page_is_drawn",
-    r"\.train .*--config\.init_from": "test_convert.py::test_training_begins_with_mae_and_learns",
+    r"data_prep\.inspect_dataset": "data_prep/inspection/test_inspect_dataset.py::"
+    "test_a_page_is_drawn",
+    r"\.train .*--config\.init_from": "torch_compat/test_mae.py::"
+    "test_training_begins_with_mae_and_learns",
     r"cavmae_sync_jax\.ablate": "ablations/test_ablate.py::test_killed_shared_and_finished",
     r"benchmarks\.scores\.claims": "benchmarks/test_benchmarks.py::"
     "test_claims_are_written_from_the_tables",
@@ -74,7 +76,7 @@ TESTED = {
     "test_only_a_fine_tuned_model_of_the_same_classes_is_scored",
     r"\.convert audio_model": "torch_compat/test_finetuned.py::test_there_and_back_is_bit_exact",
     r"cavmae_sync_jax\.train": "test_programs.py::test_train_shows_progress_and_leaves_a_workdir",
-    r"\.convert mae": "test_convert.py::test_mae_goes_where_the_paper_puts_it",
+    r"\.convert mae": "torch_compat/test_mae.py::test_mae_goes_where_the_paper_puts_it",
     r"cavmae_sync_jax\.convert": "test_programs.py::test_convert_and_evaluate_what_came_of_it",
     r"\.retrieval --embeddings": "evals/test_ranking.py::"
     "test_embeddings_are_scored_without_a_model",

@@ -1,8 +1,5 @@
 """Every program of the project, run as a user runs it: its help, its work and its errors."""
 
-import contextlib
-import importlib
-import io
 import json
 import os
 import pathlib
@@ -10,9 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from unittest import mock
 
 import pytest
+from calls import call_here
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN, RETRIEVAL = "cavmae_sync_jax.train", "cavmae_sync_jax.evals.retrieval"
@@ -69,19 +66,6 @@ def call(*arguments):
         text=True,
         timeout=300,
     )
-
-
-def call_here(program, *arguments):
-    """Calls a program's `main` in this process, which saves its imports: (status, out, err)."""
-    out, err, argv = io.StringIO(), io.StringIO(), [program, *map(str, arguments)]
-    with (
-        mock.patch.object(sys, "argv", argv),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as ended,
-    ):
-        importlib.import_module(program).main()
-    return ended.value.code, out.getvalue(), err.getvalue()
 
 
 def error_of(*arguments):

@@ -43,7 +43,7 @@ MODULES = {
     "evals/metrics/localisation": ("tests/evals/test_localisation_metrics.py",),
     "evals/metrics/ranking": ("tests/evals/test_ranking.py",),
     "evals/metrics/retrieval": ("tests/evals/test_retrieval_metrics.py",),
-    "evals/metrics/segmentation": ("tests/evals/test_segmentation.py",),
+    "evals/metrics/segmentation": ("tests/evals/test_segmentation_metrics.py",),
     "evals/metrics/temporal": ("tests/evals/test_temporal.py",),
     "evals/probe": ("tests/evals/test_probe.py",),
 }

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_speed_benchmarks import FLAGS, table
+from benchmark_tables import FLAGS, table
 
 from benchmarks.data import bucket_emulator, bucket_faults, layouts, streaming
 from benchmarks.training.faults import Run

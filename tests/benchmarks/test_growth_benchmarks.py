@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from benchmark_tables import FLAGS
 from media_files import make_video
-from test_speed_benchmarks import FLAGS
 
 from benchmarks.data import extraction_baseline, many_clips, preparation
 from benchmarks.training import growth

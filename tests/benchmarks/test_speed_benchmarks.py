@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 import tiny
+from benchmark_tables import FLAGS, SMALL, table
 
 from benchmarks.data import input_pipeline
 from benchmarks.inference import embedding, features
@@ -23,19 +24,6 @@ from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
 pytestmark = pytest.mark.release
 
 CLIPS = 4
-SMALL = {
-    "batch_size": 8,
-    "data.num_frames": 4,
-    "model.image_size": 32,
-    "model.image_patch": 16,
-    "model.audio_rows": 96,
-    "model.width": 16,
-    "model.depth": 1,
-    "model.heads": 2,
-    "model.decoder_width": 8,
-    "model.decoder_heads": 1,
-}
-FLAGS = ["--config=configs/demo.py", *(f"--config.{key}={value}" for key, value in SMALL.items())]
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +34,6 @@ def config():
 @pytest.fixture(scope="module")
 def generated(config, tmp_path_factory):
     return input_pipeline.generate(tmp_path_factory.mktemp("data"), config, train=CLIPS)
-
-
-def table(text):
-    """The rows of a printed table: cells by the first one, and the header."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    return {row[0]: row[1:] for row in rows}, header
 
 
 def numbers(cells):

@@ -14,7 +14,7 @@ from etils import epath
 from hostile_files import jpeg, matroska, mkv_of, picture_track, sound_track, special_files
 from hostile_table import EITHER, TABLE
 from media_files import tone
-from test_videos import program, splits_of
+from video_program import program, splits_of
 
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import videos

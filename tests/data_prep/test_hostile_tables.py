@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 from etils import epath
+from extracted_clips import CLASSES, Extracted
 from hostile_files import cut, jpeg, mkv_of, png
 from media_files import tone
 from PIL import Image
-from test_cavmae_json import CLASSES, Extracted
 
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import cavmae_json

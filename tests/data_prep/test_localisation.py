@@ -1,6 +1,5 @@
 """VGG-SS and Flickr-SoundNet, as they are published, to datasets with boxes and masks."""
 
-import csv
 import io
 import json
 
@@ -8,41 +7,16 @@ import benchmark_folders as folders
 import media_files
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
+from calls import call_here
 from etils import epath
+from localisation_datasets import LEFT_HALF, SMALL, mask_of, prepare, records_of, rejects_of
 from PIL import Image
-from test_programs import call_here
 
 from cavmae_sync_jax.media import boxes as media_boxes
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep import localisation
 from data_prep.pipeline import shards
-from data_prep.pipeline.clips import REASONS, Preparation, Reject, prepare_clip
+from data_prep.pipeline.clips import REASONS, Reject, prepare_clip
 from data_prep.sources import avsbench, benchmarks, boxes, segments
-
-SMALL = Preparation(num_frames=1, image_size=32)
-LEFT_HALF = [0.0, 0.0, 0.5, 1.0]
-
-
-def prepare(folder, output, *flags):
-    flags = (folder, f"--output={output}", "--image_size=32", "--workers=1", *flags)
-    localisation.run(localisation._parser().parse_args(list(map(str, flags))))
-
-
-def records_of(output, split="eval"):
-    builder = tfds.builder_from_directory(next(output.glob("*/1.0.0")))
-    return builder, {
-        record["clip_id"].decode(): record for record in builder.as_data_source(split=split)
-    }
-
-
-def rejects_of(output):
-    with (output / "rejects.csv").open(newline="") as file:
-        return {row["clip_id"]: row["reason"] for row in csv.DictReader(file)}
-
-
-def mask_of(record, frame=0):
-    return np.asarray(Image.open(io.BytesIO(record["frame_mask"][frame])))
 
 
 def test_consensus_by_hand():

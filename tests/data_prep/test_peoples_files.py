@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hostile_files import recording
 from media_files import make_video, number, tone
-from test_videos import named, splits_of
+from video_program import named, splits_of
 
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.media import decoding

@@ -1,15 +1,13 @@
 """The program that prepares a user's videos: what it finds, names, labels, splits and says."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import tensorflow_datasets as tfds
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 from media_files import make_video
+from video_program import named, program, splits_of
 
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import videos
@@ -25,28 +23,6 @@ def touch(folder, *names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-
-
-def named(*names):
-    return [Video(epath.Path("/v") / name, Path(name)) for name in names]
-
-
-def program(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "data_prep.videos", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def splits_of(output):
-    builder = tfds.builder_from_directory(output / "videos" / "1.0.0")
-    return {
-        split: {record["clip_id"].decode(): record for record in builder.as_data_source(split)}
-        for split in builder.info.splits
-    }
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):

@@ -5,7 +5,7 @@ import json
 import benchmark_folders as folders
 import numpy as np
 import pytest
-import test_segmentation
+from planted_maps import one_device, plant
 from sklearn.metrics import auc
 
 from cavmae_sync_jax.data import loader
@@ -14,7 +14,11 @@ from cavmae_sync_jax.evals.metrics import localisation
 from cavmae_sync_jax.evals.metrics.segmentation import Items
 from data_prep import localisation as program
 
-knowing = test_segmentation.knowing  # the fixture
+
+@pytest.fixture
+def knowing(monkeypatch):
+    return plant(monkeypatch)
+
 
 RISING = np.arange(16, dtype=np.float32).reshape(4, 4)  # the two lower rows are the upper half
 COLUMN = np.broadcast_to(np.arange(4), (4, 4))
@@ -126,7 +130,7 @@ def test_a_dataset_of_boxes_is_scored_beside_its_controls(boxed, knowing, tmp_pa
     assert items.consensus.dtype == np.float16
     by_name = dict(zip(records.ids(items.records.tolist()), items.consensus, strict=True))
     assert set(np.unique(by_name["1"])) == {0, 0.5, 1} and by_name["1"][0, :16].min() == 1
-    mesh = test_segmentation.one_device()
+    mesh = one_device()
     result = segmentation.run(knowing, records, tmp_path, mesh=mesh)
     assert json.loads((tmp_path / "segmentation.json").read_text()) == result
     row = result["maps"]["cosine"]

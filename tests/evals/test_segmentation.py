@@ -1,28 +1,23 @@
 """Sound-prompted segmentation: its scores on hand-made maps, and the way from data to table."""
 
-import functools
 import itertools
 import json
 import pathlib
 
+import ade20k_folders
 import jax
 import jax.numpy as jnp
 import media_files
 import numpy as np
 import pytest
-import test_ade20k_sound
 import tiny
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from planted_maps import one_device, plant, pretrained
 
 from cavmae_sync_jax.checkpoints.pretrained import Pretrained
 from cavmae_sync_jax.data import loader
-from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.evals import segmentation, sound_maps
-from cavmae_sync_jax.evals.metrics import average_precision, bootstrap
+from cavmae_sync_jax.evals.metrics import bootstrap
 from cavmae_sync_jax.evals.metrics import segmentation as segmentation_metrics
-from cavmae_sync_jax.inference import heatmaps
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import ade20k_sound
@@ -33,185 +28,6 @@ from data_prep.pipeline.tfds_writer import write_dataset
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "segmentation.npz"
 LEFT = np.arange(32) < np.full((32, 1), 16)
 LEFT_MAP = np.array([[1, 0], [1, 0]], np.float32)
-
-
-def test_golden_values():
-    with np.load(GOLDEN, allow_pickle=False) as golden:
-        cosine, masks = golden["cosine"], golden["mask"] > 0
-        scaled = segmentation_metrics.scale(cosine)
-        heat = np.stack([segmentation_metrics.upsample(small, 112, 112) for small in scaled])
-        np.testing.assert_allclose(heat, golden["heatmap"], atol=1e-5)
-        table = segmentation_metrics.by_class(cosine, masks, golden["class_id"])
-        assert list(table) == golden["classes"].tolist()
-        for name, expected in (("AP", golden["ap"]), ("IoU", golden["iou"])):
-            np.testing.assert_allclose([row[name] for row in table.values()], expected, atol=1e-5)
-        means = segmentation_metrics.means(table.values())
-        assert means["mAP"] == pytest.approx(golden["mean_ap"], abs=1e-5)
-        assert means["mIoU"] == pytest.approx(golden["mean_iou"], abs=1e-5)
-        assert sum(row["items"] for row in table.values()) == len(masks)
-
-
-# Few levels make ties, many make none.
-CASES = st.tuples(st.integers(1, 60), st.integers(1, 40), st.integers(0, 2**32 - 1))
-
-
-@settings(deadline=None)
-@given(CASES)
-def test_scores_equal_their_definitions(case):
-    pixels, levels, seed = case
-    rng = np.random.default_rng(seed)
-    values = (rng.integers(levels, size=pixels) / np.float32(7)).astype(np.float32)
-    truth = rng.random(pixels) < rng.random()
-    truth[0] = True
-    expected = average_precision_score(truth, values)
-    assert average_precision.average_precision(values, truth) == pytest.approx(expected, abs=1e-9)
-    exact = values.astype(np.float64)
-    predictions = [exact > at for at in np.linspace(exact.min(), exact.max(), 20)]
-    ious = [(chosen & truth).sum() / (chosen | truth).sum() for chosen in predictions]
-    assert segmentation_metrics.best_iou(values, truth) == pytest.approx(max(ious), abs=1e-9)
-
-
-def test_scores_by_hand():
-    truth = np.array([True, True, False, False])
-    falling = np.array([3, 2, 1, 0], np.float32)
-    assert (
-        average_precision.average_precision(falling, truth)
-        == segmentation_metrics.best_iou(falling, truth)
-        == 1
-    )
-    # Recall of a half is gained at a precision of 1/3, the other at 2/4.
-    assert average_precision.average_precision(-falling, truth) == pytest.approx(
-        (1 / 3 + 2 / 4) / 2
-    )
-    # All but the lowest pixel, which is a true one.
-    assert segmentation_metrics.best_iou(-falling, truth) == 1 / 4
-    constant = np.ones(4, np.float32)
-    assert average_precision.average_precision(constant, truth) == 1 / 2
-    assert segmentation_metrics.best_iou(constant, truth) == 0
-    everything = np.ones(4, bool)
-    assert average_precision.average_precision(falling, everything) == 1
-    assert segmentation_metrics.best_iou(falling, everything) == 3 / 4
-
-
-@pytest.mark.parametrize(
-    "score", [average_precision.average_precision, segmentation_metrics.best_iou]
-)
-def test_scores_refuse_what_has_none(score):
-    with pytest.raises(ValueError, match="nothing is true"):
-        score(np.zeros(3, np.float32), np.zeros(3, bool))
-    with pytest.raises(ValueError, match="not a number"):
-        score(np.array([0, np.nan], np.float32), np.ones(2, bool))
-
-
-def test_upsampling_is_that_of_half_pixel_centres():
-    small = np.random.default_rng(0).normal(size=(14, 14)).astype(np.float32)
-    for height, width in ((224, 224), (112, 100)):
-        expected = jax.image.resize(small, (height, width), "bilinear")
-        np.testing.assert_allclose(
-            segmentation_metrics.upsample(small, height, width), expected, atol=1e-5
-        )
-
-
-def test_maps_are_scaled_together_and_pixels_pooled_by_class():
-    maps = np.stack([LEFT_MAP, 4 * LEFT_MAP])
-    np.testing.assert_array_equal(segmentation_metrics.scale(maps).max(axis=(1, 2)), [0.25, 1])
-    np.testing.assert_array_equal(segmentation_metrics.scale(np.full((2, 2, 2), 7, np.float32)), 0)
-    # Alone, each finds its half. Together, the first has nothing above most of the second's.
-    masks = np.stack([LEFT, LEFT])
-    table = segmentation_metrics.by_class(maps, masks, np.array([3, 8]))
-    assert [row["AP"] for row in table.values()] == [1, 1] and list(table) == [3, 8]
-    together = segmentation_metrics.by_class(maps, masks, np.array([3, 3]))[3]
-    values = np.concatenate([segmentation_metrics.upsample(one, 32, 32).ravel() for one in maps])
-    assert together["AP"] == pytest.approx(average_precision_score(masks.ravel(), values))
-    assert together["AP"] < 1 and together["items"] == 2 and together["share"] == 0.5
-    inverted = segmentation_metrics.by_class(-maps, masks, np.array([3, 8]))
-    # Columns fall from both ends to the middle: 8 of the true half lie at the very bottom.
-    assert all(row["AP"] < 0.4 and row["IoU"] == 8 / 32 for row in inverted.values())
-
-
-def test_baselines_by_hand():
-    blob = segmentation_metrics.blob()
-    assert blob.shape == (32, 32) and blob.dtype == np.float32
-    np.testing.assert_allclose(blob, blob[::-1, ::-1])
-    # From the middle to the left edge: 1/64 and 31/64 of a side from the centre.
-    falls = np.exp(-0.5 * ((31 / 64) ** 2 - (1 / 64) ** 2) / 0.25**2)
-    assert blob[16, 0] / blob[16, 16] == pytest.approx(falls)
-    middle = blob[None] > 0.5
-    found = segmentation_metrics.by_class(blob[None], middle, np.array([0]))[0]
-    assert found["AP"] == 1 and found["IoU"] > 0.9 and found["share"] == middle.mean()
-    missed = segmentation_metrics.by_class(blob[None], ~middle, np.array([0]))[0]
-    assert missed["AP"] < missed["share"]
-    shares = segmentation_metrics.constant([{"share": 0.5}, {"share": 0.1}])
-    assert shares == {"mAP": 0.3, "mIoU": 0.3}
-
-
-def test_pointing_by_hand():
-    corners = np.zeros((4, 4), bool)
-    corners[0, 0] = corners[3, 0] = True
-    maps = np.stack([LEFT_MAP, np.eye(2, dtype=np.float32), np.ones((2, 2), np.float32)])
-    # 4 × 4 pixels: all of the left column are highest; two corners; all.
-    found = segmentation_metrics.pointing(maps, np.stack([corners] * 3))
-    np.testing.assert_allclose(found, [2 / 4, 1 / 2, 2 / 16])
-    exact = segmentation_metrics.pointing(-maps[:1], np.stack([LEFT[:4, -4:]]))
-    assert exact == [0]
-
-
-def test_silent_objects_that_are_beaten_by_hand():
-    left = np.zeros((3, 4, 4), bool)
-    left[:, :, :2] = True
-    maps = np.stack([LEFT_MAP, 1 - LEFT_MAP, np.ones((2, 2), np.float32)])
-    np.testing.assert_array_equal(
-        segmentation_metrics.beats_silent_object(maps, left, ~left), [1, 0, 0.5]
-    )
-    np.testing.assert_array_equal(
-        segmentation_metrics.beats_silent_object(-maps, left, ~left), [0, 1, 0.5]
-    )
-    unseen = left & (np.arange(3) != 1)[:, None, None]
-    found = segmentation_metrics.beats_silent_object(maps, unseen, ~left)
-    np.testing.assert_array_equal(found, [1, np.nan, 0.5])
-
-
-def test_a_resample_scores_as_the_clips_that_it_holds():
-    generator = np.random.default_rng(0)
-    maps = generator.normal(size=(12, 4, 4)).astype(np.float32)
-    masks = np.stack([segmentation_metrics.upsample(small, 16, 16) > 0.5 for small in maps])
-    masks[:, 0, :4] = True
-    maps += generator.normal(size=maps.shape).astype(np.float32)
-    records, classes = np.repeat(np.arange(4), 3), np.tile([0, 1, 1, 0], 3)
-    empty = np.zeros_like(masks)
-    items = segmentation_metrics.Items(records, classes, classes, masks, classes, empty)
-    # Clip 3 thrice and clip 0 twice; then all once; then clip 1, and so on.
-    weights = np.array([[2, 0, 0, 3], [1, 1, 1, 1], [0, 4, 0, 0]], float)
-    found = segmentation_metrics.resampled_means(maps, items, weights)
-    scaled = segmentation_metrics.scale(maps)
-    for row, times in enumerate(weights.astype(int)):
-        chosen = np.repeat(np.arange(12), times[records])
-        scores = {"mAP": [], "mIoU": []}
-        for class_id in (0, 1):
-            members = chosen[classes[chosen] == class_id]
-            heat = [segmentation_metrics.upsample(scaled[i], 16, 16).ravel() for i in members]
-            values, truth = np.concatenate(heat), masks[members].ravel()
-            scores["mAP"].append(average_precision_score(truth, values))
-            scores["mIoU"].append(segmentation_metrics.best_iou(values, truth))
-        for name, of_classes in scores.items():
-            assert found[name][row] == pytest.approx(np.mean(of_classes), abs=0.01)
-    # Clip 2 alone has both classes; a class that is not there does not count.
-    only = items._replace(classes=np.where(records == 0, 0, 1))
-    alone = segmentation_metrics.resampled_means(maps, only, np.array([[3.0, 0, 0, 0]]))
-    table = segmentation_metrics.by_class(maps, masks, only.classes)
-    assert alone["mAP"][0] == pytest.approx(table[0]["AP"], abs=0.01)
-
-
-@functools.cache
-def pretrained():
-    config = tiny.config()
-    module = cavmae_sync.from_config(config.model)
-    params = jax.jit(module.init_params)(jax.random.key(0))
-    return Pretrained(module, params, config, 0, "nowhere")
-
-
-def one_device():
-    return sharding.make_mesh(devices=jax.devices()[:1])
 
 
 def halves(number, size):
@@ -268,44 +84,22 @@ def clips(tmp_path_factory):
 def stills(tmp_path_factory):
     """One image of two halves, prompted by a low and by a high sound, and a second image."""
     folder = tmp_path_factory.mktemp("stills")
-    published = test_ade20k_sound.Published(folder / "published")
-    published.image("a.jpg", test_ade20k_sound.ids_of(7, 300, height=40, width=40))
-    published.image("b.jpg", test_ade20k_sound.ids_of(300, 7, height=40, width=40), grey=200)
+    published = ade20k_folders.Published(folder / "published")
+    published.image("a.jpg", ade20k_folders.ids_of(7, 300, height=40, width=40))
+    published.image("b.jpg", ade20k_folders.ids_of(300, 7, height=40, width=40), grey=200)
     rising = np.sin(2 * np.pi * np.cumsum(np.linspace(100, 7000, 64_000)) / 16_000)
     published.sound("a.wav", 0.3 * rising)
     for image, class_id in (("a.jpg", 7), ("b.jpg", 300)):
         published.row(image, "a.wav", class_id)
     table = ade20k_sound.read_table(published.save())
     preparation = Preparation(num_frames=1, image_size=32)
-    test_ade20k_sound.write(folder / "prepared", table, preparation)
+    ade20k_folders.write(folder / "prepared", table, preparation)
     return folder / "prepared"
-
-
-def heard(module, params, batch):
-    """The vector of a window is whether it is low, and its opposite."""
-    audio = batch["audio"].mean(axis=2)
-    is_low = audio[..., :32].mean(axis=-1) > audio[..., 96:].mean(axis=-1)
-    vectors = jnp.stack([is_low, ~is_low], axis=-1).astype(jnp.float32)
-    return {"audio": vectors, "distinct": jnp.ones(is_low.shape, bool)}
-
-
-def planted(module, params, images, sounds, *args, tokens=None, against=(), **settings):
-    """Knows that what is low is red and what is high is blue."""
-    cells = images.astype(jnp.float32).reshape(len(images), 2, 16, 2, 16, 3).mean(axis=(2, 4))
-    red, _, blue = jnp.moveaxis(cells[:, None], -1, 0)
-    is_low = (sounds[..., 0] > sounds[..., 1])[..., None, None]
-    found = jnp.where(is_low, red > blue, blue > red).astype(jnp.float32)
-    return {name: found for name in against} if against else found
 
 
 @pytest.fixture
 def knowing(monkeypatch):
-    """A model of 16 frames that has the answer, by either map."""
-    monkeypatch.setattr(sound_maps, "window_tokens", heard)
-    monkeypatch.setattr(heatmaps, "cosine", planted)
-    monkeypatch.setattr(heatmaps, "evidence", planted)
-    monkeypatch.setattr(heatmaps, "match", lambda module, params, images, sounds: sounds[..., 0])
-    return pretrained()._replace(config=tiny.config(data__num_frames=16))
+    return plant(monkeypatch)
 
 
 def test_a_model_that_knows_the_answer_scores_1(clips, knowing, tmp_path, capsys):

@@ -29,7 +29,7 @@ write_dataset(
     engine=Engine(workers=1),
 )
 """
-HELPERS = pathlib.Path(__file__).parents[1] / "helpers"
+HELPERS = pathlib.Path(__file__).parents[2] / "helpers"
 
 
 def little(output):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from media_files import make_video
-from test_segments import clips, read
+from segment_clips import clips, read
 
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline.clips import Preparation, prepare_clip

@@ -25,7 +25,7 @@ from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.tfds_writer import write_dataset
 from data_prep.sources import lengths
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALL = Preparation(num_frames=2, image_size=16, clip_seconds=2)
 
 
@@ -72,7 +72,7 @@ def test_workers_need_not_compile():
         with Workers(1, 60) as workers:
             print(list(workers.results(scalings_compiled, ["a clip"])))
         """
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests/helpers'}"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.stdout == "[('a clip', 1)]\n", done.stderr

@@ -4,8 +4,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from calls import call_here
 from etils import epath
-from test_programs import call_here
 
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import videos

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from etils import epath
 from media_files import make_video, number
-from test_videos import program, splits_of
+from segment_clips import CLASSES, classes, clips, read
+from video_program import program, splits_of
 
 from cavmae_sync_jax.media.images import decode_jpeg
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import videos
-from data_prep.sources import class_lists, csv_files, segment_files, segment_lists, segments
+from data_prep.sources import class_lists, csv_files, segment_files, segments
 from data_prep.sources.video_files import Video
 
 AUDIOSET = """\
@@ -36,32 +37,6 @@ tickling,---g-f_I2yQ,1,11,test,0
 """
 VGGSOUND = '---g-f_I2yQ,1,"railroad car, train wagon",test\n--0PQM4-hqg,30,dog barking,train\n'
 MARKS = {"bark": " (1)"}  # of a file that a browser has loaded twice
-CLASSES = """\
-index,mid,display_name
-0,/m/09x0r,"Speech"
-1,/t/dd00088,"Gush"
-2,/m/012xff,"Toothbrush, electric"
-"""
-
-
-def read(tmp_path, text, split=None):
-    path = tmp_path / "segments.csv"
-    path.write_text(text)
-    return segment_lists.read_segments(path, split)
-
-
-def classes(tmp_path):
-    (tmp_path / "classes.csv").write_text(CLASSES)
-    return csv_files.read_classes(tmp_path / "classes.csv")
-
-
-def clips(tmp_path, text, names, trimmed=False, split="train", **settings):
-    videos = [Video(epath.Path("/v") / name, Path(name)) for name in names]
-    found = read(tmp_path, text, split)
-    known = csv_files.classes_of([label for segment in found for label in segment.labels])
-    return segments.segment_clips(
-        videos, found, known, trimmed=trimmed, seconds=10.0, eval_share=0.0, **settings
-    )
 
 
 def test_audiosets_lists_are_read_as_published(tmp_path):

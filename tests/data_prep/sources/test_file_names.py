@@ -1,7 +1,7 @@
 """What files' names say of spans: read in many ways, and believed where a segment agrees."""
 
 import pytest
-from test_segments import clips
+from segment_clips import clips
 
 from cavmae_sync_jax.utils.errors import UserError
 

@@ -5,9 +5,9 @@ import io
 import benchmark_folders as folders
 import numpy as np
 import pytest
+from calls import call_here
+from localisation_datasets import mask_of, prepare, records_of, rejects_of
 from PIL import Image
-from test_localisation import mask_of, prepare, records_of, rejects_of
-from test_programs import call_here
 
 from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.media.images import decode_jpeg
