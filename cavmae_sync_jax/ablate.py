@@ -108,10 +108,20 @@ class Ablation:
 
     def finished(self, training: Training) -> bool:
         """Whether it is trained and all evaluations of it are done."""
+        return all(self.counts(training, spec) for spec in (None, *training.evaluations))
+
+    def counts(self, training: Training, spec: EvaluationSpec | None) -> bool:
+        """Whether it is trained, and this evaluation of it is done, with the settings of now."""
         folder = self.folder(training.name)
-        return folder.is_trained(training.config) and all(
-            folder.has(spec, self.about(training.name, spec)) for spec in training.evaluations
-        )
+        if not folder.is_trained(training.config):
+            return False
+        asked = spec is not None and spec.evaluation != "training"
+        return not asked or folder.has(spec, self.about(training.name, spec))
+
+    @property
+    def sources(self) -> scores.Sources:
+        """What the table is made of."""
+        return scores.Sources(self.plan, self.workdir, self.counts)
 
     def work(self) -> list[str]:
         """Does the work that no other process does; returns the trainings that others work on.
@@ -203,7 +213,7 @@ class Ablation:
         """Writes the table as it is now, on process 0; returns it as text."""
         identities = self.datasets.identities(self.plan.table.columns)
         named = self.datasets.others
-        result = scores.collect(self.plan, self.workdir, identities, left_out, named)
+        result = scores.collect(self.sources, identities, left_out, named)
         self.missing = result["missing"]
         result |= {"failed": self.failed, "version": cli.version()}
         text, picture = rendering.markdown(result), rendering.picture(result)
@@ -284,6 +294,8 @@ def start(args: argparse.Namespace, config_of: cli.Rows) -> None:
         console.log(reason)
     probed = any(column.evaluation in PROBED for column in table.columns)
     probe = cli.config_of(args.probe) if probed else ConfigDict()
+    # The same flags may serve several of the paper's tables.
+    datasets.check_names([*table.columns, *(c for t in paper.TABLES.values() for c in t.columns)])
     todo = plan.make(table, config_of, args.seeds, args.rows)
     ablation = Ablation(todo, datasets, args.workdir, probe)
     steps = ablation.check()
@@ -295,7 +307,7 @@ def start(args: argparse.Namespace, config_of: cli.Rows) -> None:
     if jax.process_index() == 0:
         text = ablation.write(dict(left_out))
         # Another process may have written a newer table while this one was at it.
-        while (missing := scores.missing(todo, args.workdir)) != ablation.missing:
+        while (missing := scores.missing(ablation.sources)) != ablation.missing:
             console.log(f"another process has finished more; {len(missing)} trainings are missing")
             text = ablation.write(dict(left_out))
         print(text)

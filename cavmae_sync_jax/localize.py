@@ -121,7 +121,9 @@ def _query(model: Model, info: FileInfo, sound: str) -> Query:
         raise UserError(f"--sound={sound} is a picture: name a sound, or a video that has one")
     embedded = model.embed_sound(sound)
     vectors = embedded.audio
-    if abs(heard.seconds - info.seconds) > ALONG:
+    # The sound of a video may end long before its picture.
+    seconds = (reading.sound_of(heard) if heard.kind == "video" else heard).seconds
+    if abs(seconds - info.seconds) > ALONG:
         vectors = vectors.mean(axis=0, keepdims=True)
     return Query(sound, embedded, vectors)
 

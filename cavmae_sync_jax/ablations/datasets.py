@@ -54,6 +54,22 @@ class Datasets(NamedTuple):
                 lacking = f"split {self.train_split!r}"
         return f"{column.name} is left out: {where} has no {lacking}" if lacking else None
 
+    def check_names(self, columns: Sequence[Column]) -> None:
+        """Refuses names of datasets that none of some columns has.
+
+        Raises:
+          UserError: naming the flag and the names that there are.
+        """
+        used = {"data": columns, "clips": [one for one in columns if one.evaluation == "retrieval"]}
+        for flag, given in (("data", self.others), ("clips", self.clips)):
+            known = sorted({one.dataset for one in used[flag] if one.evaluation != "training"})
+            if unknown := sorted(set(given) - set(known)):
+                names = ", ".join(filter(None, known))
+                raise UserError(
+                    f"--{flag}={unknown[0]}: no column has a dataset of this name; "
+                    f"there are {names}"
+                )
+
     def identities(self, columns: Sequence[Column]) -> dict[str, str]:
         """The identity of the dataset of each evaluation."""
         return {

@@ -5,14 +5,14 @@ trainings of a resample have the same clips, and differences of two rows are tak
 So the variation that rows share does not widen the interval of their difference.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from cavmae_sync_jax.ablations.folders import Folder
-from cavmae_sync_jax.ablations.plan import Plan
+from cavmae_sync_jax.ablations.plan import EvaluationSpec, Plan, Training
 from cavmae_sync_jax.ablations.tables import Column, Row
 from cavmae_sync_jax.evals.metrics import bootstrap
 from cavmae_sync_jax.evals.report import published
@@ -56,13 +56,26 @@ def interval(values: Values, seed: int = 0) -> list[float] | None:
     return bootstrap.interval(chosen.mean(axis=1))
 
 
-def values_of(plan: Plan, workdir: epath.PathLike, row: Row, column: Column) -> Values:
+class Sources(NamedTuple):
+    """Where the scores of a plan lie, and which count.
+
+    `counts` tells whether a training, and an evaluation of it if one is named, are finished with
+    the plan's settings. Scores of other settings may lie in the same folders.
+    """
+
+    plan: Plan
+    workdir: epath.PathLike
+    counts: Callable[[Training, EvaluationSpec | None], bool]
+
+
+def values_of(sources: Sources, row: Row, column: Column) -> Values:
     """The values of the finished trainings for a cell."""
-    found = Values({}, {})
+    found, plan = Values({}, {}), sources.plan
     spec = plan.evaluation_of(row, column)
     for seed in plan.seeds:
-        folder = Folder(workdir, plan.of_row[row.name, seed])
-        result = folder.result(spec) if folder.trained() else None
+        training = plan.trainings[plan.of_row[row.name, seed]]
+        folder = Folder(sources.workdir, training.name)
+        result = folder.result(spec) if sources.counts(training, spec) else None
         value = None if result is None else column.value(result, row)
         if value is None:
             continue
@@ -86,8 +99,7 @@ def cell(values: Values) -> dict[str, Any] | None:
 
 
 def collect(
-    plan: Plan,
-    workdir: epath.PathLike,
+    sources: Sources,
     data: Mapping[str, str],
     left_out: Mapping[str, str],
     named: Collection[str],
@@ -95,8 +107,7 @@ def collect(
     """What the JSON of a table holds.
 
     Args:
-      plan: of the table.
-      workdir: of the ablation.
+      sources: of the table's scores.
       data: what each dataset is.
       left_out: why columns are missing.
       named: datasets that were given by name; a column on the training's own does not name it.
@@ -106,6 +117,7 @@ def collect(
       `difference` of the same kind; `rows[ROW]["paper"][COLUMN]` is the paper's figure. `claims`
       has the `difference` and the `verdict` of each claim.
     """
+    plan = sources.plan
     table = plan.table
     known = published.ABLATIONS.get(table.name, {})
     names = [row.name for row in table.rows]
@@ -114,10 +126,10 @@ def collect(
     for row in table.rows:
         scores: dict[str, Any] = {}
         for column in table.columns:
-            values = values_of(plan, workdir, row, column)
+            values = values_of(sources, row, column)
             found = cell(values)
             if found is not None and base is not None and row is not base:
-                others = values_of(plan, workdir, base, column)
+                others = values_of(sources, base, column)
                 found["difference"] = cell(values.minus(others))
             scores[column.name] = found
         rows[row.name] = {
@@ -139,9 +151,9 @@ def collect(
             for column in table.columns
         },
         "rows": rows,
-        "claims": _judged(plan, workdir),
+        "claims": _judged(sources),
         "seeds": list(plan.seeds),
-        "missing": missing(plan, workdir),
+        "missing": missing(sources),
         "data": dict(data),
         "left_out": dict(left_out),
         "paper": published.PAPER if known else None,
@@ -161,8 +173,9 @@ def verdict(difference: Mapping[str, Any] | None) -> str | None:
     return "seen" if low > 0 else "the other way round" if high < 0 else "not seen"
 
 
-def _judged(plan: Plan, workdir: epath.PathLike) -> list[dict[str, Any]]:
+def _judged(sources: Sources) -> list[dict[str, Any]]:
     """The claims whose rows and column are in the table, with what was found."""
+    plan = sources.plan
     rows = {row.name: row for row in plan.table.rows}
     columns = {column.name: column for column in plan.table.columns}
     judged = []
@@ -170,7 +183,7 @@ def _judged(plan: Plan, workdir: epath.PathLike) -> list[dict[str, Any]]:
         if not (claim.row in rows and claim.than in rows and claim.column in columns):
             continue
         ours, others = (
-            values_of(plan, workdir, rows[name], columns[claim.column])
+            values_of(sources, rows[name], columns[claim.column])
             for name in (claim.row, claim.than)
         )
         difference = cell(ours.minus(others))
@@ -179,13 +192,12 @@ def _judged(plan: Plan, workdir: epath.PathLike) -> list[dict[str, Any]]:
     return judged
 
 
-def missing(plan: Plan, workdir: epath.PathLike) -> list[str]:
+def missing(sources: Sources) -> list[str]:
     """The trainings that are not finished, or lack an evaluation."""
     return [
         name
-        for name, training in plan.trainings.items()
-        if Folder(workdir, name).trained() is None
-        or any(Folder(workdir, name).result(spec) is None for spec in training.evaluations)
+        for name, training in sources.plan.trainings.items()
+        if not all(sources.counts(training, spec) for spec in (None, *training.evaluations))
     ]
 
 

@@ -39,6 +39,9 @@ _NAMES = {"ROWS", "COLUMNS", "TITLE", "BASELINE", "SETTINGS", "CLAIMS"}
 _ROW_KEYS = {"title", "row", "changes", "num_frames", "frame", "strategy"}
 
 
+NO_SHARES = ("median_rank", "d_prime")  # of the scores
+
+
 class Row(NamedTuple):
     """A row: what its training changes, and how it is evaluated.
 
@@ -81,6 +84,8 @@ class Column(NamedTuple):
     @property
     def is_share(self) -> bool:
         """Whether it is a fraction of 1, which is shown in percent."""
+        if self.path[-1] in NO_SHARES:
+            return False
         return self.evaluation not in ("training", "reconstruction") or "accuracy" in self.name
 
     def value(self, result: Mapping[str, Any], row: Row) -> float | None:

@@ -189,7 +189,8 @@ def _logits(
     else:
         truth, fitted = train
         module = probing.make_head(width, classes, config)
-        clips = Labelled(truth, seen(fitted) if config.cached else fitted)
+        source = seen(fitted) if config.cached else fitted
+        clips = Labelled(truth, source, features.origin(model, fitted))
         encode = features.encoder_tokens
         params = probing.train(module, clips, model, config, mesh, workdir, encode)
     params = jax.device_get(params)

@@ -151,10 +151,13 @@ def windows_of_silence(
     found = []
     for index in truth.ahead(range(len(truth))):
         classes = truth[index]["frame_class"]
-        reach = math.ceil(share * len(classes) / 2)
+        width = min(share, 1.0) * len(classes)
         for frame in range(frames):
-            place = frame * len(classes) // frames
-            if (classes[max(0, place - reach) : place + reach + 1] < 0).all():
+            # A window at an edge lies inside the clip. A frame more on each side is for rounding.
+            centre = frame * len(classes) // frames
+            begin = min(max(0.0, centre - width / 2), len(classes) - width)
+            met = slice(max(0, math.floor(begin) - 1), math.ceil(begin + width) + 1)
+            if (classes[met] < 0).all():
                 found.append((index, frame))
     return np.array(found, np.int64).reshape(-1, 2)
 

@@ -118,7 +118,7 @@ def extract(
     pair_spec = loader.PairSpec.of(model.config)
     given, place = (dict(beside or {}), dict(shared or {})), None
     if cache is not None:
-        place = epath.Path(cache) / _key(function, model, records, pair_spec, given)
+        place = epath.Path(cache) / _key(function, model, records, given)
         stored = _stored(place, only)
         if multihost.all_agree(stored is not None):
             return stored
@@ -278,19 +278,23 @@ def _name(function: Function) -> str:
     return getattr(function, "func", function).__name__
 
 
+def origin(model: Pretrained, records: loader.Records) -> str:
+    """A hash of what features come from: weights, the model's settings, clips and frames."""
+    pair_spec = loader.PairSpec.of(model.config)
+    return _digest((records.identity, pair_spec, model.config.model.to_json()), model.params)
+
+
 def _key(
-    function: Function,
-    model: Pretrained,
-    records: loader.Records,
-    pair_spec: loader.PairSpec,
-    given: tuple[Arrays, Arrays],
+    function: Function, model: Pretrained, records: loader.Records, given: tuple[Arrays, Arrays]
 ) -> str:
-    digest = hashlib.sha256()
-    about: tuple[Any, ...] = (records.identity, pair_spec, model.config.model.to_json())
-    about = (_name(function), *about, str(model.module.compute_dtype), _code())
+    about = (_name(function), origin(model, records), str(model.module.compute_dtype), _code())
     if isinstance(function, functools.partial):
         about += (sorted(function.keywords.items()),)
-    digest.update(repr(about).encode())
-    for leaf in jax.tree.leaves((model.params, given)):
+    return f"{_name(function)}-{_digest(about, given)[:16]}"
+
+
+def _digest(about: tuple[Any, ...], arrays: Any) -> str:
+    digest = hashlib.sha256(repr(about).encode())
+    for leaf in jax.tree.leaves(arrays):
         digest.update(np.ascontiguousarray(jax.device_get(leaf)))
-    return f"{_name(function)}-{digest.hexdigest()[:16]}"
+    return digest.hexdigest()

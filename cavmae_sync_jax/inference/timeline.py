@@ -245,7 +245,8 @@ def _streamed(
         yield Pairs(_moments(when), windows, visual, _padded(when))
         done += len(when)
         if not last:
-            needed = window(done).first_row
+            # Sound that ends earlier than its file moves the last windows back.
+            needed = max(0, min(window(done).first_row, held - spec.audio_rows))
             fbank, first = fbank[max(0, needed - first) :], max(first, needed)
 
 

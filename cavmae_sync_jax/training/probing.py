@@ -57,10 +57,14 @@ class Features:
 
 
 class Labelled(NamedTuple):
-    """Clips with their labels: features, or the split that they are read from."""
+    """Clips with their labels: features, or the split that they are read from.
+
+    `origin` identifies encoder, clips and frames. A head is not trained on with those of another.
+    """
 
     truth: Bool[np.ndarray, "clips classes"]
     source: Features | loader.Records
+    origin: str = ""
 
 
 def check(config: ConfigDict, devices: int) -> None:
@@ -151,7 +155,7 @@ class Probing(loop.Task):
         """See `train`."""
         self._encode = encode
         self.head, self._clips, self._model, self._recipe = head, clips, model, config
-        self.config, self.mesh = _described(head, config), mesh
+        self.config, self.mesh = _described(head, config, clips.origin), mesh
         self.batch_size = config.batch_size
         steps_per_epoch = len(clips.truth) // config.batch_size
         if not steps_per_epoch:
@@ -183,8 +187,11 @@ class Probing(loop.Task):
     def changed(self, stored: ConfigDict) -> list[str]:
         """How the head and the recipe differ from the stored ones."""
         before, now = stored.to_dict(), self.config.to_dict()
-        if not before.keys() >= now.keys():
+        if not before.keys() >= {"head", "probe"}:
             return ["it holds no probe's head"]
+        # Heads of version 0.1.0 do not say what they learned from.
+        if before.get("origin", now["origin"]) != now["origin"]:
+            return ["it learned from another encoder, other clips or other frames"]
         return [
             f"{section}.{key} was {before[section].get(key)!r} and is now {value!r}"
             for section in ("head", "probe")
@@ -299,9 +306,10 @@ def train(
     return loop.train(Probing(head, clips, model, config, mesh, encode), workdir)[0].best()
 
 
-def _described(head: ProbeHead, config: ConfigDict) -> ConfigDict:
+def _described(head: ProbeHead, config: ConfigDict, origin: str) -> ConfigDict:
     fields = ("width", "depth", "heads", "mlp_ratio", "classes")
-    return ConfigDict({"head": {key: getattr(head, key) for key in fields}, "probe": config})
+    shape = {key: getattr(head, key) for key in fields}
+    return ConfigDict({"head": shape, "probe": config, "origin": origin})
 
 
 def predict(

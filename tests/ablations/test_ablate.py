@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 import tiny
@@ -209,6 +210,15 @@ def test_a_training_that_fails_does_not_stop_the_others(arguments, monkeypatch, 
     assert "| as it is | " in out and "learning_rate=1e+30-seed0." in out
 
 
+def test_scores_of_other_settings_do_not_count(arguments, monkeypatch, capsys):
+    _, flags = arguments
+    flags = [flag.replace("epochs=12", "epochs=13") for flag in flags]
+    monkeypatch.setattr(train, "train_and_evaluate", mock.Mock(side_effect=UserError("no longer")))
+    status, out, _ = here(flags, monkeypatch, capsys)
+    assert status == 2 and re.search(r"\| as it is \| – \| – \|", out), out
+    assert "Not finished: unchanged-seed0" in out
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -216,6 +226,8 @@ def test_a_training_that_fails_does_not_stop_the_others(arguments, monkeypatch, 
         (["--table=5", "--rows=train_4_eval_8"], "sets this key, so leave it out"),
         (["--split=none"], "has no split 'none'"),
         (["--data=x"], "--data=x: give it as NAME=DIR"),
+        (["--data=audoset=x"], "--data=audoset: no column has a dataset of this name; there are"),
+        (["--clips=audoset=x"], "--clips=audoset: no column has a dataset of this name"),
         (["--rows=none"], "has no row 'none'"),
         (["--config.learning_rate=1.0"], "holds another training: config.learning_rate was"),
         (["--table=12", "--probe=configs/none.py"], "no config file 'configs/none.py'"),

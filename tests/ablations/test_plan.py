@@ -185,6 +185,10 @@ def test_numbers_as_printed():
     assert rendering.cell("probe/mAP", found, 0.308) == "12.3 [10.0, 20.0] (paper: 30.8)"
     assert rendering.cell("probe/mAP", None) == "–"
     assert rendering.cell("training/loss", {"mean": 2.5, "interval": None}) == "2.5"
+    rank = {"mean": 12.0, "interval": [11.0, 13.0]}
+    name = "retrieval/visual_to_audio/median_rank"
+    assert rendering.cell(name, rank).startswith("12") and "1200" not in rendering.cell(name, rank)
+    assert rendering.cell("probe/d_prime", {"mean": 2.31, "interval": None}) == "2.31"
 
 
 def test_a_lock_is_held_by_one_and_let_go(tmp_path):

@@ -142,6 +142,34 @@ def planted(clips=48, classes=3, seed=0):
     return probing.Labelled(np.eye(classes, dtype=bool)[label], parts)
 
 
+def test_a_head_is_not_trained_on_with_features_of_something_else(trained, tmp_path):
+    config, clips = recipe(), planted()
+    head = probing.make_head(8, 3, config)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+
+    def train(origin):
+        clips_of = clips._replace(origin=origin)
+        return probing.train(head, clips_of, trained, config, mesh, tmp_path / "probe")
+
+    first = train("one model")
+    with pytest.raises(UserError, match="it learned from another encoder, other clips or other"):
+        train("another model")
+    jax.tree.map(np.testing.assert_array_equal, train("one model"), first)
+
+
+def test_features_come_from_weights_settings_clips_and_frames(trained, dataset_dir):
+    records = loader.Records(dataset_dir, "train")
+    changed = jax.tree.map(lambda leaf: leaf, trained.params)
+    changed["norms_both"]["scale"] = changed["norms_both"]["scale"].at[0].add(1e-6)
+    origins = [
+        features.origin(trained, records),
+        features.origin(trained._replace(params=changed), records),
+        features.origin(trained, loader.Records(dataset_dir, "eval")),
+        features.origin(common.with_frames(trained, 2, None), records),
+    ]
+    assert len(set(origins)) == 4 and features.origin(trained, records) == origins[0]
+
+
 @pytest.mark.release
 @pytest.mark.parametrize(
     "overrides", [{"loss": "bce"}, {"depth": 0, "linear_learning_rate": 3e-2}], ids=str

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+from unittest import mock
 
 import ade20k_folders
 import jax
@@ -18,6 +19,7 @@ from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.evals import segmentation, sound_maps
 from cavmae_sync_jax.evals.metrics import bootstrap
 from cavmae_sync_jax.evals.metrics import segmentation as segmentation_metrics
+from cavmae_sync_jax.media import audio as audio_media
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import ade20k_sound
@@ -261,6 +263,23 @@ def test_windows_of_silence_meet_no_sound(clips):
     assert sound_maps.windows_of_silence(silent, 2, 0.5).tolist() == [[0, 0], [0, 1]]
     sounding = loader.Records(clips, "eval", ("frame_class",))
     assert len(sound_maps.windows_of_silence(sounding, 4, 0.1)) == 0
+
+
+def test_silence_is_where_no_window_meets_a_sound():
+    for sounding, frames, share in ((5, 16, 416 / 1024), (10, 16, 416 / 1024), (3, 8, 0.25)):
+        classes = np.full(frames, -1)
+        classes[sounding] = 0
+        truth = mock.create_autospec(loader.Records, instance=True)
+        truth.__len__.return_value, truth.ahead.return_value = 1, [0]
+        truth.__getitem__.return_value = {"frame_class": classes}
+        found = sound_maps.windows_of_silence(truth, frames, share)
+        silent = {frame for _, frame in found.tolist()}
+        for frame in range(frames):
+            begin = audio_media.window_start(frame, frames, 1024, round(1024 * share))
+            begin *= frames / 1024
+            meets = begin < sounding + 1 and begin + share * frames > sounding
+            assert not (meets and frame in silent), (sounding, frame)
+        assert silent  # those that are farther away
 
 
 def test_a_single_image_is_prompted_by_all_windows_of_its_sound(stills, tmp_path):

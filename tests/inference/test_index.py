@@ -17,6 +17,7 @@ from media_files import noise, noisy_video
 from PIL import Image
 
 import cavmae_sync_jax
+from benchmarks.inference import nearest as made_up
 from cavmae_sync_jax import embed, search
 from cavmae_sync_jax.inference import similarity
 from cavmae_sync_jax.inference.index import approximate, nearest
@@ -239,6 +240,32 @@ def test_a_percentile_is_the_place_among_other_clips(built, model, media):
     ]
     assert len(others) in (2, 3)
     assert hit.percentile == pytest.approx(similarity.percentile(hit.similarity, np.array(others)))
+
+
+def test_percentiles_are_among_videos_where_most_files_are_pictures(tmp_path):
+    """A picture has asked for nothing, so that it is no other clip."""
+    rng = np.random.default_rng(0)
+    index = made_up.synthetic_index(tmp_path / "index", 6, 8, rng.standard_normal((3, 8)))
+    writer = indexes.Writer(index)
+    for number in range(900):
+        vector = rng.standard_normal((1, 8)).astype(np.float32)
+        vector /= np.linalg.norm(vector)
+        alone = made_up.Embedded(np.zeros(1), None, vector, np.zeros(1, np.float32))
+        writer.add(f"{number}.png", indexes.Stat(1, number), "picture", [alone])
+    writer.flush()
+    sounds, pictures = index.vectors("audio"), index.vectors("visual")
+    query = sounds.vectors[sounds.rows(2)]
+    asked = made_up.Embedded(np.arange(len(query)), query, None, np.zeros(len(query), np.float32))
+    for hit in nearest.search(index, asked, 900, 1.0).clips:
+        target = pictures.vectors[pictures.rows(pictures.files.index(hit.file))]
+        others = [
+            similarity.of_pair(sounds.vectors[sounds.rows(i)], target, "diagonal_mean")
+            for i, name in enumerate(sounds.files)
+            if name != hit.file
+        ]
+        assert len(others) >= 5
+        place = similarity.percentile(hit.similarity, np.array(others))
+        assert hit.percentile == pytest.approx(place)
 
 
 @pytest.mark.parametrize("kind", ["sound", "video"])

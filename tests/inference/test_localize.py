@@ -93,6 +93,16 @@ def test_another_sound_is_searched_for_and_heard(folder, model, video):
     assert told["percentile_among"] == "the sounds of other moments"
 
 
+def test_a_video_whose_sound_ends_early_is_not_heard_along(folder, model, video):
+    """Its file is as long as the video, but its sound is not: the mean of its windows counts."""
+    half = noisy_video(folder / "half.mp4", 12, waves=noise(5, seed=3)[None])
+    told = localize.run(model, video, folder / "half", sound=str(half))
+    own, sounds = model.embed_video(video), model.embed_sound(half).audio
+    assert len(sounds) < len(own.visual)
+    assert told["match"] == pytest.approx(own.visual @ sounds.mean(axis=0), abs=1e-5)
+    assert told["percentile_among"] == "the video's own sounds"
+
+
 @pytest.mark.parametrize("seconds", [4, 12])
 def test_a_video_without_sound_is_asked_for_another(tmp_path, model, video, seconds):
     """Its maps are those of the same pictures with a sound of their own."""

@@ -102,6 +102,24 @@ def test_each_picture_of_a_long_file_meets_its_own_sound(folder, model, monkeypa
     assert max(part.padded.max() for part in parts) == 0
 
 
+def test_windows_at_the_end_hold_sound_that_ends_before_its_file(model):
+    spec, rows = PairSpec.of(model.config), model.config.model.audio_rows
+    waveform = np.random.default_rng(0).integers(-9999, 9999, round(60.05 * 16_000), np.int16)
+    info = reading.FileInfo("early.mkv", "sound", 60.3)
+    spans = timeline._spans(info, spec, 0.0, info.seconds, 0.1)
+    assert len(spans) == 2 and spans[1].end - spans[1].start < 0.5
+    contents = [
+        reading.Content([], waveform[round(s.start * 16e3) : round(s.end * 16e3)], s.end - s.start)
+        for s in spans
+    ]
+    found = list(timeline._streamed(contents, spans, spec, 0.1, info))
+    windows = np.concatenate([pairs.audio for pairs in found])
+    whole = audio.log_mel(waveform / np.float32(32768), 16_000).astype(np.float16)
+    np.testing.assert_allclose(windows[-1], whole[-rows:], rtol=5e-3, atol=5e-3)
+    assert len(windows) == 603 and (windows != 0).all()
+    assert max(pairs.padded.max() for pairs in found) == 0
+
+
 def test_memory_does_not_grow_with_the_length(model):
     # Eight hours of sound would be 3 GB of log-mel; what is held at once is one block of it.
     spec = PairSpec.of(model.config)

@@ -198,7 +198,8 @@ def _tokens(result: dict[str, Any]) -> Evaluation:
 
     title = f"Tokens, stream {result['stream']}"
     plain = flat(result.get("untrained", {}))
-    return Evaluation(title, flat(result["scores"]), plain, {}, {}, ("accuracy",))
+    minor = ("accuracy", "AUC", D_PRIME)
+    return Evaluation(title, flat(result["scores"]), plain, {}, {}, minor)
 
 
 def _segmentation(result: dict[str, Any]) -> Evaluation:

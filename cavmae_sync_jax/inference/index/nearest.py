@@ -76,7 +76,9 @@ def search(
     known = np.isfinite(clips)
     if not known.any():
         raise UserError(f"{index.directory} holds no videos, which a video is compared with")
-    chosen = _chosen([name for name, there in zip(side.files, known, strict=True) if there])
+    # Of the files that are found, only videos could have asked.
+    facts = zip(side.files, side.kinds, known, strict=True)
+    chosen = _chosen([name for name, kind, there in facts if there and kind == "video"])
     others = {m: read(m, chosen) for m in asked}
     places = {m: {name: i for i, name in enumerate(one.files)} for m, one in sides.items()}
     hits = []
@@ -150,6 +152,8 @@ def scores(
 
 def _chosen(files: Sequence[str]) -> list[str]:
     """Files whose queries are compared with the found ones: some of all, evenly chosen."""
+    if not files:
+        return []
     return [files[i] for i in np.unique(np.linspace(0, len(files) - 1, OTHERS).astype(int))]
 
 
