@@ -141,7 +141,8 @@ def _name(base: ConfigDict, config: ConfigDict) -> str:
     changed = changes(base, config).items()
     described = ",".join(f"{key}={text(value)}" for key, value in changed) or UNCHANGED
     name = re.sub(r"[^\w.=,+-]+", "", described)
-    if len(name) <= LONGEST_NAME:
+    # Values that differ only in what a folder's name can't have are other settings.
+    if name == described and len(name) <= LONGEST_NAME:
         return name
     return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
 

@@ -38,6 +38,13 @@ def test_tables_share_trainings_with_equal_settings():
     assert len(set(map(str.lower, of("4")))) == len(of("4"))
 
 
+def test_settings_that_differ_in_what_a_name_lacks_are_two_trainings(tmp_path):
+    rows = {place: {"changes": {"init_from": place}} for place in ("runs/a", "runs:a", "runsa")}
+    (tmp_path / "mine.py").write_text(f"ROWS = {rows}\nCOLUMNS = ['training/loss']")
+    made = plan.make(tables.read(tmp_path / "mine.py"), cli.Rows("configs/demo.py", []), 1)
+    assert len(made.trainings) == 3 and "init_from=runsa-seed0" in made.trainings
+
+
 def test_each_row_is_asked_what_its_columns_need():
     config_of = cli.Rows("configs/pretrain.py", [])
     five = plan.make(paper.TABLES["5"], config_of, 1, ["train_4_eval_8", "train_4_eval_16"])
