@@ -201,7 +201,7 @@ def _moments(
     count = max(1, int(info.seconds * fps + 1e-6))
     spans = [
         Span(info.path, info.kind, first / fps, min(first + per_block, count) / fps,
-             min(per_block, count - first), SIZE)
+             min(per_block, count - first), SIZE, block=True)
         for first in range(0, count, per_block)
     ]  # fmt: skip
     pool = max(1, round(info.seconds * audio.ROWS_PER_SECOND / COLUMNS))

@@ -56,7 +56,8 @@ class FileInfo(NamedTuple):
 class Span(NamedTuple):
     """A part of a file to read: [start, end) in seconds, and how many pictures of it.
 
-    `size` is the pictures' height and width in pixels.
+    `size` is the pictures' height and width in pixels. Of a `block`, others are read, too: it may
+    be silent in its first channel.
     """
 
     path: str
@@ -65,17 +66,20 @@ class Span(NamedTuple):
     end: float
     pictures: int
     size: int
+    block: bool = False
 
 
 class Content(NamedTuple):
     """What a span holds: JPEGs in the model's size (none of a sound), and the sound at 16 kHz.
 
-    The pictures are spread over `seconds`.
+    The pictures are spread over `seconds`. `refused` says why the sound of a block is not its own,
+    but silence.
     """
 
     jpegs: list[bytes]
     waveform: Int16[np.ndarray, " samples"]
     seconds: float
+    refused: str = ""
 
 
 def file_info(path: str | os.PathLike, *, mute: bool = False) -> FileInfo:
@@ -199,6 +203,19 @@ def read_span(span: Span) -> Content:
     Raises:
       MediaError: the span can't be read, see `media.decoding`.
     """
+    try:
+        return _read_span(span)
+    except MediaError as error:
+        if error.reason != "silent" or not span.block:
+            raise
+        silence = np.zeros(round((span.end - span.start) * audio.SAMPLE_RATE), np.int16)
+        mute = Content([], silence, span.end - span.start)
+        if span.kind == "video":
+            mute = _read_span(span._replace(kind="mute"))
+        return mute._replace(refused=str(error).rstrip("."))
+
+
+def _read_span(span: Span) -> Content:
     if span.kind == "sound":
         waveform = _read_sound(span.path, span.start, span.end)
         return Content([], waveform, span.end - span.start)
@@ -239,12 +256,18 @@ def sound_of(video: FileInfo) -> FileInfo:
 
 
 def read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " samples"]:
-    """Reads the sound of [start, end): the first channel at 16 kHz; short where the file is.
+    """Reads a part of a sound: the first channel at 16 kHz; short where the file is.
+
+    It is silence where only other channels sound.
 
     Raises:
       UserError: if there is none, or it can't be read.
     """
-    return workers.call(_read_sound, path, start, end)
+    return workers.call(_read_block, path, start, end)
+
+
+def _read_block(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " samples"]:
+    return read_span(Span(path, "sound", start, end, 0, 0, block=True)).waveform
 
 
 def _read_sound(path: str, start: Seconds, end: Seconds) -> Int16[np.ndarray, " samples"]:

@@ -188,7 +188,7 @@ def _spans(info: FileInfo, spec: PairSpec, begin: float, until: float, step: flo
     for first in range(0, count, a_block):
         pictures = min(a_block, count - first)
         start, end = begin + first * step, min(begin + (first + pictures) * step, until)
-        spans.append(Span(info.path, info.kind, start, end, pictures, spec.image_size))
+        spans.append(Span(info.path, info.kind, start, end, pictures, spec.image_size, block=True))
     return spans
 
 
@@ -219,8 +219,12 @@ def _streamed(
     fbank, first = np.zeros((0, spec.audio_bins), np.float16), 0  # and the number of its first row
     jpegs: list[bytes] = []
     done = pending = 0  # pairs
+    refused, sounds = "", False
     for span, content in zip(spans, contents, strict=True):
         last = span is spans[-1]
+        refused, sounds = refused or content.refused, sounds or bool(content.waveform.any())
+        if last and refused and not sounds:
+            raise UserError(refused)
         length = _sample(span.end) - _sample(span.start)
         # Sound that ends a little early would put all later blocks out of step.
         missing = 0 if last else max(0, length - len(content.waveform))

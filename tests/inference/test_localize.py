@@ -10,7 +10,7 @@ from media_files import make_video, noise, noisy_video
 from PIL import Image
 
 from cavmae_sync_jax import localize
-from cavmae_sync_jax.inference import overlay, similarity
+from cavmae_sync_jax.inference import overlay, similarity, timeline
 from cavmae_sync_jax.utils.errors import UserError
 
 
@@ -101,6 +101,40 @@ def test_a_video_whose_sound_ends_early_is_not_heard_along(folder, model, video)
     assert len(sounds) < len(own.visual)
     assert told["match"] == pytest.approx(own.visual @ sounds.mean(axis=0), abs=1e-5)
     assert told["percentile_among"] == "the video's own sounds"
+
+
+def test_the_first_channel_may_be_silent_for_a_while(folder, model, video):
+    """Only a file that is silent in it all along is refused."""
+    left, right = noise(12, seed=3), noise(12, seed=4)
+    left[4 * 16_000 : 14 * 16_000] = 0
+    for name, channels in (("a_while", (left, right)), ("always", (0 * left, right))):
+        soundfile.write(folder / f"{name}.wav", np.stack(channels, axis=1), 16_000)
+    told = localize.run(model, video, folder / "a_while", sound=str(folder / "a_while.wav"))
+    assert np.isfinite(told["match"]).all()
+    with av.open(str(folder / "a_while" / "localize.mp4")) as container:
+        samples = np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
+    levels = np.abs(samples[: 12 * 16_000]).reshape(12, -1).mean(axis=1)
+    assert levels[:3].min() > 0.01 > 100 * levels[6:].max()
+    with pytest.raises(UserError, match=r"always\.wav is silent in its first channel"):
+        localize.run(model, video, folder / "always", sound=str(folder / "always.wav"))
+
+
+@pytest.mark.parametrize("blocks", [2.0, 1000.0])
+def test_blocks_of_a_long_file_may_be_silent_in_the_first_channel(
+    folder, model, monkeypatch, blocks
+):
+    monkeypatch.setattr(timeline, "BLOCK_SECONDS", blocks)
+    left, right = noise(16, seed=3), noise(16, seed=4)
+    left[5 * 16_000 : 11 * 16_000] = 0
+    whole = noisy_video(
+        folder / f"whole{blocks}.mkv", 16, waves=np.stack([left, right]), layout="stereo"
+    )
+    assert len(model.embed_video(whole).visual) == 25
+    never = noisy_video(
+        folder / f"never{blocks}.mkv", 16, waves=np.stack([0 * left, right]), layout="stereo"
+    )
+    with pytest.raises(UserError, match="is silent in its first channel"):
+        model.embed_video(never)
 
 
 @pytest.mark.parametrize("seconds", [4, 12])
