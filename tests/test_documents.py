@@ -112,6 +112,8 @@ TESTED = {
     r"benchmarks\.data\.many_clips": "benchmarks/test_growth_benchmarks.py::"
     "test_many_clips_are_planned_prepared_and_resumed",
     r"benchmarks\.scores\.demo_seeds": "benchmarks/test_benchmarks.py::test_demo_seeds_by_hand",
+    r"benchmarks\.scores\.evidence_settings": "benchmarks/test_benchmarks.py::"
+    "test_each_setting_of_evidence_is_scored_with_each_model",
     r"benchmarks\.training\.faults": "distributed/test_multihost.py::"
     "test_the_benchmark_of_faults_damages_and_tells",
     r"benchmarks\.testing\.mutants": "benchmarks/test_mutants.py::"

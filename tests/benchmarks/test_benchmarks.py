@@ -1,14 +1,16 @@
 """The benchmarks run; what they measure is theirs to say."""
 
 import json
+from unittest import mock
 
 import pytest
 
 from benchmarks.inference import convert, exact_search, nearest, retrieval
-from benchmarks.scores import claims, demo_seeds
+from benchmarks.scores import claims, demo_seeds, evidence_settings
 from cavmae_sync_jax.ablations import plan, tables
 from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
 from cavmae_sync_jax.evals.report import results_table
+from cavmae_sync_jax.inference import heatmaps
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -128,3 +130,23 @@ def test_nearest_measures_recall(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "recall of the 10 best clips 1.000, smallest 1.0" in said
     assert "FAISS HNSW" in said and "FAISS IVF" in said
+
+
+def test_each_setting_of_evidence_is_scored_with_each_model(monkeypatch, capsys):
+    def score(model, records, *, maps, sets, with_baselines):
+        given = heatmaps.evidence.keywords
+        value = given["share"] + given["smoothing"] / 1000 + sets / 1e5 + model
+        return {"maps": {"evidence": {"scores": {"mAP": value, "mIoU": value / 2}}}}
+
+    monkeypatch.setattr(evidence_settings.segmentation, "run", score)
+    monkeypatch.setattr(evidence_settings, "load", lambda place: {"a": 0.0, "b": 0.5}[place])
+    opened = mock.Mock(identity="scenes, split val")
+    monkeypatch.setattr(evidence_settings.loader, "Records", mock.Mock(return_value=opened))
+    flags = ["a", "b", "--data=d", "--share", "0.1", "0.2", "--sets", "100"]
+    monkeypatch.setattr("sys.argv", ["evidence_settings", *flags])
+    whole = heatmaps.evidence
+    evidence_settings.main()
+    said = capsys.readouterr().out
+    assert "| 0.1 | 0.7 | 100 | 10.2 / 5.1 | 60.2 / 30.1 |" in said
+    assert "| 0.2 | 0.7 | 100 | 20.2 / 10.1 | 70.2 / 35.1 |" in said
+    assert heatmaps.evidence is whole
