@@ -33,6 +33,8 @@ PROBE = $(RUN) cavmae_sync_jax.evals.probe --baselines $(EVAL)
 DEMO_PARTS := $(addprefix demo-,probe from-scratch tokens finetune segmentation retrieval \
 	probe-audio probe-visual reconstruction temporal classify)
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax
+# Large pages for what malloc gives: a training on a CPU is faster (results/training_speed.md).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo $(DEMO_PARTS) claims mutants test test-all lint format
 
