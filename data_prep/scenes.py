@@ -32,6 +32,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils.buckets import in_bucket
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import flags
 from data_prep.pipeline import output as output_folder
@@ -161,6 +162,11 @@ def run(arguments: argparse.Namespace) -> None:
     engine = flags.engine(arguments)
     if arguments.size % 2 or not 32 <= arguments.size <= 1024:
         raise UserError(f"--size must be even and from 32 to 1024, not {arguments.size}")
+    if in_bucket(arguments.output):
+        raise UserError(
+            f"--output={arguments.output} is in a bucket, and scenes are filmed to a disk: give a "
+            "folder, and copy it to the bucket"
+        )
     counts = {split: count for split, count in counts.items() if count}
     if arguments.dry_run:
         print(*(f"{split}: {count:,} clips." for split, count in counts.items()), sep="\n")

@@ -67,6 +67,8 @@ def read_footer(data: bytes, begin: int) -> Index:
     found = [_fields(entry) for entry in entries]
     begins = [entry.get(1, 0) for entry in found] + [begin]
     counts = [entry.get(3, 0) for entry in found]
+    if max(begins) > begin or sum(counts) >= 2**63:
+        raise ValueError("the places of its records are beyond its end")
     return Index(np.array(begins, np.int64), np.cumsum(counts, dtype=np.int64))
 
 
@@ -92,6 +94,8 @@ def records(data: bytes, begin: int) -> list[bytes]:
             raise ValueError("its records are compressed")
         length, place = _varint(bytes(length_bytes), 0)
         place += _CHUNK.size + 1
+        if place + length > end:
+            raise ValueError("the sizes of its records disagree")
         sizes = list(_varints(_body(data, begin, place, place + length)))
     except (struct.error, IndexError) as error:
         raise ValueError("there is no whole chunk of records") from error
@@ -124,14 +128,14 @@ def _file_place(begin: int, position: int) -> int:
 
 def _varint(data: memoryview | bytes, place: int) -> tuple[int, int]:
     """The number at a place, and the place after it."""
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 7 * _LONGEST_VARINT, 7):
         byte = data[place]
         place += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, place
-        shift += 7
+    raise ValueError("a number in it is too long")
 
 
 def _varints(data: memoryview | bytes) -> Iterator[int]:

@@ -199,6 +199,7 @@ class _TimeStamps:
         self._source, self._start, self._end = source, start, end
         self._times: set[float] = set()
         self._before, self._goes_on, self._latest = False, False, -math.inf
+        self._shown = -math.inf  # until when a picture that begins before the end is shown
 
     def take(self, packet: av.Packet) -> bool:
         """Takes the next packet; returns whether no more are needed."""
@@ -216,6 +217,8 @@ class _TimeStamps:
             self._goes_on |= time >= self._end
             if self._start <= time < self._end:
                 self._times.add(time)
+            if time < self._end:
+                self._shown = max(self._shown, time + self._source.packet_seconds(packet))
         return False
 
     def choose(self, num_frames: int, gaps: bool) -> tuple[list[float], list[float], float, float]:
@@ -228,8 +231,11 @@ class _TimeStamps:
           MediaError: no_video, unless there may be `gaps`.
         """
         start, end, within = self._start, self._end, sorted(self._times)
-        if not within and (gaps or (self._before and self._goes_on)):
-            return [start] * num_frames, [], end if self._goes_on else start, end - start
+        # The last picture has no other after it: how long it stands, its packet says.
+        shown = end if self._goes_on else min(self._shown, end)
+        stands = self._before and (self._goes_on or shown > start + _LATE)
+        if not within and (gaps or stands):
+            return [start] * num_frames, [], max(start, shown), end - start
         if not within:
             path = self._source.path
             raise MediaError("no_video", f"{path} has no video from {start:.2f} to {end:.2f} s.")
@@ -241,14 +247,14 @@ class _TimeStamps:
             wanted = [start + i * whole / num_frames + _ROUNDING for i in range(num_frames)]
             begins = _beginnings(within, wanted)
             last = within[-1] + (1 / rate if rate else 0.0)
-            return wanted, begins, end if self._goes_on else last, whole
+            return wanted, begins, max(last, shown), whole
         first = within[0] if within[0] <= start + _LATE else start
         last = within[-1] + 1 / rate
         seconds = whole if last < end - RAGGED_END else min(whole, last - first)
         steps = int(rate * seconds + _ROUNDING)
         wanted = [first + (i * steps // num_frames + 0.5) / rate for i in range(num_frames)]
         begins = _beginnings(within, wanted)
-        return wanted, begins, end if self._goes_on else last, max(1, steps) / rate
+        return wanted, begins, max(last, shown), max(1, steps) / rate
 
 
 def _beginnings(within: list[float], wanted: list[float]) -> list[float]:
@@ -258,12 +264,16 @@ def _beginnings(within: list[float], wanted: list[float]) -> list[float]:
 
 
 def _constant_rate(times: list[float], nominal: Rational | None) -> float | None:
-    """Returns the frames per second that explain all sorted times to half a frame, if any do."""
+    """Returns the frames per second that explain all sorted times, if any do.
+
+    Each must be explained to half a frame. At a low rate that is long, so to `_LATE` as well.
+    """
     seconds = times[-1] - times[0]
     measured = (len(times) - 1) / seconds if seconds else 0
     for rate in (float(nominal or 0), measured):
         steps = np.subtract(times, times[0]) * rate
-        if rate and np.abs(steps - np.arange(len(times))).max() < 0.5:
+        off = np.abs(steps - np.arange(len(times))).max()
+        if rate and off < 0.5 and off / rate <= _LATE:
             return rate
     return None
 

@@ -8,13 +8,13 @@ import contextlib
 import functools
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
 import av
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 
 from cavmae_sync_jax.media.errors import MediaError
 
@@ -38,6 +38,8 @@ _BROADCAST = ("mpeg", "mpegts")
 _BARE = ("aac", "ac3", "aiff", "amr", "au", "eac3", "flac", "mp3", "tta", "w64", "wav")
 # Formats whose writer notes the length beside the packets: a recorder may note it too early.
 _NOTED = ("asf", "avi", "flv", "matroska,webm")
+# Streams that may make a container last longer than its picture and its sound.
+_LASTING = ("video", "audio", "subtitle", "data")
 _FRAGMENTED = "mov,mp4,m4a,3gp,3g2,mj2"
 
 # All in seconds.
@@ -130,9 +132,7 @@ def best_stream(
     return next((one for one in real if one.codec_context is not None), next(iter(real), None))
 
 
-def demux(
-    container: av.container.InputContainer, *streams: av.VideoStream | av.AudioStream
-) -> Iterator[av.Packet]:
+def demux(container: av.container.InputContainer, *streams: Stream) -> Iterator[av.Packet]:
     """Yields the packets of streams up to the empty ones that end them."""
     # PyAV looks for the end of streams, too, that have appeared on the way. It knows none of them.
     with contextlib.suppress(IndexError):
@@ -267,11 +267,10 @@ class Source:
         unsure = not known or self._container.format.name == _FRAGMENTED
         shifted = unsure and self._origin > _ROUGH_END
         if 0 < promised <= _LONG and not shifted:
-            return self._continued(promised)
-        lasts = self._last_ends(promised - _TAIL)
+            return self._continued(promised if known else self._without_others(promised))
+        lasts = self._last_ends(promised - _TAIL, self._streams)
         if not all(lasts):
-            with Source(self.path, self._kinds) as again:
-                lasts = again._last_ends(0.0)
+            lasts = self._last_ends_of_all()
         if promised <= 0:
             promised = max(lasts)
         elif shifted and max(lasts) <= promised - self._origin + _ROUGH_END:
@@ -280,6 +279,25 @@ class Source:
             end = f"at {min(lasts):.2f} s instead of {promised:.4g} s"
             raise MediaError("unreadable", f"{self.path} seems to end {end}.")
         return promised
+
+    def _without_others(self, promised: float) -> float:
+        """Returns a container's promised end, or that of our streams if only others reach it.
+
+        Where none does, the file breaks off before it, and is not taken for a shorter one.
+        """
+        mine = [stream.index for stream in self._streams]
+        others = [
+            stream
+            for stream in self._container.streams
+            if stream.index not in mine and stream.type in _LASTING
+        ]
+        if not others:
+            return promised
+        lasts = self._last_ends(promised - _STEP, [*self._streams, *others])
+        end = max(lasts[: len(mine)])
+        if not max(lasts) >= promised - _ROUGH_END > end:
+            return promised
+        return end or max(self._last_ends_of_all()) or promised
 
     def _continued(self, promised: float) -> float:
         """Returns a promised end, or a later one up to which the packets go on without a jump."""
@@ -293,15 +311,20 @@ class Source:
                 reached = max(reached, begin + min(self.packet_seconds(packet), _STEP))
         return reached if reached > promised + _ROUGH_END else promised
 
-    def _last_ends(self, position: float) -> list[float]:
+    def _last_ends(self, position: float, streams: Sequence[Stream]) -> list[float]:
         """Returns when the last packet of each stream ends, from `position` on; 0 for none."""
         self._seek(position)
-        ends = {stream.index: 0.0 for stream in self._streams}
-        for packet in demux(self._container, *self._streams):
+        ends = {stream.index: 0.0 for stream in streams}
+        for packet in demux(self._container, *streams):
             if packet.pts is not None:
                 end = self.seconds(packet.pts + (packet.duration or 0), packet.time_base)
                 ends[packet.stream_index] = max(ends[packet.stream_index], end)
-        return [ends[stream.index] for stream in self._streams]
+        return [ends[stream.index] for stream in streams]
+
+    def _last_ends_of_all(self) -> list[float]:
+        """Returns when the last packet of each of our streams ends, in all of the file."""
+        with Source(self.path, self._kinds) as again:
+            return again._last_ends(0.0, again._streams)
 
     def _seek(self, position: float) -> None:
         self._fresh = False

@@ -158,10 +158,10 @@ def _promised_end(
     if name in _GUESSED or (name == "mp3" and not _counts_itself(path)):
         return 0.0
     whole = (container.duration or 0) / av.time_base
-    if not container.streams.video:
+    if len(container.streams) == 1:
         return whole
     if not stream.duration:
-        return 0.0  # pictures may last longer
+        return 0.0  # other streams may last longer
     own = float(((stream.start_time or 0) + stream.duration) * (stream.time_base or 0))
     own -= (container.start_time or 0) / av.time_base
     # Some containers count a stream's duration from the file's start.

@@ -23,7 +23,8 @@ from cavmae_sync_jax.media.demuxer import MediaError
 from cavmae_sync_jax.utils.errors import UserError
 
 EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".zip")
-_MEMBER = re.compile(r"(.+?\.(?:tar|tar\.gz|tgz|zip))/(.+)", re.IGNORECASE | re.DOTALL)
+# Where the name of an archive may end, or that of a folder that is called like one.
+_END = re.compile(r"\.(?:tar|tar\.gz|tgz|zip)/", re.IGNORECASE)
 # What archives begin with, whatever they are called.
 _MARKS = {
     **{"gz": b"\x1f\x8b", "zip": b"PK", "xz": b"\xfd7zXZ", "bzip2": b"BZh"},
@@ -50,10 +51,11 @@ def is_archive(path: str) -> bool:
 
 def split(path: str) -> tuple[str, str] | None:
     """Returns the archive and the member that a path names; None for any other path."""
-    match = _MEMBER.fullmatch(path)
-    if match is None or os.path.lexists(path) or not os.path.isfile(match[1]):
+    ends = [match.end() for match in _END.finditer(path)]
+    if not ends or os.path.lexists(path):
         return None
-    return match[1], match[2]
+    both = ((path[: end - 1], path[end:]) for end in ends)
+    return next(((archive, name) for archive, name in both if os.path.isfile(archive)), None)
 
 
 def members(archive: str) -> dict[str, str]:

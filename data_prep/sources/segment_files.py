@@ -162,10 +162,10 @@ def _fit(file: _File, start: float, end: float | None, starts: Collection[float]
     for reading in _readings(file.spans, starts):
         exact = abs(reading.start - start) <= _SAME
         if reading.end is None:
-            # Some write whole seconds of a start that has a fraction.
-            if exact or reading.start == int(start):
+            # Some write whole seconds of a start that has a fraction, if no other begins there.
+            if exact or (reading.start == int(start) and not _is_listed(reading, starts)):
                 lasts = None if end is None else end - start
-                fits.append(((False, 0.0), Found(video, 0.0, lasts)))
+                fits.append(((not exact, 0.0), Found(video, 0.0, lasts)))
             continue
         early = max(0.0, start - reading.start)
         holds = reading.start - _SAME <= start < reading.end
@@ -189,6 +189,11 @@ def _readings(spans: Iterable[Span], starts: Collection[float]) -> Iterator[Span
     """
     for span in spans:
         yield span
-        is_listed = span.start > 0 and any(abs(span.start - one) <= _SAME for one in starts)
+        is_listed = span.start > 0 and _is_listed(span, starts)
         if not is_listed and (milliseconds := span.in_milliseconds()) is not None:
             yield milliseconds
+
+
+def _is_listed(span: Span, starts: Collection[float]) -> bool:
+    """Whether a segment begins where a span does."""
+    return any(abs(span.start - one) <= _SAME for one in starts)

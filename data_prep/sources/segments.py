@@ -28,6 +28,7 @@ from data_prep.sources.video_files import Video
 _PUBLISHED = 10.0
 SMALLEST_TAIL = 0.5  # seconds; files end so raggedly that less is no rest
 NAMED = 5  # of the files that may hold a segment
+_DIGITS = 3  # of seconds; ids have no more
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def segment_clips(
 ) -> SegmentClips:
     """Returns the clips of segments; one without a file, or with several, is refused.
 
-    A segment longer than `seconds` gives consecutive clips. A clip's id is its video's with the
+    A segment longer than `seconds` gives consecutive clips. Segments that have the same clip of a
+    file give it once, with the labels of all. A clip's id is its video's with the
     start in six digits, VGGSound's own way of naming; clips that would share it have the whole name
     of the video, and the end, too.
 
@@ -99,72 +101,126 @@ def segment_clips(
       classes: of the segments' labels.
       trimmed: whether a file without a span in its name holds nothing but its segment.
       seconds: length of a clip.
-      eval_share: share of the videos for the split eval, where a segment has no split.
+      eval_share: share of the videos for the split eval, where a segment has no split. The hash
+        is of the first name that the lists give to a file.
       rest: the shortest rest of a segment, in seconds, that gives a clip after others.
       pattern: of `segment_files.read_pattern`.
 
     Raises:
-      UserError: a label is not a class, or a segment is in two splits.
+      UserError: a label is not a class, or a clip is in two splits.
     """
-    tagged = any(segment.modalities for segment in segments)
-    segments, starts = _merge(segments), collections.defaultdict(list)
+    starts = collections.defaultdict(list)
     for segment in segments:
         starts[segment.video].append(segment.start)
     files = SegmentFiles(videos, starts, trimmed=trimmed, pattern=pattern)
-    splits, used, tails = collections.defaultdict(list), set(), []
-    made = [(one, files.find(*_wanted(one))) for one in _merge(_one_name_each(segments, files))]
-    often = collections.Counter(
-        clip_names.with_start(_stem(segment), start)
-        for segment in segments
-        for start, _ in _spans(segment, seconds, rest)
-    )
-    for segment, found in made:
-        used.update(one.video for one in found)
-        fields = {"labels": tuple(classes.named(one, segment.where) for one in segment.labels)}
-        if tagged:
-            fields["modalities"] = segment.modalities
-        split = segment.split or hashed_split(Path(segment.video), eval_share)
-        spans = _spans(segment, seconds, rest)
-        left = 0.0 if segment.end is None else segment.end - spans[-1][1]
-        tails += [left] if left >= SMALLEST_TAIL else []
-        for start, end in spans:
-            clip_id = clip_names.with_start(_stem(segment), start)
-            if often[clip_id] > 1:
-                clip_id = clip_names.with_start(clip_name(segment.video), start)
-                clip_id = clip_names.with_start(clip_id, end)
-            splits[split].append(_clip(clip_id, segment, found, start, end, fields))
+    made = [(segment, files.find(*_wanted(segment))) for segment in segments]
+    used = {one.video for _, found in made for one in found}
+    made = [(segment, _without_copies(found)) for segment, found in made]
+    tagged = any(segment.modalities for segment in segments)
+    first_names = _first_names(made)
+    merged, tails = _merge(made, classes, seconds, rest)
+    often = collections.Counter(_short_id(one) for one in merged)
+    splits = collections.defaultdict(list)
+    for one in merged:
+        name, clip_id = one.segment.video, _short_id(one)
+        if often[clip_id] > 1:
+            clip_id = clip_names.with_start(clip_name(name), one.start)
+            clip_id = clip_names.with_start(clip_id, one.end)
+        split = one.split or hashed_split(Path(first_names[name]), eval_share)
+        splits[split].append(_clip(clip_id, one, tagged))
     unused = [video for video in videos if video not in used]
     return SegmentClips(dict(splits), unused, tails)
 
 
-def _merge(segments: Sequence[Segment]) -> list[Segment]:
-    """Returns each span of a video once, with the labels of all its rows."""
-    merged: dict[tuple[str, float, float | None], Segment] = {}
-    for segment in segments:
-        key = segment.video, segment.start, segment.end
-        before = merged.setdefault(key, segment)
-        if before.split != segment.split:
-            raise UserError(
-                f"{segment.where}: {segment.video!r} is in {before.split} already, by "
-                f"{before.where}"
+class _Merged(NamedTuple):
+    """A clip of one segment or of several, of which `segment` is the first.
+
+    `labels` has how each label is perceived, "" if no list says. `split_by` is where the list is
+    that says the split.
+    """
+
+    segment: Segment
+    found: list[Found]
+    start: float
+    end: float
+    labels: dict[str, str]
+    split: str | None
+    split_by: str
+
+
+_Made = Sequence[tuple[Segment, list[Found]]]  # segments with the files that may hold them
+
+
+def _merge(
+    made: _Made, classes: Classes, seconds: decoding.Seconds, rest: decoding.Seconds
+) -> tuple[list[_Merged], list[float]]:
+    """Returns each clip once, with the labels of all segments that have it, and the tails.
+
+    A list may call a file a, a.mp4 or x/a.mp4, and leave out the end. Segments may overlap.
+
+    Raises:
+      UserError: a label is not a class, or a clip is in two splits.
+    """
+    merged: dict[tuple[Any, ...], _Merged] = {}
+    tails: dict[tuple[Any, ...], float] = {}
+    for segment, found in made:
+        spans = _spans(segment, seconds, rest)
+        for start, end in spans:
+            key = _place(segment, found, start, end)
+            before = merged.get(key)
+            moved = round(before.start - start, _DIGITS) if before else 0.0
+            if before and moved and before.segment.video == segment.video:
+                # Its file's name leaves open which of a video's segments it holds.
+                key = *key, start
+            before = merged.setdefault(
+                key, _Merged(segment, found, start, end, {}, segment.split, segment.where)
             )
-        labels = dict(_tags(before) + _tags(segment))
-        perceived = tuple(labels.values())
-        merged[key] = before._replace(labels=tuple(labels), modalities=perceived)
-    return list(merged.values())
+            if before.split and segment.split and before.split != segment.split:
+                raise UserError(
+                    f"{segment.where}: {before.segment.video!r} is in {before.split} already, by "
+                    f"{before.split_by}"
+                )
+            if segment.split and not before.split:
+                merged[key] = before._replace(split=segment.split, split_by=segment.where)
+            for label, tag in _tags(segment):
+                name = classes.named(label, segment.where)
+                before.labels[name] = before.labels.get(name) or tag
+        left = 0.0 if segment.end is None else segment.end - spans[-1][1]
+        if left >= SMALLEST_TAIL:
+            tails[key] = left
+    return list(merged.values()), list(tails.values())
 
 
-def _one_name_each(segments: Sequence[Segment], files: SegmentFiles) -> list[Segment]:
-    """Returns segments under one name for each file, though lists call it a, a.mp4 and x/a.mp4."""
-    first: dict[tuple[Video, float, float | None], str] = {}
-    named = []
-    for segment in segments:
-        found = [] if segment.youtube else files.find(*_wanted(segment))
+def _place(segment: Segment, found: Sequence[Found], start: float, end: float) -> tuple[Any, ...]:
+    """Returns what two clips share that are the same seconds of a file."""
+    if len(found) != 1:
+        return segment.video, start, end
+    first = found[0].start + start - segment.start
+    return found[0].video, round(first, _DIGITS), round(first + end - start, _DIGITS)
+
+
+def _first_names(made: _Made) -> dict[str, str]:
+    """Returns for each name in the lists the first of all that mean the same files."""
+    first: dict[str, str] = {}
+    of_file: dict[Video, str] = {}
+
+    def root(name: str) -> str:
+        while first[name] != name:
+            name = first[name]
+        return name
+
+    order = {name: number for number, name in enumerate(dict.fromkeys(s.video for s, _ in made))}
+    for segment, found in made:
+        first.setdefault(segment.video, segment.video)
         if len(found) == 1:
-            key = found[0].video, segment.start, segment.end
-            segment = segment._replace(video=first.setdefault(key, segment.video))
-        named.append(segment)
-    return named
+            other = of_file.setdefault(found[0].video, segment.video)
+            early, late = sorted((root(other), root(segment.video)), key=order.__getitem__)
+            first[late] = early
+    return {name: root(name) for name in first}
+
+
+def _short_id(one: _Merged) -> str:
+    return clip_names.with_start(_stem(one.segment), one.start)
 
 
 def _tags(segment: Segment) -> list[tuple[str, str]]:
@@ -191,31 +247,27 @@ def _spans(
     """Returns start and end of a segment's clips, in seconds of the video."""
     start, end = segment.start, segment.end
     if end is None:
-        return [(start, start + seconds)]
+        _, _, until, _ = _wanted(segment)
+        return [(start, start + seconds if until is None else min(start + seconds, until))]
     count = video_files.clip_count(end - start, seconds, rest)
     edges = [start + index * seconds for index in range(count + 1)]
     return [(edges[index], min(end, edges[index + 1])) for index in range(count)]
 
 
-def _clip(
-    clip_id: str,
-    segment: Segment,
-    found: Sequence[Found],
-    start: float,
-    end: float,
-    fields: dict[str, Any],
-) -> VideoClip:
-    """Returns a clip with the given labels, and with their modalities where a list has them."""
-    kind = TaggedClip if "modalities" in fields else VideoClip
+def _clip(clip_id: str, one: _Merged, tagged: bool) -> VideoClip:
+    """Returns a clip with its labels, and with their modalities where a list has them."""
+    segment, found, start, end = one.segment, one.found, one.start, one.end
+    kind = TaggedClip if tagged else VideoClip
+    fields: dict[str, Any] = {"labels": tuple(one.labels)}
+    if tagged:
+        fields["modalities"] = tuple(one.labels.values())
     if end <= start:
         why = "too_short", f"{segment.where}: the end {end:g} is not after the start {start:g}."
         return kind(clip_id, segment.where, start, end, refusal=why, **fields)
-    if len(found) > 1 and _are_copies(found):
-        found = found[:1]
     if len(found) != 1:
         why = "missing", f"{segment.where}: there is no file of {segment.video!r}."
         if found:
-            some = " or ".join(str(one.video.path) for one in found[:NAMED])
+            some = " or ".join(str(each.video.path) for each in found[:NAMED])
             why = (
                 "ambiguous",
                 f"{segment.where}: {segment.video!r} may be {some}; keep one of them.",
@@ -233,6 +285,10 @@ def _clip(
         cut_to=file.cut_to,
         listed=None if until is None or file.cut_to is not None else (begin, until),
     )
+
+
+def _without_copies(found: list[Found]) -> list[Found]:
+    return found[:1] if len(found) > 1 and _are_copies(found) else found
 
 
 def _are_copies(found: Sequence[Found]) -> bool:

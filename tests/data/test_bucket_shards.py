@@ -3,6 +3,7 @@
 import itertools
 import os
 import resource
+import struct
 import threading
 
 import numpy as np
@@ -213,6 +214,42 @@ def test_a_compressed_file_is_refused(tmp_path):
     begin = array_record_format.footer_place(data[-array_record_format.BLOCK :])
     with pytest.raises(ValueError, match="compressed"):
         array_record_format.read_footer(data[begin:], begin)
+
+
+def varint(number):
+    parts = [number >> shift & 0x7F for shift in range(0, max(1, number.bit_length()), 7)]
+    return bytes([*(part | 0x80 for part in parts[:-1]), parts[-1]])
+
+
+def chunk(records, length=None, sizes=None):
+    """A chunk of records that lies within a block; the last two are told wrongly."""
+    sizes = b"".join(varint(len(one)) for one in records) if sizes is None else sizes
+    body = b"\0" + varint(len(sizes) if length is None else length) + sizes + b"".join(records)
+    head = 0, len(body), 0, len(records) << 8 | ord("r"), sum(map(len, records))
+    return struct.pack("<5Q", *head) + body
+
+
+@pytest.mark.parametrize("length", [4, 100, 2**38, 2**63, 2**66])
+def test_sizes_that_are_longer_than_their_chunk_are_told(length):
+    assert array_record_format.records(chunk([b"ab", b"c"]), 100) == [b"ab", b"c"]
+    with pytest.raises(ValueError, match="the sizes of its records disagree"):
+        array_record_format.records(chunk([b"a", b""], length), 100)
+
+
+def test_a_number_without_an_end_is_told():
+    with pytest.raises(ValueError, match="a number in it is too long"):
+        array_record_format.records(chunk([b"a"], sizes=b"\xff" * 30_000), 100)
+
+
+@pytest.mark.parametrize("entry", [{1: 2**64 - 1, 3: 1}, {1: 64, 3: 2**64 - 1}, {1: 101, 3: 1}])
+def test_a_footer_that_leads_beyond_the_file_is_told(entry):
+    def footer(fields):
+        packed = b"".join(varint(key << 3) + varint(value) for key, value in fields.items())
+        return chunk([b"", packed])
+
+    assert array_record_format.read_footer(footer({1: 64, 3: 5}), 100).records == 5
+    with pytest.raises(ValueError, match="beyond its end"):
+        array_record_format.read_footer(footer(entry), 100)
 
 
 def test_more_shards_than_a_process_may_open(tmp_path, monkeypatch):

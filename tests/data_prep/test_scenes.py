@@ -285,6 +285,8 @@ def test_the_program_says_what_it_does_and_what_is_wrong(tmp_path):
         ("--image_size=2",): "image_size",
         (f"--assets={tmp_path}",): "NAME.ogg",
         (f"--output={other}", "--overwrite"): "in the way",
+        ("--output=gs://bucket/scenes",): "copy it to the bucket",
+        ("--output=s3://bucket/scenes", "--dry_run"): "copy it to the bucket",
     }.items():
         arguments = scenes._parser().parse_args([f"--output={tmp_path / 'new'}", *flags])
         with pytest.raises(UserError) as refusal:

@@ -48,13 +48,15 @@ def make_video(
     picture=picture,
     interleave=False,
     pixel_aspect=None,
+    last_stands=None,
 ):
     """Writes a file. `waves` [channels, samples] defaults to a tone of 440 Hz a channel.
 
     `times` (in 1/1000 s) gives a variable frame rate; codecs may be None to leave a stream out.
     `gap` (begin, end) leaves out the audio packets between two times; `cover` calls the video a
     cover picture. With `interleave` packets come in the order of their times, as a recorder writes.
-    A pixel is shown `pixel_aspect` times as wide as high.
+    A pixel is shown `pixel_aspect` times as wide as high, and the last picture for `last_stands`
+    seconds.
     """
     with av.open(str(path), "w", options=container_options or {}) as container:
         frames, blocks = [], []
@@ -87,6 +89,9 @@ def make_video(
             blocks = [b for b in blocks if gap is None or not gap[0] <= b.pts / rate < gap[1]]
         packets = [packet for frame in frames for packet in video.encode(frame)]
         packets += video.encode() if frames else []
+        if last_stands:
+            last = max(packets, key=lambda packet: packet.pts)
+            last.duration = round(last_stands / last.time_base)
         packets += [packet for block in blocks for packet in audio.encode(block)]
         packets += audio.encode() if blocks else []
         if interleave:

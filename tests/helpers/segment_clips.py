@@ -26,10 +26,11 @@ def classes(tmp_path):
     return csv_files.read_classes(tmp_path / "classes.csv")
 
 
-def clips(tmp_path, text, names, trimmed=False, split="train", **settings):
+def clips(tmp_path, lists, names, trimmed=False, split="train", **settings):
+    """The clips of one list or of several."""
     videos = [Video(epath.Path("/v") / name, Path(name)) for name in names]
-    found = read(tmp_path, text, split)
+    texts = [lists] if isinstance(lists, str) else lists
+    found = [segment for text in texts for segment in read(tmp_path, text, split)]
     known = csv_files.classes_of([label for segment in found for label in segment.labels])
-    return segments.segment_clips(
-        videos, found, known, trimmed=trimmed, seconds=10.0, eval_share=0.0, **settings
-    )
+    settings = {"classes": known, "seconds": 10.0, "eval_share": 0.0} | settings
+    return segments.segment_clips(videos, found, trimmed=trimmed, **settings)

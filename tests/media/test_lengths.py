@@ -132,6 +132,70 @@ def test_a_long_frame_that_began_before_the_span_is_the_one_that_is_seen(tmp_pat
         assert [number(frame) for frame in content.frames] == [int(m / every) for m in moments]
 
 
+SLIDES = [0, 3000, 8000]  # as someone speaks, up to 18 s
+STILL = list(range(0, 8000, 100))  # a recording in which nothing moves from 8 s on
+SOUNDS = {"mute": None, "short": 6, "whole": 18}
+
+
+@pytest.mark.parametrize("sound", SOUNDS)
+@pytest.mark.parametrize("times", [SLIDES, STILL])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_last_picture_that_stands_longer_is_seen_up_to_its_end(tmp_path, name, times, sound):
+    seconds = SOUNDS[sound]
+    path = make_video(
+        tmp_path / name, times=times, codecs=("mpeg4", seconds and "ac3"), rate=48_000,
+        seconds=seconds, last_stands=18 - times[-1] / 1000, interleave=True,
+    )  # fmt: skip
+    for start, end in ((0, 18), (6, 9), (10, 16)):
+        content = decoding.read_clip(
+            path, start=start, end=end, num_frames=9, mute=seconds is None, gaps=sound == "short"
+        )
+        moments = [start + i * (end - start) / 9 for i in range(9)]
+        seen = [sum(time <= 1000 * moment + 1 for time in times) - 1 for moment in moments]
+        # Of the recording, one frame more or less.
+        few = 0 if times == SLIDES else 1
+        assert [number(one) for one in content.frames] == pytest.approx(
+            [one % 55 for one in seen], abs=few
+        )
+        assert content.picture_seconds == pytest.approx(end - start, abs=0.02)
+
+
+def test_a_file_that_breaks_off_before_its_last_picture_is_no_short_one(tmp_path):
+    path = make_video(
+        tmp_path / "a.mov", times=[*STILL, 8000], last_stands=10, codecs=("mpeg4", None),
+        container_options={"movflags": "faststart"},
+    )  # fmt: skip
+    assert decoding.read_clip(path, num_frames=2, mute=True).seconds == pytest.approx(18)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(decoding.MediaError, match=r"ends before the 18\.00 s it promises"):
+        decoding.read_clip(path, num_frames=2, mute=True)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize(
+    ("times", "rate"),
+    [
+        ([1000 * i for i in range(10)], 1),
+        ([500 * i for i in range(20)], 2),
+        ([1000 * i // 3 for i in range(30)], 3),  # whole milliseconds
+        ([1000 * i + 60 * (i % 2) for i in range(10)], 1),  # hardly off
+        ([1000 * i + 300 * (i % 2) for i in range(10)], None),
+        (SLIDES, None),  # off by less than half of a frame, which is a second
+    ],
+)
+def test_a_low_rate_is_constant_if_its_pictures_are_on_time(tmp_path, name, times, rate):
+    path = make_video(
+        tmp_path / name, times=times, codecs=("mpeg4", "ac3"), rate=48_000, seconds=10,
+        last_stands=10 - times[-1] / 1000, interleave=True,
+    )  # fmt: skip
+    content = decoding.read_clip(path, end=9.7, num_frames=8)
+    by_time = [sum(time <= 1000 * i * 9.7 / 8 + 1 for time in times) - 1 for i in range(8)]
+    by_rule = [i * int(9.7 * (rate or 0)) // 8 for i in range(8)]
+    assert [number(one) for one in content.frames] == (by_rule if rate else by_time)
+    whole = int(9.7 * rate) / rate if rate else 9.7
+    assert content.picture_seconds == pytest.approx(whole, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("settings", "noted"),
     [({}, False), ({"gap": (4, 5)}, True), ({"audio_start": 2.0}, True), ({"short": 5.0}, True)],

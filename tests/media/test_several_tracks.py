@@ -2,9 +2,19 @@
 
 import itertools
 
+import av
 import numpy as np
 import pytest
-from hostile_files import GREYS, jpeg, matroska, picture_track, recording, sound_track
+from hostile_files import (
+    GREYS,
+    TEXT_TRACK,
+    element,
+    jpeg,
+    matroska,
+    picture_track,
+    recording,
+    sound_track,
+)
 from media_files import make_video, tone
 
 from cavmae_sync_jax.media import decoding, sound_files, span_sound
@@ -125,3 +135,69 @@ def test_a_track_of_an_unknown_codec_is_passed_over(tmp_path, unknown):
     content = decoding.read_clip(path, num_frames=4)
     assert np.abs(content.frames.mean(axis=(1, 2, 3)) - GREYS).max() < 2
     assert pitch(content.waveform) == 440 and pitch(sound_files.read_sound(path)) == 440
+
+
+def longer(name, *, pictures=True, broken_off=False):
+    """A file whose picture and first sound end at 2 s, and whose other tracks go on up to 8 s."""
+    pulses = np.round(SOUND * 32767).astype("<i2")
+    part = [pulses[8000 * number : 8000 * (number + 1)].tobytes() for number in range(4)]
+    aside = [element("88", 0)]  # not what a player takes of itself
+    tracks = {
+        "a second sound": sound_track(more=aside),
+        "words": TEXT_TRACK,
+        "a second picture": picture_track(more=aside),
+    }
+    content = {"a second sound": part[0], "words": b"hello", "a second picture": jpeg(90)}
+    blocks = []
+    for number in range(16):
+        here = number < 4
+        blocks += [(1, 500 * number, jpeg(GREYS[number]))] if here and pictures else []
+        blocks += [(2, 500 * number, part[number])] if here else []
+        blocks += [(3, 500 * number, content[name])] if number < (6 if broken_off else 16) else []
+    first = picture_track() if pictures else TEXT_TRACK
+    return matroska([first, sound_track(), tracks[name]], blocks, 8000)
+
+
+@pytest.mark.parametrize("name", ["a second sound", "words", "a second picture"])
+def test_a_track_that_nobody_reads_makes_no_file_longer(tmp_path, name):
+    path = tmp_path / "a.mkv"
+    path.write_bytes(longer(name))
+    for mute in (False, True):
+        assert decoding.probe(path, mute=mute).duration == pytest.approx(2, abs=0.6)
+        content = decoding.read_clip(path, num_frames=4, mute=mute)
+        assert np.abs(content.frames.mean(axis=(1, 2, 3)) - GREYS).max() < 2
+    # What nothing goes on to is missing.
+    path.write_bytes(longer(name, broken_off=True))
+    with pytest.raises(decoding.MediaError, match=r"ends before the 8\.00 s it promises"):
+        decoding.read_clip(path, num_frames=4)
+
+
+@pytest.mark.parametrize("name", ["a second sound", "words"])
+def test_a_track_that_nobody_hears_makes_no_sound_longer(tmp_path, name):
+    path = tmp_path / "a.mka"
+    path.write_bytes(longer(name, pictures=False))
+    assert sound_files.seconds_of(path) == pytest.approx(2, abs=0.1)
+    assert len(sound_files.read_span(path, 0, 7)) == pytest.approx(32_000, abs=800)
+
+
+def test_a_long_recording_may_have_a_track_that_is_longer_by_far(tmp_path):
+    path = make_video(
+        tmp_path / "whole.mkv", seconds=130, fps=2, codecs=("mpeg4", "ac3"), rate=48_000
+    )
+    with av.open(str(path)) as source, av.open(str(tmp_path / "a.mkv"), "w") as target:
+        streams = [target.add_stream_from_template(one) for one in source.streams]
+        more = target.add_stream_from_template(source.streams[1])
+        for packet in source.demux():
+            if packet.dts is None:
+                continue
+            copy = av.Packet(bytes(packet))
+            copy.time_base, copy.is_keyframe = packet.time_base, packet.is_keyframe
+            copy.pts, copy.dts, copy.duration = packet.pts, packet.dts, packet.duration
+            if packet.stream.index == 1:
+                copy.stream = more
+                target.mux(copy)
+            time = packet.pts * packet.time_base
+            if time < 20:
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    assert decoding.probe(tmp_path / "a.mkv").duration == pytest.approx(20, abs=0.6)

@@ -12,7 +12,7 @@ import pytest
 
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import videos
-from data_prep.pipeline import readers
+from data_prep.pipeline import archives, readers
 from data_prep.sources import csv_files, folder_labels, segment_lists, segments, video_files
 
 
@@ -134,6 +134,20 @@ def test_an_archive_is_what_it_holds_whatever_its_name(tmp_path, name, mode):
     (video,) = find(tmp_path / name)
     with readers.local(str(video.path)) as copy, open(copy, "rb") as file:
         assert file.read() == b"abc"
+
+
+@pytest.mark.parametrize("outer", ["x.tar", "x.zip", "x.tar.gz/y.TAR", "dir"])
+@pytest.mark.parametrize("inner", ["a.mp4", "b.zip/a.mp4"])
+def test_an_archive_in_a_folder_that_is_called_like_one_is_read(tmp_path, outer, inner):
+    (tmp_path / outer).mkdir(parents=True)
+    packed = pack(tmp_path / outer / "c.zip", [(inner, b"abc")])
+    for source in (tmp_path, tmp_path / outer, packed):
+        (video,) = find(source)
+        assert video.path.as_posix() == f"{packed}/{inner}"
+        assert archives.size(str(video.path)) == 3
+        with readers.local(str(video.path)) as copy, open(copy, "rb") as file:
+            assert file.read() == b"abc"
+    assert archives.split(f"{tmp_path / outer}/none.mp4") is None
 
 
 def test_a_zip_that_is_called_tar_is_read(tmp_path):

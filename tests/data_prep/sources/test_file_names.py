@@ -3,8 +3,6 @@
 import pytest
 from segment_clips import clips
 
-from cavmae_sync_jax.utils.errors import UserError
-
 ID = "--PJHxphWEs"
 
 
@@ -73,11 +71,18 @@ def test_a_rate_or_a_date_behind_the_start_moves_nothing(tmp_path, name):
     assert (clip.start, clip.end) == (0.0, 10.0)
 
 
-def test_one_span_of_a_file_is_one_clip_whatever_lists_call_the_file(tmp_path):
-    text = "video,start,end,label\nx/a.mp4,0,10,dog\na,0,10,cat\nA.MP4,0,10,cat\na.mp4,10,20,cow\n"
-    made = clips(tmp_path, text, ["x/a.mp4"]).splits["train"]
-    assert [(clip.labels, clip.start) for clip in made] == [(("dog", "cat"), 0), (("cow",), 10)]
-    assert len({clip.clip_id for clip in made}) == 2
-    text = "video,start,end,split\na.mp4,0,10,train\na,0,10,test\n"
-    with pytest.raises(UserError, match=r"'a\.mp4' is in train already"):
-        clips(tmp_path, text, ["a.mp4"], split=None)
+def test_whole_seconds_are_those_of_a_start_without_a_fraction_if_there_is_one(tmp_path):
+    text = f"{ID}, 30.000, 40.000, dog\n{ID}, 30.500, 40.500, cat\n"
+    dog, cat = clips(tmp_path, text, [f"{ID}_30.mp4"]).splits["train"]
+    assert dog.refusal is None and cat.refusal[0] == "missing"
+    names = [f"{ID}_30.mp4", f"{ID}_30.5.mp4"]
+    both = clips(tmp_path, text, names).splits["train"]
+    assert [(clip.path, clip.refusal) for clip in both] == [(f"/v/{name}", None) for name in names]
+    # With both files, the one that says the fraction, also where nothing begins at 30 s.
+    alone = f"{ID}, 30.500, 40.500, cat\n"
+    assert first(tmp_path, alone, *names).path == f"/v/{names[1]}"
+    assert first(tmp_path, alone, names[0]).refusal is None
+    # Of two starts with fractions, nobody knows which one it is: they stay two clips.
+    text = f"{ID}, 30.250, 40.250, dog\n{ID}, 30.500, 40.500, cat\n"
+    dog, cat = clips(tmp_path, text, names[:1]).splits["train"]
+    assert (dog.labels, cat.labels) == (("dog",), ("cat",)) and dog.clip_id != cat.clip_id

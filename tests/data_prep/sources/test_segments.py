@@ -359,18 +359,6 @@ def test_spans_that_share_a_start_have_ids_of_their_own(tmp_path):
     ]
 
 
-def test_a_segment_of_two_lists_is_one_clip_in_one_split(tmp_path):
-    first, second = read(tmp_path, AUDIOSET, "train"), read(tmp_path, AUDIOSET, "train")
-    known = csv_files.classes_of([*first[0].labels, *first[1].labels, "x"])
-    more = [second[0]._replace(labels=("x",))]
-    settings = {"trimmed": False, "seconds": 10.0, "eval_share": 0.0}
-    made = segments.segment_clips([], [*first, *more], known, **settings).splits["train"]
-    assert [clip.labels for clip in made] == [("/m/09x0r", "/t/dd00088", "x"), ("/m/012xff",)]
-    with pytest.raises(UserError, match=r"'--PJHxphWEs' is in train already, by .* line 4"):
-        other = [more[0]._replace(split="eval")]
-        segments.segment_clips([], [*first, *other], known, **settings)
-
-
 def test_mids_become_names_and_strangers_are_told(tmp_path):
     known = classes(tmp_path)
     assert known.names == ("Speech", "Gush", "Toothbrush, electric")
