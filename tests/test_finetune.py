@@ -99,6 +99,16 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, monkey
         finetune.train_and_evaluate(tiny.finetuning(config.data.dir, mixup=0.0), tmp_path)
 
 
+def test_a_run_beyond_its_new_end_is_refused(finished):
+    config, workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    shorter = config.copy_and_resolve_references()
+    shorter.epochs = 2.0
+    with pytest.raises(UserError, match="is at step 10, but these settings end at step 5: raise"):
+        finetune.train_and_evaluate(shorter, workdir)
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
 def test_it_begins_with_the_pretrained_weights(pretrained):
     config = tiny.finetuning()
     with config.unlocked():

@@ -178,6 +178,21 @@ def test_resuming_with_other_settings_is_refused(finished, overrides, message):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+def test_a_run_beyond_its_new_end_is_refused(finished, tmp_path):
+    config, workdir, _ = finished
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    before = (copy / "metrics.jsonl").read_text()
+    for epochs, end, advice in ((4.0, 10, "or use"), (5.0, 12, "resume .* --resume_step=12, or")):
+        shorter = tiny.config(config.data.dir, epochs=epochs)
+        message = f"is at step 15, but .* end at step {end}: raise --config.epochs, {advice}"
+        with pytest.raises(UserError, match=message):
+            train.train_and_evaluate(shorter, copy)
+        assert (copy / "metrics.jsonl").read_text() == before
+    train.train_and_evaluate(shorter, copy, resume_step=12)
+    assert [row["step"] for row in lines(copy, "eval")] == [12]
+    assert losses(copy) == losses(workdir)[:6]
+
+
 def test_a_batch_larger_than_the_dataset_is_refused(dataset_dir, tmp_path):
     message = "config.batch_size=24 is more than the 20 clips of split 'train'.*batch_size=20"
     with pytest.raises(UserError, match=message):

@@ -110,13 +110,18 @@ class Folder:
         atomic.write(self.output(spec) / "asked.json", json.dumps(_asked(about, True)))
 
     def result(self, spec: EvaluationSpec) -> dict[str, Any] | None:
-        """The scores of a finished evaluation; for `training`, the end of each curve."""
+        """The scores of a finished evaluation of what is trained now.
+
+        For `training`, they are the end of each curve.
+        """
         if spec.evaluation == "training":
             found = {name: value for name, _, value in curves.last_values(self.series())}
             rate = self.examples_per_second()
             return found | ({} if rate is None else {"examples_per_second": rate})
-        place = self.output(spec)
-        if not (_read(place / "asked.json") or {}).get("finished"):
+        place, trained = self.output(spec), self.trained()
+        asked = _read(place / "asked.json") or {}
+        # The training may have gone on since, to more epochs.
+        if not asked.get("finished") or asked.get("step") != (trained and trained["step"]):
             return None
         return _read(place / f"{spec.evaluation}.json")
 

@@ -61,8 +61,9 @@ def values_of(plan: Plan, workdir: epath.PathLike, row: Row, column: Column) -> 
     found = Values({}, {})
     spec = plan.evaluation_of(row, column)
     for seed in plan.seeds:
-        folder = Folder(workdir, plan.of_row[row.name, seed])
-        result = folder.result(spec) if folder.trained() else None
+        training = plan.trainings[plan.of_row[row.name, seed]]
+        folder = Folder(workdir, training.name)
+        result = folder.result(spec) if folder.is_trained(training.config) else None
         value = None if result is None else column.value(result, row)
         if value is None:
             continue
@@ -184,7 +185,7 @@ def missing(plan: Plan, workdir: epath.PathLike) -> list[str]:
     return [
         name
         for name, training in plan.trainings.items()
-        if Folder(workdir, name).trained() is None
+        if not Folder(workdir, name).is_trained(training.config)
         or any(Folder(workdir, name).result(spec) is None for spec in training.evaluations)
     ]
 

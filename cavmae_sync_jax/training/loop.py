@@ -112,8 +112,8 @@ def train(
       The state and the scores of the evaluation after the last step.
 
     Raises:
-      UserError: for a workdir that doesn't fit, a loss that is not finite, or a checkpoint that
-        can't be written.
+      UserError: for a workdir that doesn't fit or is beyond the end, a loss that is not finite, or
+        a checkpoint that can't be written.
       Terminated: after SIGTERM or Ctrl-C; all steps are saved.
     """
     run = _Run(task, None if workdir is None else epath.Path(workdir))
@@ -217,9 +217,19 @@ class _Run:
                 f"{self.workdir} can't be resumed: {'; '.join(changed)}: "
                 "use the old settings or another folder"
             )
+        if stored.step > self.task.steps:  # its scores would count as those of the shorter run
+            before = [step for step in self._finished() if step <= self.task.steps]
+            older = f"resume from an older one by --resume_step={max(before)}, " if before else ""
+            raise UserError(
+                f"{self.workdir} is at step {stored.step}, but these settings end at step "
+                f"{self.task.steps}: raise --config.epochs, {older}or use another folder"
+            )
         self.state = stored.restore(sharding.laid_out(self._shapes, self.shardings))
         # Probes of version 0.1.0 stored no position.
         self.examples = stored.position.get("examples", stored.step * self.task.batch_size)
+
+    def _finished(self) -> list[int]:
+        return self.checkpoints.finished if self.checkpoints is not None else []
 
     def log(self, step: int) -> dict[str, float]:
         """Writes the means since the last call.
@@ -242,8 +252,7 @@ class _Run:
     def _diverged(self, error: metric_writer.NotFiniteError, step: int) -> UserError:
         size, rate = self.task.batch_size, float(self.task.rate(error.step - 1))
         clips = self.task.clips(self.examples - (step - error.step + 1) * size, size)
-        finished = self.checkpoints.finished if self.checkpoints is not None else []
-        good = max(finished, default=None)
+        good = max(self._finished(), default=None)
         where = f"the last good checkpoint is of step {good}" if good else "nothing was saved yet"
         lower = "with half the learning rate"
         if "learning_rate" in self.task.config:

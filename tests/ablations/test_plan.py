@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cavmae_sync_jax.ablations import paper, plan, rendering, scores, tables
+from cavmae_sync_jax.ablations import folders, paper, plan, rendering, scores, tables
 from cavmae_sync_jax.ablations.scores import Values
 from cavmae_sync_jax.utils import cli, locks
 from cavmae_sync_jax.utils.errors import UserError
@@ -178,6 +178,38 @@ def test_claims_name_rows_and_columns_that_are_there(tmp_path):
         (tmp_path / "mine.py").write_text(text % wrong)
         with pytest.raises(UserError, match=message):
             tables.read(tmp_path / "mine.py")
+
+
+def test_a_longer_training_fills_no_cell_of_a_shorter_one(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "ROWS = {'a': {}}\nCOLUMNS = ['training/loss', 'reconstruction/audio']"
+    )
+    table = tables.read(tmp_path / "mine.py")
+
+    def cells(epochs):
+        config_of = cli.Rows("configs/demo.py", [f"--config.epochs={epochs}"])
+        todo = plan.make(table, config_of, 1)
+        found = scores.collect(todo, tmp_path, {}, {}, ())
+        values = found["rows"]["a"]["scores"].values()
+        return todo, [value and value["mean"] for value in values], found["missing"]
+
+    todo, *nothing = cells(2.0)
+    (training,) = todo.trainings.values()
+    assert nothing == [[None, None], [training.name]]
+    folder = folders.Folder(tmp_path, training.name)
+    folder.train.mkdir(parents=True)
+    (folder.train / "metrics.jsonl").write_text('{"step": 20, "split": "train", "loss": 0.5}\n')
+    folder.note_trained(training.config, 20, "cpu", 1)
+    (spec,) = training.evaluations
+    place = folder.begin(spec, {"step": 20})
+    (place / "reconstruction.json").write_text('{"errors": {"audio": 0.25}}')
+    folder.end(spec, {"step": 20})
+    assert cells(2.0)[1:] == ([0.5, 0.25], [])
+    for epochs in (1.0, 4.0):
+        assert cells(epochs)[1:] == ([None, None], [training.name])
+    # Trained on, it is scored anew before its scores count.
+    folder.note_trained(cells(4.0)[0].trainings[training.name].config, 40, "cpu", 1)
+    assert cells(4.0)[1:] == ([0.5, None], [training.name])
 
 
 def test_numbers_as_printed():
