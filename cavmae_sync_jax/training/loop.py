@@ -40,7 +40,8 @@ class Task(abc.ABC):
       keep_checkpoints: how many stay.
       profile_step: traces five steps from this one on; 0 never.
       split: name of the training's lines in the metrics.
-      eval_split: name of the evaluations' lines; empty if there are none.
+      eval_split: name of the evaluations' lines; empty if there are none. If it is `split`, they
+        are named `SPLIT_scores`.
       dataset: what the position in the data belongs to; empty if that is unknown.
       rate: the learning rate of each step.
       shown: scalars that stand beside the progress bar.
@@ -173,6 +174,9 @@ class _Run:
         self.history = metric_writer.History()
         self.checkpoints: manager.Checkpoints | None = None
         self._writer: metric_writer.Writer | None = None
+        self._scored = task.eval_split
+        if self._scored == task.split:  # else the training's own lines would pass for scores
+            self._scored += "_scores"
 
     def begin(self, resume_step: int | None) -> None:
         """Makes the workdir and the state of the step that the run goes on from."""
@@ -276,8 +280,8 @@ class _Run:
     def evaluate(self, step: int) -> dict[str, float]:
         """The scores of the held-out clips, written once."""
         scores = self.task.evaluate(self.state, step, str(self.workdir))
-        if scores and self._writer is not None and not self._writer.has(step, self.task.eval_split):
-            self._writer.write(step, self.task.eval_split, scores)
+        if scores and self._writer is not None and not self._writer.has(step, self._scored):
+            self._writer.write(step, self._scored, scores)
         self.history.restart()
         return scores
 
@@ -286,7 +290,7 @@ class _Run:
         if self._writer is None or not self.task.eval_split:
             return False
         due = 0 < self.first < self.task.steps and self.first % self.task.eval_every == 0
-        written = due and self._writer.has(self.first, self.task.eval_split)
+        written = due and self._writer.has(self.first, self._scored)
         return bool(multihost.broadcast_from_first(due and not written))
 
     def close(self) -> None:
