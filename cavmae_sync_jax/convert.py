@@ -82,6 +82,8 @@ def import_weights(
         of its sizes, with all names that do not fit.
     """
     cli.refuse_existing(destination)
+    if destination.endswith(ONNX):
+        raise UserError(f"{destination} is made of a folder: convert {source} to a folder first")
     if epath.Path(destination).suffix in torch_io.SUFFIXES:
         raise UserError(f"{destination} would be a folder; give a name without that ending")
     state = torch_io.read(source)

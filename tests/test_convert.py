@@ -273,6 +273,8 @@ def test_settings_that_weights_can_not_follow_are_refused(small, tmp_path):
     assert "must be one of clip, padded" in refused(source, tmp_path / "ours", wide)
     with pytest.raises(UserError, match="would be a folder"):
         convert.import_weights(source, str(tmp_path / "ours.pth"), HEADS)
+    told = refused(source, tmp_path / "ours.onnx")
+    assert "ours.onnx is made of a folder: convert" in told and "to a folder first" in told
 
 
 def test_older_checkpoints_and_odd_names_load(small, tmp_path):
