@@ -109,6 +109,15 @@ def test_a_run_beyond_its_new_end_is_refused(finished):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+def test_held_out_clips_without_labels_are_refused_before_it_begins(dataset_dir, monkeypatch):
+    config = tiny.finetuning(dataset_dir)
+    monkeypatch.setattr(loader.Records, "labels", lambda self: [np.array([], int)] * len(self))
+    with pytest.raises(UserError, match="split eval: 5 clips have no label"):
+        finetune.FineTuning(config)  # a run that resumes begins so, too
+    config.data.eval_split = ""
+    assert finetune.FineTuning(config).held_out is None
+
+
 def test_it_begins_with_the_pretrained_weights(pretrained):
     config = tiny.finetuning()
     with config.unlocked():
