@@ -241,7 +241,7 @@ class Ablation:
             shown = "–"
             if cost is not None:
                 shown = f"{'~' * (per_step[name] is None)}{cost * steps[name]:.2f}"
-                left += cost * (steps[name] - done)
+                left += cost * max(0, steps[name] - done)
             scored = sum(folder.has(spec, self.about(name, spec)) for spec in training.evaluations)
             lines.append(
                 f"{name:60} {steps[name]:9} {done:9} {shown:>14}  {', '.join(training.rows)}; "

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 
 from cavmae_sync_jax import localize, search
-from cavmae_sync_jax.checkpoints import hub
+from cavmae_sync_jax.checkpoints import hub, manager
 from cavmae_sync_jax.evals.report import overview
 from cavmae_sync_jax.inference import model as models
 from cavmae_sync_jax.inference import reading, workers
@@ -338,7 +338,9 @@ def _paragraph(text: str, kind: str = "") -> str:
 
 def _workdir(directory: str) -> pathlib.Path:
     path = pathlib.Path(directory)
-    return next((p.parent for p in (path, path.parent) if p.name == "checkpoints"), path)
+    if (path / manager.FOLDER).is_dir():  # whatever it and the folder around it are called
+        return path
+    return next((p.parent for p in (path, path.parent) if p.name == manager.FOLDER), path)
 
 
 def main() -> None:

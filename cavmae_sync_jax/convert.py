@@ -82,6 +82,8 @@ def import_weights(
         of its sizes, with all names that do not fit.
     """
     cli.refuse_existing(destination)
+    if destination.endswith(ONNX):
+        raise UserError(f"{destination} is made of a folder: convert {source} to a folder first")
     if epath.Path(destination).suffix in torch_io.SUFFIXES:
         raise UserError(f"{destination} would be a folder; give a name without that ending")
     state = torch_io.read(source)
@@ -364,26 +366,25 @@ def main() -> None:
 
     def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         source, destination = args.source, args.destination
-        on_hub = hub.is_address(source) or hub.is_address(destination)
-        if hub.is_address(source) or epath.Path(source).is_dir():
-            flags = (("--seed", args.seed), ("--class_names", args.class_names))
-            for flag, given in (
-                *((name, value is not None) for name, value in flags),
-                *((override, True) for override in overrides),
-            ):
-                if given:
-                    raise UserError(f"{flag} can't change a checkpoint's weights; leave it out")
-            if destination.endswith(ONNX):
-                export_onnx(source, destination)
-            elif on_hub and epath.Path(destination).suffix not in torch_io.SUFFIXES:
+        from_hub, to_hub = hub.is_address(source), hub.is_address(destination)
+        from_folder = from_hub or epath.Path(source).is_dir()
+        suffix = epath.Path(destination).suffix
+        if args.module_prefix and (to_hub or not from_folder or suffix not in torch_io.SUFFIXES):
+            raise UserError("--module_prefix is for writing a file of PyTorch; leave it out")
+        if from_folder:
+            flags = {"--seed": args.seed, "--class_names": args.class_names}
+            given = [*(flag for flag, value in flags.items() if value is not None), *overrides]
+            if given:
+                raise UserError(f"{given[0]} can't change a checkpoint's weights; leave it out")
+            if to_hub or (from_hub and suffix not in (ONNX, *torch_io.SUFFIXES)):
                 copy_weights(source, destination)
+            elif suffix == ONNX:
+                export_onnx(source, destination)
             else:
                 export_weights(source, destination, args.module_prefix)
             return
         if not epath.Path(source).exists():
             raise UserError(f"there is no file or folder {source}")
-        if args.module_prefix:
-            raise UserError("--module_prefix is for writing a file; SOURCE is one")
         if not 0 <= (args.seed or 0) < 2**32:
             raise UserError(f"--seed={args.seed} must be from 0 to 2^32 - 1")
         with _pushed(destination) as folder:

@@ -54,6 +54,8 @@ class FineTuning(clip_task.ClipTask):
         config = self.config
         self.module = classifier.from_config(config)
         finetune_step.check(config)
+        if self.held_out is not None:
+            labels.read(self.held_out)  # refused now rather than after the training
         self._truth: labels.Truth | None = None
         self.optimizer, self.rate = finetune_step.make_optimizer(
             self.module, config, self.steps, self.steps_per_epoch
@@ -68,8 +70,6 @@ class FineTuning(clip_task.ClipTask):
         """The weights of `init_from`, if it names any; labels that don't fit are refused here."""
         given = super().initial_params()
         self.sampling()
-        if self.held_out is not None:
-            labels.read(self.held_out)  # refused now rather than after the training
         return given
 
     def sampling(self) -> Float[np.ndarray, " clips"] | None:

@@ -273,6 +273,39 @@ def test_settings_that_weights_can_not_follow_are_refused(small, tmp_path):
     assert "must be one of clip, padded" in refused(source, tmp_path / "ours", wide)
     with pytest.raises(UserError, match="would be a folder"):
         convert.import_weights(source, str(tmp_path / "ours.pth"), HEADS)
+    told = refused(source, tmp_path / "ours.onnx")
+    assert "ours.onnx is made of a folder: convert" in told and "to a folder first" in told
+
+
+def told(monkeypatch, capsys, *arguments):
+    """What the program refuses with."""
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        convert.main()
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("destination", ["sync.onnx", "hf://me/sync", "hf://me/sync.pth"])
+def test_a_prefix_that_no_file_would_have_is_refused(tmp_path, monkeypatch, capsys, destination):
+    monkeypatch.chdir(tmp_path)
+    source, prefix = tmp_path / "model", "--module_prefix"
+    source.mkdir()
+    said = told(monkeypatch, capsys, source, destination, prefix)
+    assert "is for writing a file of PyTorch; leave it out" in said
+    assert "is for writing" in told(monkeypatch, capsys, "hf://me/sync", "pulled", prefix)
+    # With a place for it, the program looks into the folder.
+    assert "holds no checkpoints" in told(monkeypatch, capsys, source, "sync.pth", prefix)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["hf://me/sync.pth", "hf://me/sync.onnx"])
+def test_a_repository_is_no_file_whatever_its_name(tmp_path, monkeypatch, name):
+    asked = []
+    monkeypatch.setattr(convert, "copy_weights", lambda *given: asked.append(given))
+    monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path), name])
+    convert.main()
+    assert asked == [(str(tmp_path), name)]
 
 
 def test_older_checkpoints_and_odd_names_load(small, tmp_path):

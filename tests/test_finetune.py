@@ -99,6 +99,25 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path, monkey
         finetune.train_and_evaluate(tiny.finetuning(config.data.dir, mixup=0.0), tmp_path)
 
 
+def test_a_run_beyond_its_new_end_is_refused(finished):
+    config, workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    shorter = config.copy_and_resolve_references()
+    shorter.epochs = 2.0
+    with pytest.raises(UserError, match="is at step 10, but these settings end at step 5: raise"):
+        finetune.train_and_evaluate(shorter, workdir)
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_held_out_clips_without_labels_are_refused_before_it_begins(dataset_dir, monkeypatch):
+    config = tiny.finetuning(dataset_dir)
+    monkeypatch.setattr(loader.Records, "labels", lambda self: [np.array([], int)] * len(self))
+    with pytest.raises(UserError, match="split eval: 5 clips have no label"):
+        finetune.FineTuning(config)  # a run that resumes begins so, too
+    config.data.eval_split = ""
+    assert finetune.FineTuning(config).held_out is None
+
+
 def test_it_begins_with_the_pretrained_weights(pretrained):
     config = tiny.finetuning()
     with config.unlocked():

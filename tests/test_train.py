@@ -16,7 +16,7 @@ from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.checkpoints.pretrained import load
 from cavmae_sync_jax.data import bucket_shards, loader
 from cavmae_sync_jax.distributed import sharding
-from cavmae_sync_jax.evals import retrieval
+from cavmae_sync_jax.evals import clip_lists, retrieval, sound_maps
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.training import augmentation, metric_writer, train_step
 from cavmae_sync_jax.utils.errors import Terminated, UserError
@@ -176,6 +176,29 @@ def test_resuming_with_other_settings_is_refused(finished, overrides, message):
     with pytest.raises(UserError, match=message):
         train.train_and_evaluate(tiny.config(config.data.dir, **overrides), workdir)
     assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_beyond_its_new_end_is_refused(finished, tmp_path):
+    config, workdir, _ = finished
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    before = (copy / "metrics.jsonl").read_text()
+    for epochs, end, advice in ((4.0, 10, "or use"), (5.0, 12, "resume .* --resume_step=12, or")):
+        shorter = tiny.config(config.data.dir, epochs=epochs)
+        message = f"is at step 15, but .* end at step {end}: raise --config.epochs, {advice}"
+        with pytest.raises(UserError, match=message):
+            train.train_and_evaluate(shorter, copy)
+        assert (copy / "metrics.jsonl").read_text() == before
+    train.train_and_evaluate(shorter, copy, resume_step=12)
+    assert [row["step"] for row in lines(copy, "eval")] == [12]
+    assert losses(copy) == losses(workdir)[:6]
+
+
+def test_all_splits_have_as_many_requests_in_flight(dataset_dir):
+    task = train.Pretraining(tiny.config(dataset_dir, data__requests=7))
+    assert task.records.requests == task.held_out.requests == 7
+    # What an evaluation opens again, and what it chooses, is asked alike.
+    assert sound_maps.RepeatedImages(task.held_out, 4).requests == 7
+    assert clip_lists.Selected(task.held_out, [0]).requests == 7
 
 
 def test_a_batch_larger_than_the_dataset_is_refused(dataset_dir, tmp_path):

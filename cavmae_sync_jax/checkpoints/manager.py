@@ -290,8 +290,7 @@ class Stored(NamedTuple):
 
 def exists(directory: epath.PathLike) -> bool:
     """Whether a workdir holds a finished checkpoint."""
-    folder = epath.Path(directory) / FOLDER
-    return folder.is_dir() and bool(ocp.utils.checkpoint_steps(folder))
+    return bool(_steps(epath.Path(directory) / FOLDER))
 
 
 def _advice(directory: epath.Path) -> str:
@@ -314,7 +313,8 @@ def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Store
       UserError: if there is no such checkpoint, or it is damaged.
     """
     directory = epath.Path(hub.local(directory))
-    if step is None and directory.name.isdigit() and directory.parent.name == FOLDER:
+    is_step = directory.name.isdigit() and directory.parent.name == FOLDER
+    if step is None and is_step and not (directory / FOLDER).is_dir():  # else a workdir's own name
         directory, step = directory.parent, int(directory.name)
     folder = directory / FOLDER
     if directory.name == FOLDER and not folder.is_dir():

@@ -28,6 +28,8 @@ REQUESTS = 64  # in flight per process, for what a bucket is asked ahead
 class Records:
     """Random access to a split's records; errors name the record."""
 
+    requests = REQUESTS
+
     def __init__(
         self,
         directory: epath.PathLike,
@@ -50,6 +52,7 @@ class Records:
         self.directory = dataset_dir.find(directory)
         self.split = split
         self.fields = fields
+        self.requests = requests
         builder = tfds.builder_from_directory(str(self.directory))
         self.features = builder.info.features
         self.splits = tuple(builder.info.splits)

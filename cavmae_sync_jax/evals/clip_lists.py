@@ -177,6 +177,7 @@ class Selected(loader.Records):
         digest = hashlib.sha256(repr(list(indices)).encode()).hexdigest()[:16]
         self.identity = f"{records.identity}; {len(indices)} of them chosen ({digest})"
         self.in_bucket, self.shards = records.in_bucket, records.shards
+        self.requests = records.requests
         self._records, self._indices = records, list(indices)
 
     def __len__(self) -> int:

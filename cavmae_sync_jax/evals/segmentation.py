@@ -153,7 +153,7 @@ def _split(model: Pretrained, records: loader.Records, query: Query | None) -> _
             f"{records.directory} does not say where things are (frame_class, frame_mask), so maps "
             "can't be scored: to see those of your own videos use cavmae_sync_jax.localize"
         )
-    truth = loader.Records(records.directory, records.split, sound_maps.TRUTH)
+    truth = loader.Records(records.directory, records.split, sound_maps.TRUTH, records.requests)
     (stored,) = truth.features["frame_class"].shape
     names = truth.features["labels"].feature.names
     if stored > 1:

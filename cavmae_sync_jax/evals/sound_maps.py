@@ -58,7 +58,7 @@ class RepeatedImages(loader.Records):
     """
 
     def __init__(self, records: loader.Records, windows: int):
-        super().__init__(records.directory, records.split)
+        super().__init__(records.directory, records.split, requests=records.requests)
         self.identity = f"{records.identity}, {windows} times each"
         self._windows = windows
 
@@ -71,7 +71,7 @@ class ItemFrames(loader.Records):
     """The frames of `Items`, one record each."""
 
     def __init__(self, records: loader.Records, items: Items, frames: int):
-        super().__init__(records.directory, records.split)
+        super().__init__(records.directory, records.split, requests=records.requests)
         self.identity = f"{records.identity}, {len(items.records)} of {frames} frames per clip"
         self._items, self._frames = items, frames
 
@@ -298,7 +298,7 @@ class Mapper:
         self._records, self._items, self._query = records, items, query
         self._images = ItemFrames(records, items, frames)
         self._extract = functools.partial(features.extract, mesh=mesh, cache=cache)
-        truth = loader.Records(records.directory, records.split, TRUTH[:1])
+        truth = loader.Records(records.directory, records.split, TRUTH[:1], records.requests)
         self._named = truth.features["labels"].feature.names != [dataset_dir.SOUNDING]
         share = model.module.audio_rows / data.clip_rows
         # Where nothing is marked, something may sound off screen: only names tell of silence.

@@ -121,7 +121,7 @@ def _truth(records: loader.Records, frames: int) -> Labels | None:
     """The class that sounds in each frame that the model sees, if the dataset knows it."""
     if "frame_class" not in records.features:
         return None
-    known = loader.Records(records.directory, records.split, ("frame_class",))
+    known = loader.Records(records.directory, records.split, ("frame_class",), records.requests)
     classes = np.stack([known[i]["frame_class"] for i in known.ahead(range(len(known)))])
     return classes[:, np.arange(frames) * classes.shape[1] // frames]
 

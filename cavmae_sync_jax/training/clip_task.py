@@ -44,8 +44,8 @@ class ClipTask(loop.Task):
         data = config.data
         self.records = loader.Records(data.dir, data.train_split, self.fields, data.requests)
         self.held_out: loader.Records | None = None
-        if config.data.eval_split:
-            self.held_out = loader.Records(config.data.dir, config.data.eval_split, self.fields)
+        if data.eval_split:
+            self.held_out = loader.Records(data.dir, data.eval_split, self.fields, data.requests)
         self.batch_size = config.batch_size
         self.steps_per_epoch = len(self.records) / config.batch_size
         self.steps = max(1, round(config.epochs * self.steps_per_epoch))

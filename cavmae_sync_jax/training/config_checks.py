@@ -128,11 +128,14 @@ def with_statistics(config: ConfigDict) -> ConfigDict:
 
 def changed(stored: ConfigDict, config: ConfigDict) -> list[str]:
     """Lists how a run differs from the one it resumes, but for `CHANGEABLE_ON_RESUME`."""
+    asked = [key for key in cli.keys(config) if key not in CHANGEABLE_ON_RESUME]
+    known = cli.keys(stored)
+    if missing := [key for key in asked if key not in known]:
+        return [f"it holds another kind of training (without config.{missing[0]})"]
     return [
         f"config.{key} was {cli.value(stored, key)!r} and is now {cli.value(config, key)!r}"
-        for key in cli.keys(config)
-        if key not in CHANGEABLE_ON_RESUME
-        and _plain(cli.value(stored, key)) != _plain(cli.value(config, key))
+        for key in asked
+        if _plain(cli.value(stored, key)) != _plain(cli.value(config, key))
     ]
 
 

@@ -40,7 +40,8 @@ class Task(abc.ABC):
       keep_checkpoints: how many stay.
       profile_step: traces five steps from this one on; 0 never.
       split: name of the training's lines in the metrics.
-      eval_split: name of the evaluations' lines; empty if there are none.
+      eval_split: name of the evaluations' lines; empty if there are none. If it is `split`, they
+        are named `SPLIT_scores`.
       dataset: what the position in the data belongs to; empty if that is unknown.
       rate: the learning rate of each step.
       shown: scalars that stand beside the progress bar.
@@ -112,8 +113,8 @@ def train(
       The state and the scores of the evaluation after the last step.
 
     Raises:
-      UserError: for a workdir that doesn't fit, a loss that is not finite, or a checkpoint that
-        can't be written.
+      UserError: for a workdir that doesn't fit or is beyond the end, a loss that is not finite, or
+        a checkpoint that can't be written.
       Terminated: after SIGTERM or Ctrl-C; all steps are saved.
     """
     run = _Run(task, None if workdir is None else epath.Path(workdir))
@@ -173,6 +174,9 @@ class _Run:
         self.history = metric_writer.History()
         self.checkpoints: manager.Checkpoints | None = None
         self._writer: metric_writer.Writer | None = None
+        self._scored = task.eval_split
+        if self._scored == task.split:  # else the training's own lines would pass for scores
+            self._scored += "_scores"
 
     def begin(self, resume_step: int | None) -> None:
         """Makes the workdir and the state of the step that the run goes on from."""
@@ -217,9 +221,19 @@ class _Run:
                 f"{self.workdir} can't be resumed: {'; '.join(changed)}: "
                 "use the old settings or another folder"
             )
+        if stored.step > self.task.steps:  # its scores would count as those of the shorter run
+            before = [step for step in self._finished() if step <= self.task.steps]
+            older = f"resume from an older one by --resume_step={max(before)}, " if before else ""
+            raise UserError(
+                f"{self.workdir} is at step {stored.step}, but these settings end at step "
+                f"{self.task.steps}: raise --config.epochs, {older}or use another folder"
+            )
         self.state = stored.restore(sharding.laid_out(self._shapes, self.shardings))
         # Probes of version 0.1.0 stored no position.
         self.examples = stored.position.get("examples", stored.step * self.task.batch_size)
+
+    def _finished(self) -> list[int]:
+        return self.checkpoints.finished if self.checkpoints is not None else []
 
     def log(self, step: int) -> dict[str, float]:
         """Writes the means since the last call.
@@ -242,8 +256,7 @@ class _Run:
     def _diverged(self, error: metric_writer.NotFiniteError, step: int) -> UserError:
         size, rate = self.task.batch_size, float(self.task.rate(error.step - 1))
         clips = self.task.clips(self.examples - (step - error.step + 1) * size, size)
-        finished = self.checkpoints.finished if self.checkpoints is not None else []
-        good = max(finished, default=None)
+        good = max(self._finished(), default=None)
         where = f"the last good checkpoint is of step {good}" if good else "nothing was saved yet"
         lower = "with half the learning rate"
         if "learning_rate" in self.task.config:
@@ -267,8 +280,8 @@ class _Run:
     def evaluate(self, step: int) -> dict[str, float]:
         """The scores of the held-out clips, written once."""
         scores = self.task.evaluate(self.state, step, str(self.workdir))
-        if scores and self._writer is not None and not self._writer.has(step, self.task.eval_split):
-            self._writer.write(step, self.task.eval_split, scores)
+        if scores and self._writer is not None and not self._writer.has(step, self._scored):
+            self._writer.write(step, self._scored, scores)
         self.history.restart()
         return scores
 
@@ -277,7 +290,7 @@ class _Run:
         if self._writer is None or not self.task.eval_split:
             return False
         due = 0 < self.first < self.task.steps and self.first % self.task.eval_every == 0
-        written = due and self._writer.has(self.first, self.task.eval_split)
+        written = due and self._writer.has(self.first, self._scored)
         return bool(multihost.broadcast_from_first(due and not written))
 
     def close(self) -> None:

@@ -123,6 +123,7 @@ class History:
     def restart(self) -> None:
         """Restarts the clock, so that a compilation or an evaluation does not count."""
         self._began, self._waited = time.perf_counter(), 0.0
+        self._untimed = len(self._pending)  # steps that ended before it
 
     def waited(self, seconds: float) -> None:
         """Adds time in which the device had nothing to do, for want of data."""
@@ -135,6 +136,8 @@ class History:
     def flush(self, batch_size: int) -> dict[str, float]:
         """Means over the steps since the last flush, with examples/s and the data-wait share.
 
+        These two are of the steps since the last restart. Without such steps they are left out.
+
         Raises:
           NotFiniteError: if a value of one of them is not finite.
         """
@@ -145,8 +148,9 @@ class History:
                     raise NotFiniteError(step, name, float(value))
         elapsed = time.perf_counter() - self._began
         means = {name: float(np.mean([s[name] for s in fetched])) for name in fetched[0]}
-        means["examples_per_second"] = batch_size * len(fetched) / elapsed
-        means["data_wait"] = self._waited / elapsed
+        if timed := len(fetched) - self._untimed:
+            means["examples_per_second"] = batch_size * timed / elapsed
+            means["data_wait"] = self._waited / elapsed
         self._pending = []
         self.restart()
         return means

@@ -159,6 +159,25 @@ def test_another_table_of_the_same_workdir_trains_nothing_anew(arguments, monkey
     assert "vggsound" in json.dumps(result["left_out"])
 
 
+def test_a_longer_training_is_no_row_of_a_shorter_table(arguments, monkeypatch, capsys):
+    folder, flags = arguments
+    shorter = [flag.replace("epochs=12", "epochs=6") for flag in flags]
+    status, out, _ = here([*shorter, "--dry_run"], monkeypatch, capsys)
+    assert status == 0 and re.search(r"unchanged-seed0 +15 +30 ", out)
+    assert "About 0.00 device-hours of training are left" in out
+    metrics = folder / "work/trainings/unchanged-seed0/train/metrics.jsonl"
+    before = metrics.read_text()
+    status, out, err = here(shorter, monkeypatch, capsys)
+    assert status == 2 and "unchanged-seed0 failed: " in err
+    assert "train is at step 30, but these settings end at step 15: raise" in err.splitlines()[-1]
+    assert metrics.read_text() == before
+    result = json.loads((folder / "work" / "table_mine.json").read_text())
+    assert set(result["missing"]) == {"unchanged-seed0", "loss.contrast_weight=2.0-seed0"}
+    cells = [cell for row in result["rows"].values() for cell in row["scores"].values()]
+    assert cells and set(cells) == {None}
+    assert here(flags, monkeypatch, capsys)[0] == 0  # the longer table is as it was
+
+
 def test_a_probe_gets_its_recipe_with_the_tables_settings(tmp_path, monkeypatch, dataset_dir):
     seen = {}
 

@@ -117,6 +117,13 @@ def test_a_step_is_named_by_its_folder(saved):
         read(saved / "checkpoints/5")
 
 
+@pytest.mark.parametrize("name", ["checkpoints/7", "checkpoints/checkpoints"])
+def test_a_workdir_may_be_called_like_a_step(saved, tmp_path, name):
+    workdir = shutil.copytree(saved, tmp_path / name)
+    assert read(workdir)[0] == read(workdir / "checkpoints")[0] == 8
+    assert read(workdir / "checkpoints/4")[0] == 4
+
+
 def test_newer_checkpoints_are_set_aside(tmp_path):
     save(tmp_path, 4, 8, 12)
     for _ in range(2):

@@ -193,6 +193,16 @@ def test_what_the_model_knows(page, workdir):
     assert page.execute_script(sizes) == [600]
 
 
+@pytest.mark.parametrize("name", ["checkpoints/mine", "checkpoints/7", "checkpoints", "mine"])
+def test_curves_are_of_the_model_whatever_its_folder_is_called(model, tmp_path, monkeypatch, name):
+    workdir, asked = tmp_path / name, []
+    (workdir / "checkpoints" / "4").mkdir(parents=True)
+    monkeypatch.setattr(app.overview, "training", asked.append)
+    for place in (workdir, workdir / "checkpoints", workdir / "checkpoints" / "4"):
+        app.Handlers(model._replace(directory=str(place)), None, None).known()
+    assert asked == [workdir] * 3
+
+
 @pytest.mark.parametrize(
     ("file", "sentence"),
     [

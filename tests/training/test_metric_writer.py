@@ -1,7 +1,9 @@
 """What becomes of a training's numbers when they can't be written."""
 
 import threading
+import types
 
+import jax.numpy as jnp
 import pytest
 import tensorboardX.record_writer
 from etils import epath
@@ -59,3 +61,28 @@ def test_metrics_that_cannot_be_written_end_with_a_sentence(tmp_path, monkeypatc
         else:
             writer.drop_after(1)
     writer.close()
+
+
+def test_the_speed_is_of_the_steps_that_the_clock_saw(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metric_writer, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    history = metric_writer.History()
+
+    def steps(first, last, seconds=2.0):
+        for step in range(first, last + 1):
+            now[0] += seconds
+            history.waited(0.5)
+            history.add(step, {"loss": jnp.float32(step)})
+
+    steps(1, 1, seconds=60.0)  # compiles
+    history.restart()
+    assert history.flush(8) == {"loss": 1.0}
+    steps(2, 4)
+    assert history.flush(8) == {"loss": 3.0, "examples_per_second": 4.0, "data_wait": 0.25}
+    now[0] += 30.0  # an evaluation
+    history.restart()
+    # A resumed run compiles at its first step and logs later.
+    steps(5, 5, seconds=60.0)
+    history.restart()
+    steps(6, 7)
+    assert history.flush(8) == {"loss": 6.0, "examples_per_second": 4.0, "data_wait": 0.25}
