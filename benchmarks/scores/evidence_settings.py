@@ -49,13 +49,25 @@ def main() -> None:
     arguments.add_argument("--data", required=True, help="a dataset with true masks")
     arguments.add_argument("--split", default="val", help="clips to score")
     arguments.add_argument(
-        "--share", type=float, nargs="+", default=[heatmaps.SHARE], help="of the patches, in a set"
+        "--share",
+        type=float,
+        nargs="+",
+        default=[heatmaps.SHARE],
+        help="parts of the patches that a set keeps, one row each",
     )
     arguments.add_argument(
-        "--smoothing", type=float, nargs="+", default=[heatmaps.SMOOTHING], help="patches"
+        "--smoothing",
+        type=float,
+        nargs="+",
+        default=[heatmaps.SMOOTHING],
+        help="widths in patches by which maps are smoothed, one row each",
     )
     arguments.add_argument(
-        "--sets", type=int, nargs="+", default=[heatmaps.SETS], help="sets of kept patches"
+        "--sets",
+        type=int,
+        nargs="+",
+        default=[heatmaps.SETS],
+        help="numbers of sets of kept patches, one row each",
     )
     cli.main(arguments, run)
 
