@@ -4,8 +4,9 @@
     python -m benchmarks.scores.claims --workdir=runs/claims --output=results/claims.md
 
 `claims_plan/` has a table per claim: rows, columns and what is claimed. It was written before any
-of its trainings. `make claims` trains and scores them with `cavmae_sync_jax.ablate`; this program
-only reads WORKDIR/table_NAME.json, as far as they are there.
+of its trainings. `make claims` trains and scores them with `cavmae_sync_jax.ablate`. This program
+takes what is new in WORKDIR/table_NAME.json to the folder beside the page (results/claims), and
+writes the page from all tables of that folder. A text table_NAME.md there follows its table.
 """
 
 import argparse
@@ -39,8 +40,8 @@ def plan() -> list[pathlib.Path]:
     return sorted(PLAN.glob("[a-z]_*.py"))
 
 
-def sections(results: Mapping[str, Any]) -> list[str]:
-    """The lines of every table that is there, in the plan's order."""
+def sections(results: Mapping[str, Any], remarks: Mapping[str, str]) -> list[str]:
+    """The lines of every table that is there, in the plan's order, each with its remarks."""
     lines = []
     for path in plan():
         table = tables.read(path)
@@ -59,32 +60,56 @@ def sections(results: Mapping[str, Any]) -> list[str]:
         seeds = ", ".join(map(str, result["seeds"]))
         name = "Seeds" if len(result["seeds"]) > 1 else "Seed"
         data = "; ".join(dict.fromkeys(result["data"].values()))
-        lines += ["", f"{name} {seeds}; {data}."]
+        lines += ["", f"{name} {seeds}; {data}.", f"Measured with {result['measured']}."]
         if result["missing"]:
             lines.append(f"Not finished: {', '.join(result['missing'])}.")
+        if table.name in remarks:
+            lines += ["", remarks[table.name].strip()]
     return lines
 
 
-def run(workdir: str, output: str) -> None:
+def store(workdir: pathlib.Path, folder: pathlib.Path, measured: str) -> None:
+    """Takes the tables of `workdir` that are new or have other figures to `folder`.
+
+    `measured` is stored with them: the machine, the day and the code's version.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(workdir.glob("table_*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        stored = folder / path.name
+        known = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
+        if known != result | {"measured": known.get("measured")}:
+            text = json.dumps(result | {"measured": measured}, indent=2, ensure_ascii=False)
+            stored.write_text(text + "\n", encoding="utf-8")
+
+
+def run(workdir: str, output: str, measured: str | None = None) -> None:
     """Writes the page.
+
+    Args:
+      workdir: the ablations' workdir.
+      output: the page. The tables are stored in a folder beside it, without its suffix.
+      measured: what the new tables were measured with; by default this machine, today.
 
     Raises:
       UserError: if no table is there.
     """
-    found = {path.stem: path for path in pathlib.Path(workdir).glob("table_*.json")}
-    results = {
-        name.removeprefix("table_"): json.loads(path.read_text()) for name, path in found.items()
-    }
-    if not any(path.stem in results for path in plan()):
+    page = pathlib.Path(output)
+    folder = page.with_suffix("")
+    if measured is None:
+        today = datetime.datetime.now(datetime.UTC).date()
+        machine = timing.machine("jax", "flax", "numpy")
+        measured = f"{machine}, on {today}, version {cli.version()}"
+    store(pathlib.Path(workdir), folder, measured)
+    results, remarks = {}, {}
+    for path in plan():
+        stored = folder / f"table_{path.stem}.json"
+        if stored.exists():
+            results[path.stem] = json.loads(stored.read_text(encoding="utf-8"))
+        if stored.with_suffix(".md").exists():
+            remarks[path.stem] = stored.with_suffix(".md").read_text(encoding="utf-8")
+    if not results:
         raise UserError(f"{workdir} holds no table of the plan: run `make claims`")
-    today = datetime.datetime.now(datetime.UTC).date()
-    about = timing.table(
-        ["", ""],
-        [
-            ["Machine", timing.machine("jax", "flax", "numpy")],
-            ["Recorded", f"{today}, version {cli.version()}"],
-        ],
-    )
     lines = [
         "# The paper's claims in miniature",
         "",
@@ -92,16 +117,14 @@ def run(workdir: str, output: str) -> None:
         "",
         "```\nmake claims\n```",
         "",
-        about,
-        "",
         "The plan was written before the runs (`benchmarks/scores/claims_plan/`). The settings are",
         "the demo's, which were chosen on the split `val`; the scores are of the split `eval`.",
         "The scores of each seed are in `results/claims/`.",
         "",
         MEANING.rstrip(),
-        *sections(results),
+        *sections(results, remarks),
     ]
-    pathlib.Path(output).write_text("\n".join(lines) + "\n")
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"written: {output}")
 
 
@@ -109,10 +132,15 @@ def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
     arguments.add_argument("--workdir", required=True, help="workdir of the ablations")
-    arguments.add_argument("--output", required=True, help="Markdown file to write")
+    arguments.add_argument(
+        "--output", required=True, help="Markdown file to write; beside it is the tables' folder"
+    )
+    arguments.add_argument(
+        "--measured", help="machine, date and commit of the new tables; default: here and today"
+    )
 
     def start(args: argparse.Namespace) -> None:
-        run(args.workdir, args.output)
+        run(args.workdir, args.output, args.measured)
 
     cli.main(arguments, start)
 

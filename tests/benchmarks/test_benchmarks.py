@@ -45,18 +45,32 @@ def test_claims_are_written_from_the_tables(tmp_path, capsys, monkeypatch):
         "data": {"retrieval": "scenes"},
         "missing": ["b-seed1"],
     }
-    monkeypatch.setattr(
-        "sys.argv", ["claims", f"--workdir={tmp_path}", f"--output={tmp_path}/c.md"]
-    )
+    output = tmp_path / "page" / "c.md"
+    arguments = ["claims", f"--workdir={tmp_path}", f"--output={output}"]
+    monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(SystemExit):
         claims.main()
     assert "holds no table of the plan" in capsys.readouterr().err
-    (tmp_path / "table_c_registers.json").write_text(json.dumps(result))
+    made = tmp_path / "table_c_registers.json"
+    made.write_text(json.dumps(result))
+    monkeypatch.setattr("sys.argv", [*arguments, "--measured=one machine"])
     claims.main()
-    page = (tmp_path / "c.md").read_text()
+    page = output.read_text()
     assert "| few | 20.0 [10.0, 30.0] |" in page and page.count("Not run yet.") == 10
     assert "| More is better | V → A R@1, % | +10.0 [+5.0, +15.0] | seen |" in page
     assert "Not finished: b-seed1." in page
+
+    # A later run keeps the tables and the remarks that are there, and what they were measured with.
+    (output.with_suffix("") / "table_c_registers.md").write_text("Few seeds say little.\n")
+    (tmp_path / "table_d_global_token.json").write_text(json.dumps(result))
+    monkeypatch.setattr("sys.argv", [*arguments, "--measured=another machine"])
+    claims.main()
+    page = output.read_text()
+    assert page.count("Measured with one machine.") == 1 and "Few seeds say little." in page
+    assert page.count("Measured with another machine.") == 1
+    made.write_text(json.dumps(result | {"missing": []}))
+    claims.main()
+    assert output.read_text().count("Measured with another machine.") == 2
 
 
 def test_demo_seeds_by_hand(tmp_path, capsys, monkeypatch):
