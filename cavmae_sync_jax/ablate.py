@@ -98,11 +98,13 @@ class Ablation:
         """Everything that an evaluation's scores depend on."""
         trained = self.folder(name).trained()
         recipe = self._recipe(spec).to_dict() if spec.evaluation in PROBED else None
+        records = self.datasets.records(spec.dataset, spec.evaluation)
         return {
             **spec._asdict(),
             "settings": dict(spec.settings),
             "step": trained and trained["step"],
-            "data": self.datasets.records(spec.dataset, spec.evaluation).identity,
+            "data": records.identity,
+            "contents": records.contents,
             "recipe": recipe,
         }
 

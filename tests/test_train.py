@@ -178,6 +178,15 @@ def test_resuming_with_other_settings_is_refused(finished, overrides, message):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+def test_a_dataset_of_the_same_size_but_other_contents_is_refused(finished, tmp_path):
+    config, workdir, _ = finished
+    again = tiny.prepared_again(config.data.dir, tmp_path / "again", audio_channel="mix")
+    before, now = (train.Pretraining(one) for one in (config, tiny.config(again)))
+    assert before.dataset == now.dataset
+    with pytest.raises(UserError, match="the dataset was prepared again, with other settings"):
+        train.train_and_evaluate(tiny.config(again), workdir)
+
+
 def test_a_run_beyond_its_new_end_is_refused(finished, tmp_path):
     config, workdir, _ = finished
     copy = shutil.copytree(workdir, tmp_path / "copy")

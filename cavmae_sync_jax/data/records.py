@@ -5,6 +5,8 @@ docs/data.md lists the fields of a record; `data_prep.pipeline.shards.Schema` de
 
 import contextlib
 import functools
+import hashlib
+import json
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,7 +28,10 @@ REQUESTS = 64  # in flight per process, for what a bucket is asked ahead
 
 
 class Records:
-    """Random access to a split's records; errors name the record."""
+    """Random access to a split's records; errors name the record.
+
+    `identity` names the split and its size, to be read; `contents` is a hash of what is in it.
+    """
 
     requests = REQUESTS
 
@@ -68,6 +73,7 @@ class Records:
             f"{builder.info.full_name}, split {split}: "
             f"{info.num_examples} clips, {info.num_bytes} bytes"
         )
+        self.contents = _contents(builder.info, split)
         missing = [field for field in fields if field not in self.features]
         if missing:
             raise UserError(
@@ -160,6 +166,17 @@ class Records:
     def labels(self) -> list[Int[np.ndarray, " labels"]]:
         """The indices of each record's classes."""
         return self._index.labels
+
+
+def _contents(info: tfds.core.DatasetInfo, split: str) -> str:
+    """A short hash of a split's exact size and of how it was prepared.
+
+    The sizes alone don't tell: with another `--audio_channel`, every record is as long as before.
+    """
+    metadata = {key: value for key, value in (info.metadata or {}).items() if key != "code_version"}
+    sizes = int(info.splits[split].num_bytes), list(info.splits[split].shard_lengths)
+    text = json.dumps((*sizes, metadata), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _open_bucket(places: Places, requests: int) -> Shards:

@@ -176,6 +176,7 @@ class Selected(loader.Records):
         self.features, self.longest_rows = records.features, records.longest_rows
         digest = hashlib.sha256(repr(list(indices)).encode()).hexdigest()[:16]
         self.identity = f"{records.identity}; {len(indices)} of them chosen ({digest})"
+        self.contents = records.contents
         self.in_bucket, self.shards = records.in_bucket, records.shards
         self.requests = records.requests
         self._records, self._indices = records, list(indices)

@@ -115,7 +115,11 @@ def describe(model: Pretrained, records: loader.Records) -> dict[str, Any]:
     """The part of a result that identifies the model, the data and the code."""
     return {
         "checkpoint": {"directory": model.directory, "step": model.step},
-        "data": {"identity": records.identity, "directory": str(records.directory)},
+        "data": {
+            "identity": records.identity,
+            "contents": records.contents,
+            "directory": str(records.directory),
+        },
         "framing": loader.PairSpec.of(model.config)._asdict(),
         "version": cli.version(),
     }

@@ -190,7 +190,7 @@ def _logits(
         truth, fitted = train
         module = probing.make_head(width, classes, config)
         source = seen(fitted) if config.cached else fitted
-        clips = Labelled(truth, source, features.origin(model, fitted))
+        clips = Labelled(truth, source, features.origin(model, fitted), fitted.contents)
         encode = features.encoder_tokens
         params = probing.train(module, clips, model, config, mesh, workdir, encode)
     params = jax.device_get(params)

@@ -287,7 +287,8 @@ def origin(model: Pretrained, records: loader.Records) -> str:
 def _key(
     function: Function, model: Pretrained, records: loader.Records, given: tuple[Arrays, Arrays]
 ) -> str:
-    about = (_name(function), origin(model, records), str(model.module.compute_dtype), _code())
+    data = (origin(model, records), records.contents)
+    about = (_name(function), *data, str(model.module.compute_dtype), _code())
     if isinstance(function, functools.partial):
         about += (sorted(function.keywords.items()),)
     return f"{_name(function)}-{_digest(about, given)[:16]}"

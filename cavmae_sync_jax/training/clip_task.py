@@ -57,7 +57,7 @@ class ClipTask(loop.Task):
         self.keep_checkpoints, self.profile_step = config.keep_checkpoints, config.profile_step
         self.eval_every = round(config.eval_every * self.steps_per_epoch) or self.steps
         self.split, self.eval_split = config.data.train_split, config.data.eval_split
-        self.dataset = self.records.identity
+        self.dataset, self.contents = self.records.identity, self.records.contents
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ class Task(abc.ABC):
       eval_split: name of the evaluations' lines; empty if there are none. If it is `split`, they
         are named `SPLIT_scores`.
       dataset: what the position in the data belongs to; empty if that is unknown.
+      contents: a hash of what is in that dataset.
       rate: the learning rate of each step.
       shown: scalars that stand beside the progress bar.
     """
@@ -61,6 +62,7 @@ class Task(abc.ABC):
     split: str
     eval_split: str = ""
     dataset: str
+    contents: str = ""
     rate: optax.Schedule
     shown: tuple[str, ...] = ("loss",)
 
@@ -216,6 +218,11 @@ class _Run:
         dataset = stored.position.get("dataset", "")
         if dataset != self.task.dataset and dataset and self.task.dataset:
             changed.append(f"the dataset was {dataset} and is now {self.task.dataset}")
+        # Checkpoints of version 0.1.0 don't tell the contents.
+        elif stored.position.get("contents", self.task.contents) != self.task.contents:
+            changed.append(
+                "the dataset was prepared again, with other settings or from other files"
+            )
         if changed:
             raise UserError(
                 f"{self.workdir} can't be resumed: {'; '.join(changed)}: "
@@ -274,7 +281,11 @@ class _Run:
     def save(self, step: int) -> None:
         """Starts to save the state and the position of the next example."""
         if self.checkpoints is not None:
-            position = {"examples": self.examples, "dataset": self.task.dataset}
+            position = {
+                "examples": self.examples,
+                "dataset": self.task.dataset,
+                "contents": self.task.contents,
+            }
             self.checkpoints.save(step, self.state, self.task.config, position)
 
     def evaluate(self, step: int) -> dict[str, float]:

@@ -59,12 +59,14 @@ class Features:
 class Labelled(NamedTuple):
     """Clips with their labels: features, or the split that they are read from.
 
-    `origin` identifies encoder, clips and frames. A head is not trained on with those of another.
+    `origin` identifies encoder, clips and frames, and `contents` what is in the dataset. A head is
+    not trained on with those of another.
     """
 
     truth: Bool[np.ndarray, "clips classes"]
     source: Features | loader.Records
     origin: str = ""
+    contents: str = ""
 
 
 def check(config: ConfigDict, devices: int) -> None:
@@ -169,6 +171,7 @@ class Probing(loop.Task):
         self._cached = isinstance(clips.source, Features)
         if isinstance(clips.source, loader.Records):
             self.dataset = clips.source.identity
+        self.contents = clips.contents
         self.rate = optim.schedule(
             "cosine",
             config.learning_rate if head.depth else config.linear_learning_rate,

@@ -1,6 +1,7 @@
 """Features, baselines and the retrieval evaluation on a tiny trained model."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -115,6 +116,21 @@ def test_the_cache_gives_only_what_is_asked_and_reads_it_as_it_is_used(
         assert isinstance(values, np.memmap) and not values.flags.writeable
         np.testing.assert_array_equal(values, every[name])
     np.testing.assert_array_equal(extract(["audio_global"])["audio_global"], one)
+
+
+def test_the_cache_tells_two_datasets_of_the_same_size_apart(trained, dataset_dir, tmp_path):
+    model, mesh = load(trained), sharding.make_mesh(devices=jax.devices()[:1])
+    again = tiny.prepared_again(dataset_dir, tmp_path / "again", audio_channel="mix")
+    both = [loader.Records(folder, "eval") for folder in (dataset_dir, again)]
+    assert both[0].identity == both[1].identity
+    for count, records in enumerate(both, start=1):
+        features.extract(features.embeddings, model, records, mesh, tmp_path / "cache")
+        assert len(list((tmp_path / "cache").iterdir())) == count
+    copied = shutil.copytree(dataset_dir, tmp_path / "copied")
+    features.extract(
+        features.embeddings, model, loader.Records(copied, "eval"), mesh, tmp_path / "cache"
+    )
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_two_evaluations_may_fill_one_cache(trained, dataset_dir, tmp_path, monkeypatch):

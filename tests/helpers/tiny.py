@@ -1,6 +1,8 @@
 """A tiny model's config and tiny real videos, for tests that need the whole way."""
 
+import json
 import pathlib
+import shutil
 
 import jax
 import media_files
@@ -56,6 +58,21 @@ def write_scenes(folder: pathlib.Path, **splits: int) -> pathlib.Path:
     sizes = [f"--{name}={splits.get(name, 0)}" for name in ("train", "val", "eval")]
     flags = [f"--output={folder}", *sizes, "--size=48", "--image_size=32", "--workers=1"]
     scenes.run(scenes._parser().parse_args(flags))
+    return folder
+
+
+def prepared_again(
+    dataset: pathlib.Path, folder: pathlib.Path, **preparation: object
+) -> pathlib.Path:
+    """A copy of a dataset that says of itself that it was prepared with other settings.
+
+    All its records are as long as before, as those of another `audio_channel` are.
+    """
+    shutil.copytree(dataset, folder)
+    (path,) = folder.rglob("metadata.json")
+    metadata = json.loads(path.read_text())
+    metadata["preparation"] |= preparation
+    path.write_text(json.dumps(metadata))
     return folder
 
 
