@@ -30,7 +30,7 @@ FINETUNE = $(RUN) cavmae_sync_jax.finetune --config=configs/finetune.py:demo \
 	--config.seed=$(SEED) --config.data.dir=$(DEMO)/data --config.data.eval_split=$(SPLIT)
 PROBE = $(RUN) cavmae_sync_jax.evals.probe --baselines $(EVAL)
 # What others wait for comes early, and long ones before short ones.
-DEMO_PARTS := $(addprefix demo-,probe from-scratch tokens finetune segmentation retrieval \
+DEMO_PARTS := $(addprefix demo-,tokens from-scratch finetune segmentation probe retrieval \
 	probe-audio probe-visual reconstruction temporal classify)
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax
 # Large pages for what malloc gives: a training on a CPU is faster (results/training_speed.md).
@@ -71,11 +71,11 @@ demo-finetune:
 	$(FINETUNE) --config.init_from=$(DEMO)/train --workdir=$(DEMO)/finetune
 demo-from-scratch:
 	$(FINETUNE) --workdir=$(DEMO)/from_scratch
-demo-probe:
+demo-probe: demo-tokens
 	$(PROBE) --config=configs/probe.py:demo
-demo-probe-audio demo-probe-visual: demo-probe-%: demo-probe
+demo-probe-audio demo-probe-visual: demo-probe-%: demo-tokens
 	$(PROBE) --config=configs/probe.py:demo,$*
-demo-tokens: demo-probe
+demo-tokens:
 	$(RUN) cavmae_sync_jax.evals.tokens --config=configs/probe.py:demo --config.epochs=6 \
 		--config.average_from=4 --baselines $(EVAL)
 demo-retrieval:

@@ -81,23 +81,23 @@ def render_clips(
         "class_names": list(renderer.objects.class_names),
         **found,
     }
-    takes = [(split, number) for split, count in counts.items() for number in range(count)]
+    wanted = [(split, number) for split, count in counts.items() for number in range(count)]
     if overwrite or not folder.exists():
-        _film_all(folder, renderer, takes, settings, workers)
+        _render_all(folder, renderer, wanted, settings, workers)
     elif _settings(folder) != settings:
         raise UserError(f"{folder} has other scenes already; replace them with --overwrite")
     clips: dict[str, list[VideoClip]] = {split: [] for split in counts}
-    for split, number in takes:
+    for split, number in wanted:
         path = _path(folder, split, number)
         labels, truth = render.sounding(renderer, path), str(path.with_suffix(".npz"))
         clips[split].append(VideoClip(path.stem, str(path), labels=labels, truth=truth))
     return clips
 
 
-def _film_all(
+def _render_all(
     folder: Path,
     renderer: SceneRenderer,
-    takes: Sequence[tuple[str, int]],
+    wanted: Sequence[tuple[str, int]],
     settings: dict[str, Any],
     workers: int,
 ) -> None:
@@ -108,7 +108,7 @@ def _film_all(
     for split in settings["splits"]:
         _make_folder(new / split)
     (new / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    _shoot_all(renderer, takes, new, workers)
+    _render_in_workers(renderer, wanted, new, workers)
     if folder.exists():
         os.replace(folder, work / "old")
     os.replace(new, folder)
@@ -134,16 +134,18 @@ def _path(folder: Path, split: str, number: int) -> Path:
     return folder / split / f"{split}_{number:05d}.mp4"
 
 
-def _shoot_all(
-    renderer: SceneRenderer, takes: Sequence[tuple[str, int]], folder: Path, workers: int
+def _render_in_workers(
+    renderer: SceneRenderer, wanted: Sequence[tuple[str, int]], folder: Path, workers: int
 ) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_prep.pipeline.clips", "data_prep.synthetic.render"])
     pool = ProcessPoolExecutor(workers, context, render.start_worker, (renderer,))
-    paths = [_path(folder, split, number) for split, number in takes]
+    paths = [_path(folder, split, number) for split, number in wanted]
     try:
-        shots = pool.map(render.render_in_worker, *zip(*takes, strict=True), paths, chunksize=4)
-        collections.deque(tqdm(shots, total=len(takes), unit="clip", desc="filming scenes"), 0)
+        rendered = pool.map(render.render_in_worker, *zip(*wanted, strict=True), paths, chunksize=4)
+        collections.deque(
+            tqdm(rendered, total=len(wanted), unit="clip", desc="rendering scenes"), 0
+        )
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, probably by lack of memory: try fewer --workers"
@@ -164,8 +166,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--size must be even and from 32 to 1024, not {arguments.size}")
     if in_bucket(arguments.output):
         raise UserError(
-            f"--output={arguments.output} is in a bucket, and scenes are filmed to a disk: give a "
-            "folder, and copy it to the bucket"
+            f"--output={arguments.output} is in a bucket, and scenes are rendered to a disk: give "
+            "a folder, and copy it to the bucket"
         )
     counts = {split: count for split, count in counts.items() if count}
     if arguments.dry_run:
@@ -181,7 +183,7 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     output = Path(arguments.output)
-    output_folder.check_output(output, SOURCE, arguments.overwrite)  # before minutes of filming
+    output_folder.check_output(output, SOURCE, arguments.overwrite)  # before minutes of rendering
     clips = render_clips(
         output / VIDEOS,
         renderer,

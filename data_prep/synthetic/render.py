@@ -59,19 +59,19 @@ def render_clip(renderer: SceneRenderer, split: str, number: int, path: Path) ->
 
 
 def sounding(renderer: SceneRenderer, path: Path) -> tuple[str, ...]:
-    """Returns the classes that sound in a take, in order, from its truth."""
+    """Returns the classes that sound in a clip, in order, from its truth."""
     with np.load(path.with_suffix(".npz")) as truth:
         classes = truth["event_class"].tolist()
     return tuple(dict.fromkeys(renderer.objects.class_names[index] for index in classes))
 
 
-_studio: SceneRenderer | None = None  # of this process, if it is a worker
+_renderer: SceneRenderer | None = None  # of this process, if it is a worker
 
 
 def start_worker(renderer: SceneRenderer) -> None:
     """Gives a worker process its renderer once, because that may hold many photos and sounds."""
-    global _studio
-    _studio = renderer
+    global _renderer
+    _renderer = renderer
     # Ctrl-C is the parent's to handle, and the other cores are the other workers'.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threadpoolctl.threadpool_limits(1)
@@ -79,9 +79,9 @@ def start_worker(renderer: SceneRenderer) -> None:
 
 def render_in_worker(split: str, number: int, path: Path) -> None:
     """Calls `render_clip` with the renderer of `start_worker`, unless that was done before."""
-    assert _studio is not None
+    assert _renderer is not None
     if not path.with_suffix(".npz").exists():
-        render_clip(_studio, split, number, path)
+        render_clip(_renderer, split, number, path)
 
 
 def write_video(
