@@ -15,7 +15,7 @@ run or of a conversion instead of training one.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -87,7 +87,7 @@ def run(
             labels.require_one_label(fitted, train[0], "loss")
     workdir = None if output is None else epath.Path(output) / name
     score = {"head": head, "train": train, "config": config, "mesh": mesh, "cache": cache}
-    logits, missing = _logits(model, records, len(classes), workdir=workdir, **score)
+    logits, missing = _logits(model, records, classes, workdir=workdir, **score)
     result = {
         "clips": len(records),
         "stream": config.stream,
@@ -101,7 +101,7 @@ def run(
     result |= by_modality(records, truth, {config.stream: logits, **missing})
     if with_baselines:
         score |= {"head": None}
-        plain, _ = _logits(common.untrained(model), records, len(classes), workdir=None, **score)
+        plain, _ = _logits(common.untrained(model), records, classes, workdir=None, **score)
         result["baselines"]["untrained model"] = classification.scores_of(truth, plain)
     precisions = classification.class_precisions(truth, logits)
     result["classes"] = {
@@ -166,7 +166,7 @@ def by_modality(
 def _logits(
     model: Pretrained,
     records: loader.Records,
-    classes: int,
+    classes: Sequence[str],
     *,
     head: epath.PathLike | None,
     train: tuple[Truth, loader.Records] | None,
@@ -185,12 +185,18 @@ def _logits(
     held_out = seen(records)
     width = held_out.width
     if head is not None:
-        module, params = _load_head(head, width, classes)
+        module, params = _load_head(head, model, width, classes)
     else:
         truth, fitted = train
-        module = probing.make_head(width, classes, config)
+        module = probing.make_head(width, len(classes), config)
         source = seen(fitted) if config.cached else fitted
-        clips = Labelled(truth, source, features.origin(model, fitted), fitted.contents)
+        learned_from = {
+            "origin": features.origin(model, fitted),
+            "contents": fitted.contents,
+            "encoder": features.encoder(model),
+            "class_names": tuple(classes),
+        }
+        clips = Labelled(truth, source, learned_from)
         encode = features.encoder_tokens
         params = probing.train(module, clips, model, config, mesh, workdir, encode)
     params = jax.device_get(params)
@@ -202,15 +208,33 @@ def _logits(
     return logits, missing
 
 
-def _load_head(directory: epath.PathLike, width: int, classes: int) -> tuple[ProbeHead, Any]:
+def _load_head(
+    directory: epath.PathLike, model: Pretrained, width: int, classes: Sequence[str]
+) -> tuple[ProbeHead, Any]:
     with manager.opened(directory) as stored:
         if "head" not in stored.config:
             raise UserError(f"--head={directory} holds no probe's head: name an OUTPUT/probe")
         module = ProbeHead(**stored.config.head)
-        if (module.width, module.classes) != (width, classes):
+        if (module.width, module.classes) != (width, len(classes)):
             raise UserError(
                 f"--head={directory} takes features of width {module.width} and knows "
-                f"{module.classes} classes, but model and dataset have {width} and {classes}"
+                f"{module.classes} classes, but model and dataset have {width} and {len(classes)}"
+            )
+        # Heads of version 0.1.0 do not say what they learned.
+        known = list(stored.config.get("class_names", classes))
+        if known != list(classes):
+            new = sorted(set(known) ^ set(classes))[:3] or ["the same ones in another order"]
+            raise UserError(
+                f"--head={directory} and the dataset have {len(classes)} classes each, which are "
+                f"not the same (such as {', '.join(new)}): prepare the dataset with the head's "
+                "--classes, or leave out --head to train one"
+            )
+        encoder = features.encoder(model)
+        if stored.config.get("encoder", encoder) != encoder:
+            raise UserError(
+                f"--head={directory} learned from another model's features than those of "
+                f"{model.directory}: name its own model by --checkpoint, or leave out --head to "
+                "train one"
             )
         return module, stored.weights()
 

@@ -278,6 +278,11 @@ def _name(function: Function) -> str:
     return getattr(function, "func", function).__name__
 
 
+def encoder(model: Pretrained) -> str:
+    """A hash of a model's weights."""
+    return _digest((), model.params)
+
+
 def origin(model: Pretrained, records: loader.Records) -> str:
     """A hash of what features come from: weights, the model's settings, clips and frames."""
     pair_spec = loader.PairSpec.of(model.config)

@@ -5,7 +5,8 @@ epoch. Only then can windows be shifted and frames mixed before the encoder, as 
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+import types
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,14 +60,14 @@ class Features:
 class Labelled(NamedTuple):
     """Clips with their labels: features, or the split that they are read from.
 
-    `origin` identifies encoder, clips and frames, and `contents` what is in the dataset. A head is
-    not trained on with those of another.
+    `learned_from` says by hashes what a head learns from: `origin` identifies encoder, clips and
+    frames, and `contents` what is in the dataset. A head is not trained on with those of another.
+    A head also stores what else is in it.
     """
 
     truth: Bool[np.ndarray, "clips classes"]
     source: Features | loader.Records
-    origin: str = ""
-    contents: str = ""
+    learned_from: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def check(config: ConfigDict, devices: int) -> None:
@@ -157,7 +158,7 @@ class Probing(loop.Task):
         """See `train`."""
         self._encode = encode
         self.head, self._clips, self._model, self._recipe = head, clips, model, config
-        self.config, self.mesh = _described(head, config, clips.origin), mesh
+        self.config, self.mesh = _described(head, config, clips.learned_from), mesh
         self.batch_size = config.batch_size
         steps_per_epoch = len(clips.truth) // config.batch_size
         if not steps_per_epoch:
@@ -171,7 +172,6 @@ class Probing(loop.Task):
         self._cached = isinstance(clips.source, Features)
         if isinstance(clips.source, loader.Records):
             self.dataset = clips.source.identity
-        self.contents = clips.contents
         self.rate = optim.schedule(
             "cosine",
             config.learning_rate if head.depth else config.linear_learning_rate,
@@ -193,7 +193,7 @@ class Probing(loop.Task):
         if not before.keys() >= {"head", "probe"}:
             return ["it holds no probe's head"]
         # Heads of version 0.1.0 do not say what they learned from.
-        if before.get("origin", now["origin"]) != now["origin"]:
+        if any(before.get(key, now.get(key)) != now.get(key) for key in ("origin", "contents")):
             return ["it learned from another encoder, other clips or other frames"]
         return [
             f"{section}.{key} was {before[section].get(key)!r} and is now {value!r}"
@@ -309,10 +309,10 @@ def train(
     return loop.train(Probing(head, clips, model, config, mesh, encode), workdir)[0].best()
 
 
-def _described(head: ProbeHead, config: ConfigDict, origin: str) -> ConfigDict:
+def _described(head: ProbeHead, config: ConfigDict, learned_from: Mapping[str, Any]) -> ConfigDict:
     fields = ("width", "depth", "heads", "mlp_ratio", "classes")
     shape = {key: getattr(head, key) for key in fields}
-    return ConfigDict({"head": shape, "probe": config, "origin": origin})
+    return ConfigDict({"head": shape, "probe": config, **learned_from})
 
 
 def predict(

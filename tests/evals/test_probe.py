@@ -148,7 +148,7 @@ def test_a_head_is_not_trained_on_with_features_of_something_else(trained, tmp_p
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
 
     def train(origin):
-        clips_of = clips._replace(origin=origin)
+        clips_of = clips._replace(learned_from={"origin": origin})
         return probing.train(head, clips_of, trained, config, mesh, tmp_path / "probe")
 
     first = train("one model")
@@ -224,7 +224,7 @@ def test_a_killed_probe_resumes_exactly(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.release
-def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys):
+def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys, monkeypatch):
     records = loader.Records(dataset_dir, "eval")
     config = recipe(loss="ce")
     result = probe.run(
@@ -247,6 +247,16 @@ def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys):
     for head in ("probe", "back"):
         again = probe.run(trained, records, config, head=tmp_path / head)
         assert again["scores"] == result["scores"]
+    other = trained._replace(params=common.untrained(trained).params)
+    with pytest.raises(UserError, match="probe learned from another model's features than those"):
+        probe.run(other, records, config, head=tmp_path / "probe")
+    with monkeypatch.context() as patch:
+        patch.setattr(labels, "class_names", lambda _: ["odd", "even"])
+        with pytest.raises(UserError, match="not the same .such as the same ones in another order"):
+            probe.run(trained, records, config, head=tmp_path / "probe")
+        patch.setattr(labels, "class_names", lambda _: ["even", "prime"])
+        with pytest.raises(UserError, match=r"not the same \(such as odd, prime\): prepare the"):
+            probe.run(trained, records, config, head=tmp_path / "probe")
     heads = []
     for head in ("probe", "back"):
         with manager.opened(tmp_path / head) as stored:
