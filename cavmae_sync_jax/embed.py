@@ -82,7 +82,8 @@ def run(
                     embedded += 1
                 except UserError as error:
                     refused += 1
-                    console.log(f"refused: {error}")
+                    kept = "; the index keeps the vectors of its earlier contents"
+                    console.log(f"refused: {error}{kept if file in known else ''}")
                 bar.update()
     if refused and not embedded and refused == len(found):
         raise UserError(f"none of the {refused} files could be embedded; the reasons are above")

@@ -67,7 +67,7 @@ def test_an_index_holds_what_the_model_gives(built, model, media):
     assert manifest["model"]["fingerprint"] == model.fingerprint() and manifest["version"]
 
 
-def test_it_grows_and_replaces_what_changed(model, media, tmp_path):
+def test_it_grows_and_replaces_what_changed(model, media, tmp_path, capsys):
     place, output = tmp_path / "a.wav", tmp_path / "index"
     soundfile.write(place, noise(2, seed=1), 16_000)
     assert embed.run(model, [str(place)], output, workers=0)[:3] == (1, 0, 0)
@@ -80,6 +80,14 @@ def test_it_grows_and_replaces_what_changed(model, media, tmp_path):
     assert side.files == [str(place)] and len(side.vectors) == 16
     np.testing.assert_allclose(side.vectors, model.embed_sound(place).audio, atol=1e-6)
     assert np.abs(side.vectors - first).max() > 1e-3
+    place.write_text("no sound any more")
+    (tmp_path / "new.wav").write_text("never a sound")
+    files = [str(place), str(tmp_path / "new.wav"), still]
+    capsys.readouterr()
+    assert embed.run(model, files, output, workers=0)[:3] == (0, 1, 2)
+    said = [line for line in capsys.readouterr().err.splitlines() if "refused" in line]
+    kept = ["the index keeps the vectors of its earlier contents" in line for line in said]
+    assert kept == [True, False] and Index(output).vectors("audio").files == [str(place)]
 
 
 def test_a_name_that_is_no_text_is_refused(model, media, tmp_path, capsys):
