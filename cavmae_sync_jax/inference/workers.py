@@ -132,6 +132,8 @@ def _result(future: Any, path: str, limit: float) -> Any:
         try:
             return future.result()
         except TimeoutError as error:
+            if isinstance(error.errno, int):  # a network disk's, which has the same class
+                raise UserError(f"{path} can't be read: {error.strerror}") from error
             raise UserError(f"{path} took longer than {limit:.0f} s to decode") from error
         except pebble.ProcessExpired as error:
             raise UserError(f"{path} made the decoder crash") from error

@@ -107,7 +107,9 @@ class Workers:
             return call.result()
         except UserError:
             raise
-        except TimeoutError:
+        except TimeoutError as error:
+            if isinstance(error.errno, int):  # a network disk's, which has the same class
+                return Failure("failed", f"TimeoutError: {error}")
             return Failure("too_slow", f"It took more than {self._time_limit:g} s.")
         except pebble.ProcessExpired as error:
             how = f"with status {error.exitcode}"

@@ -252,7 +252,9 @@ def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys, mon
         probe.run(other, records, config, head=tmp_path / "probe")
     with monkeypatch.context() as patch:
         patch.setattr(labels, "class_names", lambda _: ["odd", "even"])
-        with pytest.raises(UserError, match="not the same .such as the same ones in another order"):
+        with pytest.raises(
+            UserError, match=r"not the same \(such as the same ones in another order"
+        ):
             probe.run(trained, records, config, head=tmp_path / "probe")
         patch.setattr(labels, "class_names", lambda _: ["even", "prime"])
         with pytest.raises(UserError, match=r"not the same \(such as odd, prime\): prepare the"):

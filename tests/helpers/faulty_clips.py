@@ -1,6 +1,7 @@
 """Clips that harm the process that prepares them, as their ids say."""
 
 import dataclasses
+import errno
 import os
 import signal
 import time
@@ -24,6 +25,8 @@ class FaultyClip(VideoClip):
             time.sleep(600)
         if self.clip_id.startswith("bug"):
             raise ZeroDivisionError("by design")
+        if self.clip_id.startswith("nfs"):
+            raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
         if self.clip_id.startswith("mistake"):
             raise UserError("mend the truth file")
         rng = np.random.default_rng(list(self.clip_id.encode()))

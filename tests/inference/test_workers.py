@@ -20,6 +20,9 @@ def test_a_crash_and_a_time_limit_are_sentences(tmp_path):
             pytest.raises(UserError, match=r"\(60\) took longer than 0 s to decode$"),
         ):
             workers.call(eval, "__import__('time').sleep(60)")
+        gone = "(_ for _ in ()).throw(TimeoutError(110, 'Connection timed out'))"
+        with pytest.raises(UserError, match=r"can.t be read: Connection timed out$"):
+            workers.call(eval, gone)
         with pytest.raises(UserError, match="there is no file"):
             reading.file_info(tmp_path / "nothing")
         assert reading.file_info(sound) == first

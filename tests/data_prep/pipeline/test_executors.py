@@ -51,8 +51,9 @@ def each_writing(request, monkeypatch):
 
 def test_a_clip_takes_nothing_down_but_itself(tmp_path):
     good = [f"good{number}" for number in range(12)]
-    bad = {"crash": "crashed", "killed": "crashed", "hang": "too_slow", "bug": "failed"}
-    clips = faulty(*good[:5], "crash", "hang", *good[5:], "bug", "killed")
+    bad = {"crash": "crashed", "killed": "crashed", "hang": "too_slow"}
+    bad |= {"bug": "failed", "nfs": "failed"}
+    clips = faulty(*good[:5], "crash", "hang", *good[5:], "bug", "killed", "nfs")
     summary = write(tmp_path, {"train": clips}, engine=Engine(workers=2, time_limit=3))
     assert {reject.clip_id: reject.reason for reject in summary.rejects} == bad
     assert summary.examples == {"train": len(good)}
@@ -62,6 +63,7 @@ def test_a_clip_takes_nothing_down_but_itself(tmp_path):
     assert "SIGKILL" in details["killed"]
     assert "3 s" in details["hang"]
     assert "ZeroDivisionError: by design" in details["bug"]
+    assert "Connection timed out" in details["nfs"]
 
 
 def test_workers_need_not_compile():
