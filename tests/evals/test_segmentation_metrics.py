@@ -182,3 +182,21 @@ def test_a_resample_scores_as_the_clips_that_it_holds():
     alone = segmentation_metrics.resampled_means(maps, only, np.array([[3.0, 0, 0, 0]]))
     table = segmentation_metrics.by_class(maps, masks, only.classes)
     assert alone["mAP"][0] == pytest.approx(table[0]["AP"], abs=0.01)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(0, 2**32 - 1))
+def test_counts_of_levels_score_as_the_pixels_that_they_count(bins, seed):
+    rng = np.random.default_rng(seed)
+    levels = np.arange(bins, dtype=np.float32)
+    # Many levels are empty, the lowest and the highest too; a level often has one pixel.
+    true, false = rng.integers(3, size=(2, 4, bins)) * (rng.random((2, 4, bins)) < 0.5)
+    true[np.arange(4), rng.integers(bins, size=4)] += 1
+    counted = segmentation_metrics._of_counts(levels, true.astype(float), false.astype(float))
+    for row, (precision, iou) in enumerate(zip(*counted, strict=True)):
+        values = np.repeat(np.tile(levels, 2), np.concatenate([true[row], false[row]]))
+        truth = np.arange(len(values)) < true[row].sum()
+        if np.ptp(values) in (19, 38, 57):  # a threshold lies on a level, but for rounding
+            continue
+        assert precision == pytest.approx(average_precision.average_precision(values, truth))
+        assert iou == pytest.approx(segmentation_metrics.best_iou(values, truth))
