@@ -74,6 +74,10 @@ def test_f_and_j_by_hand():
     assert scores == pytest.approx({"J": 1 / 3, "F": (f(8 / 12, 1) + f(1 / 2, 1)) / 2})
     assert resampled["J"] == pytest.approx([1 / 3, 2 / 3, 0])
     assert resampled["F"] == pytest.approx([scores["F"], f(8 / 12, 1), f(1 / 2, 1)])
+    swapped = localisation.scores(10 * maps - 4, items_of(masks, [1, 0]), weights)[1]
+    assert swapped["F"] == pytest.approx([scores["F"], f(1 / 2, 1), f(8 / 12, 1)])
+    flat = localisation.f_curves(np.full((1, 2, 2), 7, np.float32), masks[:1])[0]
+    assert flat == pytest.approx([f(masks[0].mean(), 1), *np.zeros(len(flat) - 1)])
     everything = localisation.constant(items)
     assert everything == pytest.approx({"J": 3 / 8, "F": (f(1 / 2, 1) + f(1 / 4, 1)) / 2})
 

@@ -125,7 +125,7 @@ def _f(
 ) -> Float[np.ndarray, " values"]:
     bottom = BETA_SQUARED * precision + recall
     top = (1 + BETA_SQUARED) * precision * recall
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+    return top / np.where(bottom > 0, bottom, 1)
 
 
 def _resampled_f(
