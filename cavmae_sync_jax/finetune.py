@@ -70,6 +70,8 @@ class FineTuning(clip_task.ClipTask):
         """The weights of `init_from`, if it names any; labels that don't fit are refused here."""
         given = super().initial_params()
         self.sampling()
+        if self._truth is None:
+            labels.read(self.records)  # refuses clips without a label
         return given
 
     def sampling(self) -> Float[np.ndarray, " clips"] | None:

@@ -15,7 +15,7 @@ from cavmae_sync_jax.checkpoints.pretrained import initial_params, load
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.data.records import FIELDS, TRUTH
 from cavmae_sync_jax.distributed import sharding
-from cavmae_sync_jax.evals import classify, reconstruction
+from cavmae_sync_jax.evals import classify, common, reconstruction
 from cavmae_sync_jax.models import classifier
 from cavmae_sync_jax.training import augmentation, finetune_step, train_step
 from cavmae_sync_jax.utils.errors import UserError
@@ -253,6 +253,8 @@ def test_a_step_of_each_recipe_at_full_size_has_its_shapes(variant):
         ({"classifier__stream": "video"}, "classifier.stream='video' must be one of both, audio"),
         ({"classifier__loss": "mse"}, "classifier.loss='mse' must be one of bce, ce"),
         ({"average_from": 9}, "average_from=9 must be from 1 to config.epochs=4"),
+        ({"epochs": 0.5}, "config.epochs=0.5 must be at least 1: the weights after whole epochs"),
+        ({"adam_b2": 1.0}, "adam_b2=1.0 must be from 0 to below 1"),
         ({"mixup": 1.5}, "config.mixup=1.5 must be from 0 to 1"),
         ({"head_rate_factor": 0.0}, "head_rate_factor=0.0 must be above 0"),
         ({"halving_every": 0}, "halving_every=0 must be at least 1"),
@@ -268,6 +270,19 @@ def test_settings_are_refused_before_anything_is_written(dataset_dir, tmp_path, 
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("loss", ["bce", "ce"])
+def test_clips_without_a_label_are_refused(dataset_dir, tmp_path, monkeypatch, loss):
+    config = tiny.finetuning(dataset_dir, classifier__loss=loss, data__eval_split="")
+    with_labels = loader.Records.labels
+
+    def one_without(records):
+        return [np.array([], int), *with_labels(records)[1:]]
+
+    monkeypatch.setattr(loader.Records, "labels", one_without)
+    with pytest.raises(UserError, match=r"split train: 1 clips have no label \(the first: clip"):
+        finetune.train_and_evaluate(config, tmp_path / "x")
+
+
 def test_only_a_fine_tuned_model_of_the_same_classes_is_scored(finished, pretrained, tmp_path):
     config, workdir, _ = finished
     records = loader.Records(config.data.dir, "eval")
@@ -278,8 +293,18 @@ def test_only_a_fine_tuned_model_of_the_same_classes_is_scored(finished, pretrai
     other.classifier.names = ("cat", "dog")
     with pytest.raises(UserError, match=r"knows 2 classes and .* has 2, which are not the same"):
         classify.run(model._replace(config=other), records)
-    result = classify.run(model, records, tmp_path, scratch=model)
+    # Only what began without pre-training counts as that, and both see the same frames.
+    with pytest.raises(UserError, match=r"--from_scratch=.* began with the weights of .*: name a"):
+        classify.run(model, records, scratch=model)
+    fresh = model.config.copy_and_resolve_references()
+    fresh.init_from = ""
+    one_frame = common.with_frames(model, num_frames=1)
+    result = classify.run(one_frame, records, tmp_path, scratch=model._replace(config=fresh))
     assert result["baselines"][classify.SCRATCH] == result["scores"]["both"]
+    assert result["scores"] != classify.run(model, records)["scores"]
+    fresh.classifier.stream = "audio"
+    with pytest.raises(UserError, match=r"was trained with the stream .audio., and .* with .both."):
+        classify.run(model, records, scratch=model._replace(config=fresh))
     copied = shutil.copytree(workdir, tmp_path / "copy")
     assert load(copied).encode_image(np.zeros((1, 32, 32, 3), np.uint8)).global_token.shape == (
         1,

@@ -127,6 +127,14 @@ def test_finished_run_only_evaluates(finished, tmp_path):
     (copy / "metrics.jsonl").write_text("".join(before.splitlines(keepends=True)[:-1]))
     train.train_and_evaluate(config, copy)
     assert (copy / "metrics.jsonl").read_text() == before
+    # An evaluation that is added later gets a line of its own.
+    config = tiny.config(config.data.dir, evaluations=("retrieval", "reconstruction"))
+    more = train.train_and_evaluate(config, copy)
+    *old, new = lines(copy, "eval")
+    assert old == lines(workdir, "eval") and new == {"step": 15, "split": "eval"} | {
+        name: more[name] for name in more.keys() - scores.keys()
+    }
+    assert {name.partition("/")[0] for name in new} == {"step", "split", "reconstruction"}
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -147,8 +155,10 @@ def test_an_evaluation_ends_at_the_first_signal(finished, tmp_path, monkeypatch,
 
 @pytest.mark.release
 def test_periodic_evaluation_and_several_mask_ratios(dataset_dir, tmp_path):
-    config = tiny.config(dataset_dir, epochs=2.0, eval_every=1.0, mask__ratios=(0.5, 0.7))
-    train.train_and_evaluate(config, tmp_path)  # an epoch is 2.5 steps
+    for every, steps in ((0.1, 1), (0.0, 5), (1.0, 2)):  # an epoch is 2.5 steps
+        config = tiny.config(dataset_dir, epochs=2.0, eval_every=every, mask__ratios=(0.5, 0.7))
+        assert train.Pretraining(config).eval_every == steps
+    train.train_and_evaluate(config, tmp_path)
     assert [row["step"] for row in lines(tmp_path, "eval")] == [2, 4, 5]
     assert all(np.isfinite(row["loss"]) for row in lines(tmp_path))
 
@@ -311,7 +321,13 @@ def test_one_batch_is_overfitted():
         ({"loss__contrast_groups": 0}, "loss.contrast_groups=0 must be at least 1"),
         ({"keep_checkpoints": 0}, "keep_checkpoints=0 must be at least 1"),
         ({"seed": -1}, "config.seed=-1 must be at least 0"),
-        ({"warmup_share": 2.0}, "warmup_share=2.0 must be at most 1"),
+        ({"loss__contrast_groups": 8}, "contrast_groups=8 leaves one clip per group, which has"),
+        ({"loss__contrast_weight": -0.1}, "loss.contrast_weight=-0.1 must be at least 0"),
+        ({"warmup_share": 2.0}, "warmup_share=2.0 must be from 0 to 1"),
+        ({"learning_rate_floor": 10.0}, "learning_rate_floor=10.0 must be from 0 to 1"),
+        ({"adam_b1": 1.0}, "adam_b1=1.0 must be from 0 to below 1"),
+        ({"model__mlp_ratio": 0.1}, "mlp_ratio=0.1 must be at least 1/8"),
+        ({"evaluations": ("temporal",)}, "has no frame_class"),
         ({"loss__temperature": 0.0}, "loss.temperature=0.0 must be above 0"),
         ({"mesh__fsdp": 0}, "does not fit 8 devices"),
         ({"mesh__fsdp": -1}, "does not fit 8 devices"),

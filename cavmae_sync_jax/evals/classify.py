@@ -133,7 +133,7 @@ def run(
       records: the clips that are scored.
       output: a folder for the results; None writes and prints nothing.
       mesh: the devices; None means all.
-      scratch: another one, that began without pre-training.
+      scratch: another one, that began without pre-training; it sees the same frames.
       cache: see `features.extract`.
 
     Returns:
@@ -142,9 +142,29 @@ def run(
     Raises:
       UserError: if the model or the data do not fit.
     """
+    if scratch is not None:
+        scratch = _comparable(scratch, model)
     found = predict(model, records, mesh, cache)
     beside = None if scratch is None else (scratch, predict(scratch, records, mesh, cache))
     return report(found, model, records, output, beside)
+
+
+def _comparable(scratch: Pretrained, model: Pretrained) -> Pretrained:
+    """The other fine-tuning, for the frames that `model` is scored on."""
+    require_fine_tuned(scratch)
+    if start := scratch.config.get("init_from", ""):
+        raise UserError(
+            f"--from_scratch={scratch.directory} began with the weights of {start}: name a "
+            "fine-tuning without --config.init_from"
+        )
+    ours, theirs = (one.config.classifier.stream for one in (model, scratch))
+    if ours != theirs:
+        raise UserError(
+            f"--from_scratch={scratch.directory} was trained with the stream {theirs!r}, and "
+            f"{model.directory} with {ours!r}: name one with the same --config.classifier.stream"
+        )
+    data = model.config.data
+    return common.with_frames(scratch, data.num_frames, data.get("only_frame"))
 
 
 def report(

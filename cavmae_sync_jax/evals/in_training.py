@@ -32,8 +32,12 @@ def check(names: Sequence[str], records: loader.Records) -> None:
                 f"config.evaluations={tuple(names)}: {name!r} must be one of "
                 f"{', '.join(EVALUATIONS)}"
             )
-    if "segmentation" in names:
-        loader.Records(records.directory, records.split, ("frame_class", "frame_mask"))
+    for name, fields in (
+        ("segmentation", ("frame_class", "frame_mask")),
+        ("temporal", ("frame_class",)),
+    ):
+        if name in names:
+            loader.Records(records.directory, records.split, fields)
 
 
 def run(

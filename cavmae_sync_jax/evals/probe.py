@@ -15,6 +15,7 @@ run or of a conversion instead of training one.
 """
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,6 +109,8 @@ def run(
         label: {"AP": None if np.isnan(ap) else float(ap), "clips": int(count)}
         for label, ap, count in zip(classes, precisions, truth.sum(axis=0), strict=True)
     }
+    if head is not None:
+        result["head"] = {"directory": os.fspath(head)}
     result |= {"config": config.to_dict(), **common.describe(model, records)}
     if output is not None:
         common.write(output, name, result, format_table(result))
@@ -185,7 +188,7 @@ def _logits(
     held_out = seen(records)
     width = held_out.width
     if head is not None:
-        module, params = _load_head(head, model, width, classes)
+        module, params = _load_head(head, model, width, classes, config.stream)
     else:
         truth, fitted = train
         module = probing.make_head(width, len(classes), config)
@@ -209,7 +212,7 @@ def _logits(
 
 
 def _load_head(
-    directory: epath.PathLike, model: Pretrained, width: int, classes: Sequence[str]
+    directory: epath.PathLike, model: Pretrained, width: int, classes: Sequence[str], stream: str
 ) -> tuple[ProbeHead, Any]:
     with manager.opened(directory) as stored:
         if "head" not in stored.config:
@@ -220,7 +223,13 @@ def _load_head(
                 f"--head={directory} takes features of width {module.width} and knows "
                 f"{module.classes} classes, but model and dataset have {width} and {len(classes)}"
             )
-        # Heads of version 0.1.0 do not say what they learned.
+        # Heads of version 0.1.0 and conversions do not say all of what they learned.
+        learned = stored.config.get("probe", {}).get("stream", stream)
+        if learned != stream:
+            raise UserError(
+                f"--head={directory} learned from the stream {learned!r}, not {stream!r}: score it "
+                f"with --config.stream={learned}"
+            )
         known = list(stored.config.get("class_names", classes))
         if known != list(classes):
             new = sorted(set(known) ^ set(classes))[:3] or ["the same ones in another order"]

@@ -70,6 +70,9 @@ def run(
         )
     fitted = loader.Records(records.directory, config.train_split)
     truths = labels.read(fitted), labels.read(records)
+    if config.loss == "ce":
+        for split, truth in zip((fitted, records), truths, strict=True):
+            labels.require_one_label(split, truth, "loss")
     result: dict[str, Any] = {"clips": len(records), "stream": config.stream}
     result["scores"] = _scores(model, fitted, records, truths, config, mesh, cache)
     if with_baselines:

@@ -368,8 +368,12 @@ def from_config(section: ConfigDict | Mapping[str, Any]) -> CavMaeSync:
     for name in sizes:
         if section[name] < 1:
             raise UserError(f"config.model.{name}={section[name]} must be at least 1")
-    if not section["mlp_ratio"] > 0:
-        raise UserError(f"config.model.mlp_ratio={section['mlp_ratio']} must be above 0")
+    narrowest = min(section["width"], section["decoder_width"])
+    if not section["mlp_ratio"] * narrowest >= 1:
+        raise UserError(
+            f"config.model.mlp_ratio={section['mlp_ratio']} must be at least 1/{narrowest}: "
+            f"the hidden width is the ratio times a width of {narrowest}"
+        )
     model = CavMaeSync(**section)
     for larger, smaller in (
         ("image_size", "image_patch"),

@@ -55,7 +55,9 @@ class ClipTask(loop.Task):
             split.pairs(0, self.pair_spec, [0])  # refuses sizes that don't fit
         self.log_every, self.checkpoint_every = config.log_every, config.checkpoint_every
         self.keep_checkpoints, self.profile_step = config.keep_checkpoints, config.profile_step
-        self.eval_every = round(config.eval_every * self.steps_per_epoch) or self.steps
+        self.eval_every = self.steps
+        if config.eval_every:
+            self.eval_every = max(1, round(config.eval_every * self.steps_per_epoch))
         self.split, self.eval_split = config.data.train_split, config.data.eval_split
         self.dataset, self.contents = self.records.identity, self.records.contents
 

@@ -41,7 +41,7 @@ def check(config: ConfigDict, devices: int) -> None:
     require_one_of(config, "schedule", optim.SCHEDULES)
     require_one_of(config, "data.window_spread", audio.SPREADS)
     for least, keys in (
-        (0, "seed data.workers eval_every profile_step learning_rate_floor warmup_share l2"),
+        (0, "seed data.workers eval_every profile_step l2"),
         (1, "batch_size log_every checkpoint_every keep_checkpoints"),
         (1, "data.num_frames data.clip_rows data.prefetch data.requests microbatches"),
     ):
@@ -49,11 +49,23 @@ def check(config: ConfigDict, devices: int) -> None:
             require_at_least(config, key, least)
     for key in ("epochs", "learning_rate"):
         require_above_0(config, key)
-    if config.warmup_share > 1:
-        raise UserError(f"config.warmup_share={config.warmup_share} must be at most 1")
+    for key in ("warmup_share", "learning_rate_floor"):
+        require_share(config, key)
+    check_adam(config)
     chunks = config.microbatches
     name = f"{devices} devices" + f" x {chunks} microbatches" * (chunks > 1)
     require_multiple(config, devices * chunks, name)
+
+
+def check_adam(config: ConfigDict) -> None:
+    """Refuses means of gradients that never move.
+
+    Raises:
+      UserError: naming the key and what it takes.
+    """
+    for key in ("adam_b1", "adam_b2"):
+        if not 0 <= cli.value(config, key) < 1:
+            raise UserError(f"config.{key}={cli.value(config, key)} must be from 0 to below 1")
 
 
 def check_pretraining(config: ConfigDict, module: CavMaeSync) -> None:
@@ -64,10 +76,20 @@ def check_pretraining(config: ConfigDict, module: CavMaeSync) -> None:
     """
     require_one_of(config, "mask.audio_structure", masking.STRUCTURES)
     require_one_of(config, "loss.contrast_direction", losses.DIRECTIONS)
-    require_at_least(config, "loss.contrast_groups", 1)
+    for least, key in (
+        (0, "contrast_weight"),
+        (0, "reconstruction_weight"),
+        (1, "contrast_groups"),
+    ):
+        require_at_least(config, f"loss.{key}", least)
     require_above_0(config, "loss.temperature")
     groups = config.loss.contrast_groups
     require_multiple(config, groups, f"config.loss.contrast_groups={groups}")
+    if config.loss.contrast_weight and config.batch_size == groups:
+        raise UserError(
+            f"config.loss.contrast_groups={groups} leaves one clip per group, which has nothing to "
+            f"be told from: raise config.batch_size={config.batch_size}"
+        )
     fewest = min(grid.patches for grid in module.grids.values())
     ratios = config.mask.ratios
     if not ratios or not all(

@@ -38,7 +38,12 @@ def check(config: ConfigDict) -> None:
 
 
 def check_average_from(config: ConfigDict) -> None:
-    """Refuses an `average_from` after the last epoch."""
+    """Refuses an `average_from` after the last epoch, and less than one epoch."""
+    if config.epochs < 1:
+        raise UserError(
+            f"config.epochs={config.epochs:g} must be at least 1: the weights after whole epochs "
+            "are averaged"
+        )
     if not 1 <= config.average_from <= config.epochs:
         raise UserError(
             f"config.average_from={config.average_from} must be from 1 to config.epochs="

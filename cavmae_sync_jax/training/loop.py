@@ -122,7 +122,7 @@ def train(
     run = _Run(task, None if workdir is None else epath.Path(workdir))
     run.begin(resume_step)
     step_function, batches = task.step_function(run.shardings), task.batches(run.examples)
-    scores: dict[str, float] = {}
+    scores: dict[str, float] | None = None
     with (
         preemption.preemption_guard() as should_stop,
         contextlib.closing(run),  # whatever happens, a save that has begun is finished
@@ -162,7 +162,8 @@ def train(
                 raise Terminated(_stopped(run, step, state), should_stop.status)
             if scoring:
                 scores = _evaluate(run, step, should_stop)
-        scores = scores or _evaluate(run, task.steps, should_stop)
+        if scores is None:
+            scores = _evaluate(run, task.steps, should_stop)
     return run.state, scores
 
 
@@ -291,8 +292,10 @@ class _Run:
     def evaluate(self, step: int) -> dict[str, float]:
         """The scores of the held-out clips, written once."""
         scores = self.task.evaluate(self.state, step, str(self.workdir))
-        if scores and self._writer is not None and not self._writer.has(step, self._scored):
-            self._writer.write(step, self._scored, scores)
+        if self._writer is not None:
+            written = self._writer.names(step, self._scored)
+            if new := {name: value for name, value in scores.items() if name not in written}:
+                self._writer.write(step, self._scored, new)
         self.history.restart()
         return scores
 
@@ -301,7 +304,7 @@ class _Run:
         if self._writer is None or not self.task.eval_split:
             return False
         due = 0 < self.first < self.task.steps and self.first % self.task.eval_every == 0
-        written = due and self._writer.has(self.first, self._scored)
+        written = due and self._writer.names(self.first, self._scored)
         return bool(multihost.broadcast_from_first(due and not written))
 
     def close(self) -> None:

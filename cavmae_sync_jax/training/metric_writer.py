@@ -78,11 +78,13 @@ class Writer:
                 f"{self._path} can't be written ({reason}): fix that and start again"
             ) from error
 
-    def has(self, step: int, split: str) -> bool:
-        """Whether a line of this step and split was written."""
-        return any(
-            _step(line) == step and json.loads(line)["split"] == split for line in self._lines()
-        )
+    def names(self, step: int, split: str) -> set[str]:
+        """The scalars of this step and split that were written."""
+        written: set[str] = set()
+        for line in self._lines():
+            if _step(line) == step and (row := json.loads(line))["split"] == split:
+                written |= row.keys() - {"step", "split"}
+        return written
 
     def _lines(self) -> list[str]:
         return self._path.read_text().splitlines() if self._path.exists() else []

@@ -81,6 +81,7 @@ def check(config: ConfigDict, devices: int) -> None:
     for key in ("batch_size", "epochs", "heads", "log_every"):
         config_checks.require_at_least(config, key, 1)
     finetune_step.check_average_from(config)
+    config_checks.check_adam(config)
     config_checks.require_multiple(config, devices, f"{devices} devices")
     if config.cached and config.time_shift:
         raise UserError(

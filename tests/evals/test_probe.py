@@ -16,6 +16,7 @@ from cavmae_sync_jax.data import labels, loader
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.evals import common, probe, tokens
 from cavmae_sync_jax.evals.metrics import classification
+from cavmae_sync_jax.evals.report import page as report_page
 from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.models.probe_head import ProbeHead
@@ -247,6 +248,10 @@ def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys, mon
     for head in ("probe", "back"):
         again = probe.run(trained, records, config, head=tmp_path / head)
         assert again["scores"] == result["scores"]
+    assert again["head"] == {"directory": str(tmp_path / "back")} and "head" not in result
+    assert f"--head={tmp_path / 'back'}" in report_page.command(tmp_path, "probe", again)
+    with pytest.raises(UserError, match=r"learned from the stream 'both', not 'audio': score it"):
+        probe.run(trained, records, recipe(stream="audio", loss="ce"), head=tmp_path / "probe")
     other = trained._replace(params=common.untrained(trained).params)
     with pytest.raises(UserError, match="probe learned from another model's features than those"):
         probe.run(other, records, config, head=tmp_path / "probe")
@@ -344,6 +349,8 @@ def test_labels_that_a_probe_needs(trained, dataset_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(labels, "read", lambda _: several)
     with pytest.raises(UserError, match="needs one label per clip, but 5 clips"):
         probe.run(trained, records, recipe(loss="ce"))
+    with pytest.raises(UserError, match="needs one label per clip, but 5 clips"):
+        tokens.run(trained, records, recipe(loss="ce"))
     monkeypatch.undo()
     monkeypatch.setattr(loader.Records, "labels", lambda _: [np.array([], int)] * 5)
     with pytest.raises(UserError, match=r"5 clips have no label \(the first: clip2"):

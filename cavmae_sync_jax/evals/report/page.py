@@ -299,6 +299,7 @@ def command(folder: epath.Path, name: str, result: dict[str, Any]) -> str:
         "checkpoint": _at(result, "checkpoint", "directory"),
         "data": _at(result, "data", "directory"),
         "clips": _at(result, "clips_list", "file"),
+        "head": _at(result, "head", "directory"),
         "output": str(folder),
         "map": _at(result, "map"),
         "sets": _at(result, "sets"),
