@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from cavmae_sync_jax.data import dataset_dir as dataset_dirs
@@ -31,6 +32,17 @@ def take(iterator, count):
 
 def train(records, start=0, workers=0, batch_size=6, seed=3):
     return loader.train_batches(records, FRAMING, batch_size, seed, start, workers, 2)
+
+
+def test_a_config_says_how_a_clip_becomes_pairs():
+    data = {"num_frames": 3, "clip_rows": 5, "window_spread": "padded"}
+    model = {"audio_rows": 7, "audio_bins": 11, "image_size": 13}
+    config = ConfigDict({"data": data, "model": model})
+    sizes = {**model, "num_frames": 3, "clip_rows": 5}
+    assert PairSpec.of(config) == PairSpec(**sizes, window_spread="padded", only_frame=None)
+    config.data.only_frame = 2
+    one = PairSpec.of(config)
+    assert one.only_frame == 2 and list(one.frames) == [2]
 
 
 def test_every_clip_comes_once_an_epoch(records):
