@@ -190,7 +190,7 @@ def test_resuming_with_other_settings_is_refused(finished, overrides, message):
 
 def test_a_dataset_of_the_same_size_but_other_contents_is_refused(finished, tmp_path):
     config, workdir, _ = finished
-    again = tiny.prepared_again(config.data.dir, tmp_path / "again", audio_channel="mix")
+    again = tiny.prepared_again(config.data.dir, tmp_path / "again")
     before, now = (train.Pretraining(one) for one in (config, tiny.config(again)))
     assert before.dataset == now.dataset
     with pytest.raises(UserError, match="the dataset was prepared again, with other settings"):

@@ -117,7 +117,7 @@ def write_index(
         labels=np.fromiter(itertools.chain.from_iterable(labels), np.int32),
         label_ends=np.cumsum([len(row) for row in labels], dtype=np.int64),
     )
-    _index_path(directory, split).write_bytes(buffer.getvalue())
+    index_path(directory, split).write_bytes(buffer.getvalue())
 
 
 def read_index(directory: epath.PathLike, split: str, clips: int) -> ClipIndex | None:
@@ -126,7 +126,7 @@ def read_index(directory: epath.PathLike, split: str, clips: int) -> ClipIndex |
     None means that there is none, as in datasets of version 0.1.0, or that it is of other records.
     """
     damaged = (OSError, ValueError, KeyError, zipfile.BadZipFile)
-    with contextlib.suppress(*damaged), _index_path(directory, split).open("rb") as file:
+    with contextlib.suppress(*damaged), index_path(directory, split).open("rb") as file:
         with np.load(io.BytesIO(file.read()), allow_pickle=False) as stored:
             names, labels = stored["ids"].tobytes(), stored["labels"]
             ends = [stored[name].tolist() for name in ("id_ends", "label_ends")]
@@ -139,5 +139,6 @@ def read_index(directory: epath.PathLike, split: str, clips: int) -> ClipIndex |
     return None
 
 
-def _index_path(directory: epath.PathLike, split: str) -> epath.Path:
+def index_path(directory: epath.PathLike, split: str) -> epath.Path:
+    """Where `write_index` stores the index of a split."""
     return epath.Path(directory) / f"clips-{split}.npz"

@@ -169,14 +169,20 @@ class Records:
 
 
 def _contents(info: tfds.core.DatasetInfo, split: str) -> str:
-    """A short hash of a split's exact size and of how it was prepared.
+    """A short hash of a split's records.
 
-    The sizes alone don't tell: with another `--audio_channel`, every record is as long as before.
+    The sizes alone don't tell: with another sound or label, every record is as long as before.
     """
-    metadata = {key: value for key, value in (info.metadata or {}).items() if key != "code_version"}
+    metadata = dict(info.metadata or {})
+    if split in metadata.get("contents", {}):
+        return metadata["contents"][split]
+    # Version 0.1.0 stored no hash of the records: take what is known of them.
+    metadata.pop("code_version", None)
     sizes = int(info.splits[split].num_bytes), list(info.splits[split].shard_lengths)
-    text = json.dumps((*sizes, metadata), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    index = dataset_dir.index_path(info.data_dir, split)
+    known = index.read_bytes() if index.exists() else b""
+    text = json.dumps((*sizes, metadata), sort_keys=True, default=str).encode()
+    return hashlib.sha256(text + known).hexdigest()[:16]
 
 
 def _open_bucket(places: Places, requests: int) -> Shards:

@@ -14,12 +14,14 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
+from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.media import audio
 from data_prep.inspection.dataset import Dataset, open_dataset
 from data_prep.pipeline.clips import Preparation
 from data_prep.pipeline.executors import Failure, Workers
 
 _SPAN = 64  # records that a process reads before it reports
+_WITHOUT_INDEX = "delete it, and programs will take them from the records"
 _TIME_LIMIT = 600.0  # seconds a span may take
 
 
@@ -90,7 +92,7 @@ class _Checked(NamedTuple):
 
 
 def verify(dataset: Dataset, workers: int | None) -> Verdict:
-    """Reads all records of all splits: number, checksum, parse, `flaw`, unique ids.
+    """Reads all records of all splits: number, checksum, parse, `flaw`, unique ids, the index.
 
     Args:
       dataset: whose files need not be there.
@@ -101,6 +103,8 @@ def verify(dataset: Dataset, workers: int | None) -> Verdict:
     damages: list[Damage] = []
     counts = [0] * len(dataset.class_names)
     seen: dict[bytes, RecordRange] = {}
+    indexes = {split: _index(dataset, split) for split in dataset.splits}
+    differing: dict[str, list[int]] = {}
     with (
         Workers(workers, _TIME_LIMIT) as pool,
         tqdm(total=total, unit="clip", desc="verifying") as bar,
@@ -123,11 +127,36 @@ def verify(dataset: Dataset, workers: int | None) -> Verdict:
                 damages.append(_damage(span, why))
                 continue
             seen[checked.clip_id] = span
+            if not _tells(indexes[span.split], span.first, checked):
+                differing.setdefault(span.split, []).append(span.first)
             for index in checked.classes:
                 counts[index] += 1
+    for split, records in differing.items():
+        why = f"it has other ids or labels than {len(records)} records: {_WITHOUT_INDEX}"
+        name = dataset_dir.index_path(dataset.directory, split).name
+        damages.append(Damage(split, records[0], 1, name, why))
     order = list(dataset.splits)
     damages.sort(key=lambda damage: (order.index(damage.split), damage.record))
     return Verdict(total, tuple(damages), counts)
+
+
+def _index(dataset: Dataset, split: str) -> dataset_dir.ClipIndex | None:
+    """The index of a split; None if there is none, an empty one if it can't be read."""
+    if not dataset_dir.index_path(dataset.directory, split).exists():
+        return None
+    clips = dataset.splits[split].num_examples
+    found = dataset_dir.read_index(dataset.directory, split, clips)
+    return found or dataset_dir.ClipIndex([], [])
+
+
+def _tells(index: dataset_dir.ClipIndex | None, record: int, checked: _Checked) -> bool:
+    """Whether an index says of a record what the record says of itself."""
+    if index is None:
+        return True
+    if not index.ids:
+        return False
+    clip_id = index.ids[record].encode("utf-8", "surrogateescape")
+    return (clip_id, tuple(index.labels[record])) == (checked.clip_id, checked.classes)
 
 
 def flaw(record: Mapping[str, Any], dataset: Dataset) -> str | None:

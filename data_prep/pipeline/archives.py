@@ -6,6 +6,7 @@ read, it is copied to a local file. Its name never becomes a path.
 
 import collections
 import contextlib
+import errno
 import functools
 import os
 import posixpath
@@ -20,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from cavmae_sync_jax.media.demuxer import MediaError
+from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
 EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -92,6 +94,7 @@ def extracted(archive: str, member: str) -> Iterator[str]:
 
     Raises:
       MediaError: missing or unreadable.
+      UserError: the disk for copies is full.
     """
     path = f"{archive}/{member}"
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +102,7 @@ def extracted(archive: str, member: str) -> Iterator[str]:
         try:
             opened = _opened(archive, *_state(archive))
             if opened.size(member) > shutil.disk_usage(folder).free:
-                raise MediaError("unreadable", f"{path} is larger than the room in {folder}.")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with opened.open(member) as source, copy.open("wb") as file:
                 shutil.copyfileobj(source, file, _BLOCK)
         except (MediaError, UserError):
@@ -107,8 +110,18 @@ def extracted(archive: str, member: str) -> Iterator[str]:
         except KeyError as error:
             raise MediaError("missing", f"There is no {path}.") from error
         except _ERRORS as error:
+            if isinstance(error, OSError) and error.errno in cli.FULL:
+                raise no_room(path, folder) from error
             raise MediaError("unreadable", f"{path} can't be read: {_why(error)}.") from error
         yield str(copy)
+
+
+def no_room(path: str, folder: str) -> UserError:
+    """Returns what says that a file does not fit into the folder for copies."""
+    return UserError(
+        f"{path} finds no room in {Path(folder).parent}: make room there, name a folder on a "
+        "larger disk by the variable TMPDIR, or take fewer --workers, and start again"
+    )
 
 
 def size(path: str) -> int:

@@ -31,6 +31,7 @@ REASONS = decoding.REASONS | {
     "too_slow": "preparing it took longer than --time_limit",
     "failed": "preparing it raised an unexpected error",
 }
+PASSING = ("crashed", "too_slow", "failed")  # another try may end otherwise
 # Notes that an example stores, so that they can be counted.
 NOTES = decoding.NOTES | {"still": "all frames show the same picture"}
 # Fields of an example that only some sources have, see `prepare_clip`.

@@ -13,6 +13,7 @@ from cavmae_sync_jax.media import decoding, images, sound_files
 from cavmae_sync_jax.media.demuxer import RemotePath
 from cavmae_sync_jax.media.errors import MediaError
 from cavmae_sync_jax.media.resampler import CHANNELS
+from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import archives
 from data_prep.pipeline.bucket_ranges import BucketFile
@@ -27,6 +28,7 @@ def local(path: str) -> Iterator[str]:
     Raises:
       MediaError: missing, if the file in the bucket or archive is not there; whatever is raised
         meanwhile names that file instead of the copy.
+      UserError: the disk for copies is full.
     """
     if not path.startswith(_BUCKETS):
         member = archives.split(path)
@@ -44,6 +46,10 @@ def local(path: str) -> Iterator[str]:
             raise MediaError("missing", f"There is no {path}.") from error
         except ImportError as error:
             raise UserError(f"{path} needs pip install '.[gcs]' ({error})") from error
+        except OSError as error:
+            if error.errno not in cli.FULL:
+                raise
+            raise archives.no_room(path, folder) from error
         with _named(copy, path):
             yield copy
 

@@ -115,6 +115,7 @@ class Outcome(NamedTuple):
     """What became of a shard's clips.
 
     `notes` are sums of its records', `rows` the largest; `version` is of the code that prepared it.
+    `digest` is a hash of the records, empty where version 0.1.0 wrote them.
     """
 
     examples: int
@@ -123,6 +124,7 @@ class Outcome(NamedTuple):
     notes: dict[str, float]
     rows: int
     version: str
+    digest: str = ""
 
 
 def plan(splits: Mapping[str, Sequence[Clip]]) -> list[Shard]:
@@ -196,7 +198,7 @@ def write_shard(
     Raises:
       UserError: the files can't be written.
     """
-    rejects, examples, size, rows = [], 0, 0, 0
+    rejects, examples, size, rows, digest = [], 0, 0, 0, hashlib.sha256()
     notes = collections.Counter()
     bucket = "://" in str(folder)
     with tempfile.TemporaryDirectory(dir=None if bucket else str(folder)) as scratch:
@@ -208,6 +210,7 @@ def write_shard(
                     rejects.append(result)
                 else:
                     writer.write(result.data)
+                    digest.update(hashlib.sha256(result.data).digest())
                     examples, size = examples + 1, size + len(result.data)
                     rows = max(rows, result.rows)
                     notes.update(result.notes)
@@ -218,7 +221,8 @@ def write_shard(
                 f"{len(shard.clips)} clips of {shard.name} became {examples} examples and "
                 f"{len(rejects)} rejects"
             )
-        outcome = Outcome(examples, size, tuple(rejects), dict(notes), rows, cli.version())
+        about = dict(notes), rows, cli.version(), digest.hexdigest()
+        outcome = Outcome(examples, size, tuple(rejects), *about)
         if examples:
             _move(path, data_path(folder, shard))
         mark = path.with_suffix(".json")
@@ -276,7 +280,8 @@ def finished(shard: Shard, folder: epath.Path) -> Outcome | None:
     rejects = tuple(Reject(**entry) for entry in mark["rejects"])
     # Version 0.1.0 took no notes.
     notes, rows, version = mark.get("notes", {}), mark.get("rows", 0), mark.get("version", "0.1.0")
-    return Outcome(mark["examples"], mark["bytes"], rejects, notes, rows, version)
+    about = notes, rows, version, mark.get("digest", "")
+    return Outcome(mark["examples"], mark["bytes"], rejects, *about)
 
 
 def _holds(path: epath.Path, examples: int) -> bool:

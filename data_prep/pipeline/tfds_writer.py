@@ -9,6 +9,7 @@ an interruption.
 import collections
 import csv
 import dataclasses
+import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import executors, shards, stats, writers
-from data_prep.pipeline.clips import Clip, Preparation, Reject
+from data_prep.pipeline.clips import PASSING, Clip, Preparation, Reject
 from data_prep.pipeline.executors import Engine
 from data_prep.pipeline.output import check_output, publish, workplace
 from data_prep.pipeline.shards import Job, Outcome, Schema, Shard
@@ -53,9 +54,10 @@ def write_dataset(
 
     The dataset is complete or absent: it is moved to its place when it is finished, and whatever
     it replaces stays until then. Shards that an interrupted call with the same arguments has
-    finished are used, not prepared again. A split of which no clip can be used is left out. The
-    metadata hold `source`, `class_names`, `has_truth`, `preparation` (a dict of its fields),
-    `longest_rows` of a log-mel and `code_version`.
+    finished are used, not prepared again, but for those with clips that were too slow or failed. A
+    split of which no clip can be used is left out. The metadata hold `source`, `class_names`,
+    `has_truth`, `preparation` (a dict of its fields), `longest_rows` of a log-mel, `contents` (a
+    hash of each split's records) and `code_version`.
 
     Args:
       output: the folder to write to; it may hold other things. gs:// works, too.
@@ -107,9 +109,8 @@ def write_dataset(
             )
         new = work / source
         new.rmtree(missing_ok=True)
-        _assemble(
-            planned, outcomes, folder, new / VERSION, schema, _metadata(source, job, outcomes)
-        )
+        metadata = _metadata(source, job, planned, outcomes)
+        _assemble(planned, outcomes, folder, new / VERSION, schema, metadata)
         if compute_stats:
             stats.store(new / VERSION, stats.compute(new / VERSION))
         _write_rejects(output / REJECTS, summary.rejects)
@@ -131,7 +132,15 @@ def _unfinished(planned: Sequence[Shard], folder: epath.Path) -> list[Shard]:
             f"Version {', '.join(others)} of the code prepared some of them, this is "
             f"{cli.version()}: delete {folder.parent} to prepare all of them again."
         )
-    return [shard for shard in planned if found[shard.name] is None]
+    # A longer --time_limit or fewer --workers may help what was too slow, or lacked memory.
+    again = {name for name, outcome in found.items() if outcome is not None and _may_pass(outcome)}
+    if again:
+        print(f"{len(again)} of them are prepared again, as clips were too slow or failed.")
+    return [shard for shard in planned if found[shard.name] is None or shard.name in again]
+
+
+def _may_pass(outcome: Outcome) -> bool:
+    return any(reject.reason in PASSING for reject in outcome.rejects)
 
 
 def _count(
@@ -191,13 +200,24 @@ def _refuse_empty(output: epath.Path, old: epath.Path | None, summary: Summary) 
     )
 
 
-def _metadata(source: str, job: Job, outcomes: Sequence[Outcome]) -> tfds.core.MetadataDict:
+def _metadata(
+    source: str, job: Job, planned: Sequence[Shard], outcomes: Sequence[Outcome]
+) -> tfds.core.MetadataDict:
+    digests: dict[str, list[str]] = collections.defaultdict(list)
+    for shard, outcome in zip(planned, outcomes, strict=True):
+        if outcome.examples:
+            digests[shard.split].append(outcome.digest)
     return tfds.core.MetadataDict(
         source=source,
         class_names=list(job.schema.class_names),
         has_truth=job.schema.has_truth,
         preparation=dataclasses.asdict(job.preparation),
         longest_rows=max(outcome.rows for outcome in outcomes),
+        contents={
+            split: hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+            for split, parts in digests.items()
+            if all(parts)  # what version 0.1.0 prepared has none
+        },
         code_version=", ".join(sorted({outcome.version for outcome in outcomes})),
     )
 

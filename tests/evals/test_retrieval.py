@@ -120,7 +120,7 @@ def test_the_cache_gives_only_what_is_asked_and_reads_it_as_it_is_used(
 
 def test_the_cache_tells_two_datasets_of_the_same_size_apart(trained, dataset_dir, tmp_path):
     model, mesh = load(trained), sharding.make_mesh(devices=jax.devices()[:1])
-    again = tiny.prepared_again(dataset_dir, tmp_path / "again", audio_channel="mix")
+    again = tiny.prepared_again(dataset_dir, tmp_path / "again")
     both = [loader.Records(folder, "eval") for folder in (dataset_dir, again)]
     assert both[0].identity == both[1].identity
     for count, records in enumerate(both, start=1):

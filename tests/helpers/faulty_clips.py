@@ -23,6 +23,8 @@ class FaultyClip(VideoClip):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.clip_id.startswith("hang"):
             time.sleep(600)
+        if self.clip_id.startswith("wait") and not os.path.exists(self.path):
+            time.sleep(600)
         if self.clip_id.startswith("bug"):
             raise ZeroDivisionError("by design")
         if self.clip_id.startswith("nfs"):

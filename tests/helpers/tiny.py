@@ -61,17 +61,12 @@ def write_scenes(folder: pathlib.Path, **splits: int) -> pathlib.Path:
     return folder
 
 
-def prepared_again(
-    dataset: pathlib.Path, folder: pathlib.Path, **preparation: object
-) -> pathlib.Path:
-    """A copy of a dataset that says of itself that it was prepared with other settings.
-
-    All its records are as long as before, as those of another `audio_channel` are.
-    """
+def prepared_again(dataset: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """A copy of a dataset that says of itself that it has other records of the same lengths."""
     shutil.copytree(dataset, folder)
     (path,) = folder.rglob("metadata.json")
     metadata = json.loads(path.read_text())
-    metadata["preparation"] |= preparation
+    metadata["contents"] = dict.fromkeys(metadata["contents"], "others")
     path.write_text(json.dumps(metadata))
     return folder
 

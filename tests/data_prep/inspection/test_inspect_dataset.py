@@ -12,6 +12,7 @@ from inspected_datasets import PREPARATION, with_truth, write
 from media_files import make_video
 from PIL import Image
 
+from cavmae_sync_jax.data import dataset_dir
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import inspect_dataset
 from data_prep.inspection import text as inspection_text
@@ -177,6 +178,30 @@ def test_an_id_comes_once(output):
         ("eval", 1),
     ]
     assert "is that of record 0 of train, too" in verdict.damages[0].why
+
+
+@pytest.mark.parametrize("fault", ["labels", "order", "damaged", "gone"])
+def test_an_index_of_other_records_is_found(output, fault):
+    folder = folder_of(output)
+    index = dataset_dir.read_index(folder, "train", 4)
+    labels, path = [row.tolist() for row in index.labels], dataset_dir.index_path(folder, "train")
+    if fault == "labels":
+        dataset_dir.write_index(folder, "train", index.ids, [*labels[:3], [2]])
+    elif fault == "order":
+        dataset_dir.write_index(folder, "train", index.ids[::-1], labels)
+    elif fault == "damaged":
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        path.unlink()
+    damages = verify.verify(open_dataset(output), 1).damages
+    records = {"labels": 1, "order": 4, "damaged": 4}.get(fault)
+    if records is None:
+        assert not damages  # programs take ids and labels from the records
+        return
+    (damage,) = damages
+    assert (damage.split, damage.record) == ("train", 3 if fault == "labels" else 0)
+    assert damage.file == "clips-train.npz"
+    assert damage.why.startswith(f"it has other ids or labels than {records} records: delete it")
 
 
 class BreakingPool(Workers):

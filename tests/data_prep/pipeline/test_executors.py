@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 from etils import epath
-from faulty_clips import faulty
+from faulty_clips import FaultyClip, faulty
 from media_files import make_video
 
 from cavmae_sync_jax.utils import cli
@@ -151,6 +151,27 @@ def test_finished_shards_are_not_prepared_again(tmp_path, monkeypatch, capsys):
         for name in ("straight", "resumed")
     )
     assert first == second
+
+
+def test_shards_with_clips_that_were_too_slow_are_prepared_again(tmp_path, monkeypatch, capsys):
+    ready = tmp_path / "ready"
+    clips = [*faulty(*(f"a{number}" for number in range(130))), FaultyClip("wait", str(ready))]
+    first = next(shard for shard in shards.plan({"train": clips}) if clips[-1] in shard.clips)
+    prepare = writers.prepare
+
+    def interrupted(todo, *arguments):
+        assert {shard.index for shard in todo} == {0, 1}
+        prepare([first], *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writers, "prepare", interrupted)
+        write(tmp_path / "out", {"train": clips}, engine=Engine(workers=1, time_limit=1))
+    ready.touch()
+    summary = write(tmp_path / "out", {"train": clips})
+    said = capsys.readouterr().out
+    assert "1 of 2 shards are finished already.\n1 of them are prepared again, as clips" in said
+    assert not summary.rejects and summary.examples == {"train": 131}
 
 
 def test_shards_of_another_version_are_told_and_named(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """One file under several names, several files of one name, archives of another kind than called."""
 
 import collections
+import errno
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import zipfile
 
 import pytest
 
+from cavmae_sync_jax.media.errors import MediaError
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep import videos
 from data_prep.pipeline import archives, readers
@@ -34,6 +36,24 @@ def find(root, skipped=None):
 def labels(root):
     rows = folder_labels.read(find(root)).rows
     return {video.name.as_posix(): row for video, row in rows.items()}
+
+
+@pytest.mark.parametrize("fault", ["no room", "full meanwhile", "damaged"])
+def test_a_full_disk_is_no_fault_of_an_archived_file(tmp_path, monkeypatch, fault):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("b.mp4", b"some bytes")
+    usage = collections.namedtuple("usage", "free")
+
+    def copy(*_):
+        raise OSError(errno.ENOSPC if fault == "full meanwhile" else errno.EIO, "no more")
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(9 if fault == "no room" else 2**30))
+    monkeypatch.setattr("shutil.copyfileobj", copy)
+    expected, said = UserError, r"a.zip/b.mp4 finds no room in .*TMPDIR, or take fewer --workers"
+    if fault == "damaged":
+        expected, said = MediaError, "a.zip/b.mp4 can't be read"
+    with pytest.raises(expected, match=said), readers.local(str(tmp_path / "a.zip/b.mp4")):
+        pass
 
 
 def test_a_file_has_the_classes_of_all_folders_that_link_to_it(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import tensorflow_datasets as tfds
 from media_files import make_video, number, tone
 from PIL import Image
 
+from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import tfds_writer
@@ -188,6 +190,7 @@ def test_a_dataset_comes_back_as_it_was_written(tmp_path, video, silent):
     metadata = builder.info.metadata
     assert metadata.pop("code_version")
     assert metadata.pop("longest_rows") == 298
+    assert set(metadata.pop("contents")) == {"train", "eval"}
     assert metadata == {
         "source": "little",
         "class_names": list(NAMES),
@@ -208,6 +211,31 @@ def test_a_dataset_comes_back_as_it_was_written(tmp_path, video, silent):
     assert "1 silent" in summary.report()
     assert str(tmp_path / "rejects.csv") in summary.report()
     assert {path.name for path in tmp_path.iterdir()} == {"little", "rejects.csv", "summary.json"}
+
+
+def test_the_contents_tell_datasets_of_the_same_size_apart(tmp_path):
+    video, other = (
+        make_video(tmp_path / f"{hertz}.mp4", seconds=3, fps=10, waves=tone(hertz, 3, 48_000)[None])
+        for hertz in (300, 900)
+    )
+    found = []
+    for place, path, label in (
+        ("first", video, "dog"),
+        ("same", video, "dog"),
+        ("sound", other, "dog"),
+        ("label", video, "cat"),
+    ):
+        clips = {"train": [VideoClip("a", str(path), labels=(label,))]}
+        found.append(loader.Records(write(tmp_path / place, clips).directory, "train"))
+    assert len({records.identity for records in found}) == 1
+    contents = [records.contents for records in found]
+    assert contents[0] == contents[1] and len(set(contents)) == 3
+    # A dataset of version 0.1.0 has no hash of its records, but perhaps an index with the labels.
+    for records in found:
+        path = records.directory / "metadata.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"contents": {}}))
+    older = [loader.Records(records.directory, "train").contents for records in found]
+    assert older[0] == older[1] != older[3] and not set(older) & set(contents)
 
 
 def test_truth_comes_back(tmp_path, video, truth):
