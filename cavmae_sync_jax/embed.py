@@ -15,6 +15,7 @@ DuckDB can read.
 
 import argparse
 import collections
+import contextlib
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -73,8 +74,11 @@ def run(
         known = index.known()
         stats = {file: _stat(file) for file in files}
         new = [file for file in files if stats[file] is None or known.get(file) != stats[file]]
-        with console.progress("embed", len(new), "file") as bar:
-            for file, kind, parts in model.embed_files(new, workers, every):
+        with (
+            console.progress("embed", len(new), "file") as bar,
+            contextlib.closing(model.embed_files(new, workers, every)) as embedding,
+        ):
+            for file, kind, parts in embedding:
                 try:
                     if isinstance(parts, UserError):
                         raise parts

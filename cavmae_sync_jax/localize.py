@@ -205,14 +205,17 @@ def _moments(
         for first in range(0, count, per_block)
     ]  # fmt: skip
     pool = max(1, round(info.seconds * audio.ROWS_PER_SECOND / COLUMNS))
+    rest = np.zeros((0, audio.BINS), np.float32)  # rows that fill no column yet
     with console.progress("draw", count, "picture") as bar:
         for span, content in zip(spans, reading.contents(spans), strict=True):
             waveform = content.waveform if query is None else _heard(query.file, span)
             length = round((span.end - span.start) * audio.SAMPLE_RATE)
             waveform = np.pad(waveform[:length], (0, max(0, length - len(waveform))))
             rows = audio.log_mel(waveform / np.float32(32768), audio.SAMPLE_RATE)
+            rows = np.concatenate([rest, rows])
             whole = len(rows) // pool * pool
             mel.append(rows[:whole].reshape(-1, pool, rows.shape[1]).mean(axis=1))
+            rest = rows[whole:]
             yield Moment(_overlaid(span, content.jpegs, times, maps, scale, fps), waveform)
             bar.update(span.pictures)
 

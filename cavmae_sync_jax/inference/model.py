@@ -169,7 +169,7 @@ class Model(Pretrained):
 
     def embed_files(
         self, files: Iterable[str | os.PathLike], workers: int = 1, every: Seconds | None = None
-    ) -> Iterator[tuple[str, str, Iterator[Embedded] | UserError]]:
+    ) -> Generator[tuple[str, str, Iterator[Embedded] | UserError], None, None]:
         """Yields every file, its kind, and its embeddings in parts or why there are none.
 
         Files may be videos, sounds and pictures. While the device computes a file, later ones are

@@ -5,7 +5,6 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 _Value = TypeVar("_Value")
@@ -30,12 +29,12 @@ def run(
       at_once: how many of them are worked on at the same time.
     """
     rest, started = iter(values), deque[tuple[_Value, _Items[_Item]]]()
-    threads = ThreadPoolExecutor(at_once)
 
     def start_another() -> None:
         for value in rest:
             items = _Items[_Item]()
-            threads.submit(items.fill, function, value)
+            # A program that ends for another reason must not wait for it.
+            threading.Thread(target=items.fill, args=(function, value), daemon=True).start()
             started.append((value, items))
             return
 
@@ -51,7 +50,6 @@ def run(
     finally:
         for _, items in started:
             items.stop()
-        threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _Items(Generic[_Item]):

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import av
 import numpy as np
 from jaxtyping import Int16, Num, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from cavmae_sync_jax.inference import workers
 from cavmae_sync_jax.media import (
@@ -33,6 +33,16 @@ Kind = Literal["video", "mute", "sound", "picture"]  # "mute" is a video without
 Seconds = decoding.Seconds
 
 JPEG_QUALITY = 95  # as data_prep stores frames, if nobody asks for another
+# What brings a picture upright, by the orientation that its EXIF tells.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"mif1")  # brands of its still pictures
 PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 PICTURES += ("AVIF",) if "avif" in features.modules and features.check("avif") else ()
@@ -138,7 +148,7 @@ def _is_picture(path: str) -> bool:
             return True
     except UnidentifiedImageError:
         return False
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # of any class: libraries for each kind raise their own
         # It claims to be one, and reading it will say what is wrong; or it can't be read at all.
         return getattr(error, "errno", None) is None
 
@@ -169,19 +179,28 @@ def _decode_picture(path: str) -> UInt8[np.ndarray, "height width 3"]:
             with images.opened(path, PICTURES) as picture:
                 images.check_size(path, *picture.size)
                 images.check_mode(path, picture.mode)
-                upright = ImageOps.exif_transpose(picture)
+                upright = _upright(picture)
                 if upright.has_transparency_data:  # what is hidden may be anything
                     page = Image.new("RGBA", upright.size, "white")
                     upright = Image.alpha_composite(page, upright.convert("RGBA"))
                 return np.asarray(upright.convert("RGB"))
         except Image.DecompressionBombError as error:
             raise MediaError("too_large", f"{path} has too many pixels.") from error
-        except (UnidentifiedImageError, SyntaxError, ValueError) as error:
-            if isinstance(error, MediaError):
+        except Exception as error:  # of any class: libraries for each kind raise their own
+            seen = isinstance(error, MediaError | UserError | MemoryError)
+            if seen or getattr(error, "errno", None) is not None:
                 raise
             raise MediaError(
                 "unreadable", f"{path} is no readable picture: save it as JPEG."
             ) from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture as its EXIF says that it is held; as it is, if the EXIF is damaged."""
+    turn = None
+    with contextlib.suppress(Exception):  # of any class, as damaged tags are
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def as_stored(image: UInt8[np.ndarray, "height width 3"], size: int) -> bytes:

@@ -211,8 +211,7 @@ def _streamed(
             sound_rows=total,
             seconds=count * step,
             start=begin,
-            clip_rows=spec.clip_rows,
-            spread=spec.window_spread,
+            clip_rows=None,
         )
 
     waveform = np.zeros(0, np.int16)  # what comes after the rows of `fbank`

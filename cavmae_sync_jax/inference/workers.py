@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import multiprocessing.context
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError
 from typing import Any, NamedTuple
@@ -21,10 +22,11 @@ AHEAD = 3  # parts of a file that are decoded or wait for it
 
 
 class Workers(NamedTuple):
-    """Processes that decode, and how many seconds each may take for one answer."""
+    """Processes that decode, how many seconds each may take for one answer, and their answers."""
 
     pool: pebble.ProcessPool
-    limit: float = TIME_LIMIT
+    limit: float
+    answers: weakref.WeakSet[pebble.ProcessFuture]
 
 
 _WORKERS: contextvars.ContextVar[Workers | None] = contextvars.ContextVar("workers", default=None)
@@ -72,10 +74,13 @@ def started(count: int, limit: float = TIME_LIMIT) -> Iterator[Workers | None]:
         yield None
         return
     pool = pebble.ProcessPool(count, context=_Context())
+    workers = Workers(pool, limit, weakref.WeakSet())
     try:
-        yield Workers(pool, limit)
+        yield workers
     finally:
         pool.stop()
+        for answer in list(workers.answers):
+            answer.cancel()  # nobody else would tell a thread that waits for it
         pool.join()
 
 
@@ -95,7 +100,7 @@ def call(function: Callable[..., Any], path: str, *rest: Any) -> Any:
     if workers is None:
         with as_user_errors():
             return function(path, *rest)
-    future = workers.pool.schedule(function, args=[path, *rest], timeout=workers.limit)
+    future = _schedule(workers, function, path, *rest)
     return _result(future, path, workers.limit)
 
 
@@ -119,12 +124,17 @@ def stream(function: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any
     try:
         for part in parts:
             while len(ahead) < AHEAD and (later := next(rest, None)) is not None:
-                future = workers.pool.schedule(function, args=[later], timeout=workers.limit)
-                ahead.append(future)
+                ahead.append(_schedule(workers, function, later))
             yield _result(ahead.pop(0), part.path, workers.limit)
     finally:
         for future in ahead:
             future.cancel()
+
+
+def _schedule(workers: Workers, function: Callable[..., Any], *given: Any) -> Any:
+    future = workers.pool.schedule(function, args=list(given), timeout=workers.limit)
+    workers.answers.add(future)
+    return future
 
 
 def _result(future: Any, path: str, limit: float) -> Any:

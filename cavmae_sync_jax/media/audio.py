@@ -140,7 +140,7 @@ def frame_time(
     sound_rows: int,
     seconds: float | int | None,
     start: float | int = 0.0,
-    clip_rows: int = CLIP_ROWS,
+    clip_rows: int | None = CLIP_ROWS,
     spread: str = SPREADS[0],
 ) -> FrameTime:
     """Returns a frame's moment and its window: the one rule for all that pairs frames with sound.
@@ -161,12 +161,14 @@ def frame_time(
       seconds: that the frames are spread over. None, for a dataset of version 0.1.0, is the length
         of the log-mel, and a clip then is of nominal length from 95 % of it on.
       start: of the clip, in seconds on the file's timeline.
-      clip_rows: the nominal length of a clip (`config.data.clip_rows`).
+      clip_rows: the nominal length of a clip (`config.data.clip_rows`). None: this is no clip, but
+        a file of any length, whose windows are all centred.
       spread: of `SPREADS`; "padded" takes every clip for one of nominal length, as released.
     """
-    nominal = spread == "padded" or _is_nominal(seconds, sound_rows, clip_rows)
     length = sound_rows / ROWS_PER_SECOND if seconds is None else seconds
-    if nominal:
+    if clip_rows is not None and (
+        spread == "padded" or _is_nominal(seconds, sound_rows, clip_rows)
+    ):
         first = window_start(frame, num_frames, clip_rows, window_rows)
         sound_rows = min(sound_rows, clip_rows)
     else:

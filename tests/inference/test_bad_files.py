@@ -1,7 +1,10 @@
 """Whatever a user names gets one sentence from every way to use a model, and costs nothing else."""
 
+import io
+import struct
 import subprocess
 import sys
+import warnings
 
 import media_files
 import numpy as np
@@ -10,9 +13,10 @@ import soundfile
 import tiny
 from long_file import write_long_video
 from media_files import noise, noisy_video
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from cavmae_sync_jax import embed, localize, search
+from cavmae_sync_jax.inference import reading
 from cavmae_sync_jax.inference.index.store import Index
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -133,6 +137,64 @@ def test_pillow_says_nothing_of_its_own(bad, name):
     done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True)
     assert done.stdout == "picture\n" and "UserError" in done.stderr
     assert "Warning" not in done.stderr, done.stderr
+
+
+def damaged(data, fails):
+    """The first copy of a file with one byte changed that `fails`."""
+    for place in range(len(data)):
+        for value in (0, 255):
+            copy = data[:place] + bytes([value]) + data[place + 1 :]
+            if fails(copy):
+                return copy
+    raise AssertionError("no damage does it")
+
+
+def fails_with(error, function):
+    def fails(data):
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                function(Image.open(io.BytesIO(data)))
+        except error:
+            return True
+        except Exception:
+            return False
+        return False
+
+    return fails
+
+
+def stored(picture, kind, **settings):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def test_a_decoders_error_of_any_class_is_a_sentence(model, tmp_path):
+    data = stored(Image.new("RGB", (48, 32), "red"), "AVIF")
+    (tmp_path / "a.avif").write_bytes(damaged(data, fails_with(RuntimeError, Image.Image.load)))
+    with pytest.raises(UserError, match=r"a.avif is no readable picture: save it as JPEG"):
+        model.embed_image(tmp_path / "a.avif")
+
+
+def test_a_picture_with_damaged_exif_is_read_upright(model, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Orientation] = "maker", 6
+    picture = Image.fromarray(np.arange(48 * 32 * 3, dtype=np.uint8).reshape(32, 48, 3))
+    data = stored(picture, "JPEG", exif=exif)
+
+    def transposed(image):
+        image.load()
+        assert image.getexif()[ExifTags.Base.Orientation] == 6
+        ImageOps.exif_transpose(image)
+
+    (tmp_path / "whole.jpg").write_bytes(data)
+    (tmp_path / "damaged.jpg").write_bytes(damaged(data, fails_with(struct.error, transposed)))
+    with warnings.catch_warnings(action="ignore"):
+        whole, read = (
+            reading._decode_picture(str(tmp_path / f"{n}.jpg")) for n in ("whole", "damaged")
+        )
+    assert whole.shape == (48, 32, 3)
+    np.testing.assert_array_equal(read, whole)
 
 
 def test_the_good_files_among_bad_ones_are_embedded(bad, model, tmp_path, capsys):

@@ -65,6 +65,18 @@ def test_the_mp4_plays_in_browsers(done):
     assert np.corrcoef(own, heard)[0, 1] > 0.95
 
 
+def test_the_log_mel_of_a_long_file_is_whole(model, video, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(localize, "_draw", lambda *given: drawn.append(given[3]))
+    monkeypatch.setattr(localize, "BLOCK_SECONDS", 2.0)
+    for columns in (1200, 3):  # as one column per row, and as columns longer than a block
+        monkeypatch.setattr(localize, "COLUMNS", columns)
+        localize.run(model, video, tmp_path / str(columns))
+    rows, long = drawn
+    assert len(rows) == 6 * 198 and len(long) == 2  # 400 rows each
+    np.testing.assert_allclose(long, rows[:800].reshape(2, 400, -1).mean(axis=1), atol=1e-5)
+
+
 def test_another_sound_is_searched_for_and_heard(folder, model, video):
     short = folder / "short.wav"
     soundfile.write(short, noise(3, seed=7), 16_000)

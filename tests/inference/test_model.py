@@ -77,14 +77,17 @@ def test_bytes_are_a_file_too(model, prepared):
     np.testing.assert_array_equal(whole.visual, again.visual)
 
 
-@pytest.mark.parametrize("blocks", [7.0, 1000.0])
-def test_each_picture_of_a_long_file_meets_its_own_sound(folder, model, monkeypatch, blocks):
+# How a clip's windows are spread says nothing of longer files.
+@pytest.mark.parametrize(("blocks", "spread"), [(7.0, "clip"), (1000.0, "padded")])
+def test_each_picture_of_a_long_file_meets_its_own_sound(
+    folder, model, monkeypatch, blocks, spread
+):
     monkeypatch.setattr(timeline, "BLOCK_SECONDS", blocks)
     path = folder / "long.mp4"
     if not path.exists():
         noisy_video(path, 30)
     info = reading.file_info(path)
-    spec = PairSpec.of(model.config)
+    spec = PairSpec.of(model.config)._replace(window_spread=spread)
     parts = list(timeline.pairs_of_file(info, spec))
     times = np.concatenate([part.times for part in parts])
     np.testing.assert_allclose(times, np.arange(48) * 0.625)
@@ -100,6 +103,16 @@ def test_each_picture_of_a_long_file_meets_its_own_sound(folder, model, monkeypa
     (whole,) = timeline.pairs_of_file(info, spec, 20, 30, None)
     np.testing.assert_array_equal(whole.visual, visual[32:])
     assert max(part.padded.max() for part in parts) == 0
+
+
+def test_windows_at_other_moments_than_a_clips_are_centred(model):
+    spec = PairSpec.of(model.config)
+    waveform = np.random.default_rng(0).integers(-9999, 9999, 160_000, np.int16)
+    (found,) = timeline.pairs_of_waveform(waveform, spec, every=1.0)
+    fbank = audio.log_mel(waveform / np.float32(32768), 16_000).astype(np.float16)
+    for time, window in zip(range(10), found.audio, strict=True):
+        start = min(max(0, 100 * time - 48), len(fbank) - 96)
+        np.testing.assert_array_equal(window, fbank[start : start + 96])
 
 
 def test_windows_at_the_end_hold_sound_that_ends_before_its_file(model):

@@ -1,5 +1,7 @@
 """Files are read while the model computes earlier ones, and never more than that."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -66,6 +68,21 @@ def test_an_error_comes_where_its_item_would_and_the_next_value_is_read():
         except ValueError as error:
             found.append((value, str(error)))
     assert found == [("good", ["good"]), ("bad", "bad"), ("late", ["late"])]
+
+
+def test_a_program_does_not_wait_for_what_nobody_takes():
+    # An error in a loop keeps the iterator, in the error's traceback, until the program has ended.
+    code = """if True:
+        from cavmae_sync_jax.inference import prefetch
+        runs = prefetch.run(lambda value: iter_of(value), range(9), at_once=3)
+        def iter_of(value):
+            while True:
+                yield value
+        for value, items in runs:
+            raise KeyError(next(items))
+        """
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    assert ended.returncode == 1 and b"KeyError: 0" in ended.stderr
 
 
 @pytest.mark.parametrize("leave", ["for the next value", "for good"])
