@@ -66,7 +66,7 @@ class Ablation:
             alike = name.rpartition("-seed")[0]
             if alike not in steps:  # another seed has as many steps
                 steps[alike] = train.Pretraining(training.config).steps
-            self.folder(name).is_trained(training.config)
+            self.is_trained(training)
             for spec in training.evaluations:
                 known = (
                     cli.keys(self.probe)
@@ -94,18 +94,32 @@ class Ablation:
         """The folder of a training."""
         return Folder(self.workdir, name)
 
+    def is_trained(self, training: Training) -> bool:
+        """Whether a training is finished, with the config and the data of now.
+
+        Raises:
+          UserError: if it was made with others.
+        """
+        clips = self.datasets.of_training(training.config)
+        return self.folder(training.name).is_trained(training.config, clips)
+
     def about(self, name: str, spec: EvaluationSpec) -> dict[str, Any]:
         """Everything that an evaluation's scores depend on."""
         trained = self.folder(name).trained()
-        recipe = self._recipe(spec).to_dict() if spec.evaluation in PROBED else None
         records = self.datasets.records(spec.dataset, spec.evaluation)
+        probe: dict[str, Any] = {"recipe": None}
+        if spec.evaluation in PROBED:
+            recipe = self._recipe(spec)
+            clips = self.datasets.of_probe(spec.dataset, recipe)
+            learned_from = {"data": clips.identity, "contents": clips.contents}
+            probe = {"recipe": recipe.to_dict(), "learned_from": learned_from}
         return {
             **spec._asdict(),
             "settings": dict(spec.settings),
             "step": trained and trained["step"],
             "data": records.identity,
             "contents": records.contents,
-            "recipe": recipe,
+            **probe,
         }
 
     def finished(self, training: Training) -> bool:
@@ -114,11 +128,10 @@ class Ablation:
 
     def counts(self, training: Training, spec: EvaluationSpec | None) -> bool:
         """Whether it is trained, and this evaluation of it is done, with the settings of now."""
-        folder = self.folder(training.name)
-        if not folder.is_trained(training.config):
+        if not self.is_trained(training):
             return False
         asked = spec is not None and spec.evaluation != "training"
-        return not asked or folder.has(spec, self.about(training.name, spec))
+        return not asked or self.folder(training.name).has(spec, self.about(training.name, spec))
 
     @property
     def sources(self) -> scores.Sources:
@@ -174,13 +187,14 @@ class Ablation:
 
     def _do(self, training: Training) -> None:
         folder = self.folder(training.name)
-        if not multihost.broadcast_from_first(folder.is_trained(training.config)):
+        if not multihost.broadcast_from_first(self.is_trained(training)):
             console.log(f"training {training.name}, for the rows {', '.join(training.rows)}")
             train.train_and_evaluate(training.config, folder.train)
             if jax.process_index() == 0:
                 step = folder.newest_step()
-                count = jax.device_count()
-                folder.note_trained(training.config, step, hardware.description(), count)
+                clips = self.datasets.of_training(training.config)
+                devices = hardware.description(), jax.device_count()
+                folder.note_trained(training.config, clips, step, *devices)
         multihost.barrier("a training is noted")
         for spec in training.evaluations:
             about = self.about(training.name, spec)
@@ -237,7 +251,7 @@ class Ablation:
         left = 0.0
         for name, training in self.plan.trainings.items():
             folder = self.folder(name)
-            finished = folder.is_trained(training.config)
+            finished = self.is_trained(training)
             done = steps[name] if finished else folder.newest_step()
             cost = per_step[name] if per_step[name] is not None else measured
             shown = "–"

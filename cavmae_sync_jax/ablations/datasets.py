@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from cavmae_sync_jax.ablations.paper import OWN
 from cavmae_sync_jax.ablations.tables import Column
@@ -30,6 +31,18 @@ class Datasets(NamedTuple):
         """
         clips = self.clips.get(name) if evaluation == "retrieval" else None
         return _records(self.others.get(name, self.own), self.split, clips)
+
+    def of_training(self, config: ConfigDict) -> loader.Records:
+        """The clips that a config trains on."""
+        return _records(config.data.dir, config.data.train_split, None)
+
+    def of_probe(self, name: str, recipe: ConfigDict) -> loader.Records:
+        """The clips that a probe on a dataset learns from.
+
+        Raises:
+          UserError: if they are not there.
+        """
+        return _records(self.others.get(name, self.own), recipe.train_split, None)
 
     def why_not(self, column: Column) -> str | None:
         """Why a column can't be scored; None if it can.
@@ -81,7 +94,7 @@ class Datasets(NamedTuple):
         }
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def _records(directory: str, split: str, clips: str | None) -> loader.Records:
     records = loader.Records(directory, split)
     if clips is None:

@@ -2,7 +2,7 @@
 
 WORKDIR/trainings/NAME/
   lock           held by the process that works on it
-  trained.json   written when the training is finished: its config, steps and devices
+  trained.json   written when the training is finished: its config, data, steps and devices
   train/         the training's workdir
   evals/NAME/    an evaluation's output, and asked.json, which says what was evaluated and how
 """
@@ -17,6 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cavmae_sync_jax.ablations.plan import EvaluationSpec
+from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.evals.report import curves
 from cavmae_sync_jax.training import config_checks
 from cavmae_sync_jax.utils import atomic, cli
@@ -38,11 +39,11 @@ class Folder:
         """What was noted when the training was finished; None if it is not."""
         return _read(self.path / "trained.json")
 
-    def is_trained(self, config: ConfigDict) -> bool:
-        """Whether a training with this config is finished.
+    def is_trained(self, config: ConfigDict, clips: loader.Records) -> bool:
+        """Whether a training with this config on these clips is finished.
 
         Raises:
-          UserError: if the finished training had another config.
+          UserError: if the finished training had another config or other clips.
         """
         noted = self.trained()
         if noted is None:
@@ -54,17 +55,22 @@ class Folder:
             if key not in IRRELEVANT and cli.value(stored, key) != cli.value(now, key)
         }
         others = [f"config.{k} was {a} and is now {b}" for k, (a, b) in changed.items()]
-        if changed and set(changed) != {"epochs"}:
+        other_data = config_checks.changed_data(noted, clips.identity, clips.contents)
+        if other_data or (changed and set(changed) != {"epochs"}):
             raise UserError(
-                f"{self.path} holds another training: {'; '.join(others)}: "
+                f"{self.path} holds another training: {'; '.join(others + other_data)}: "
                 "use the old settings or another --workdir"
             )
         return not changed
 
-    def note_trained(self, config: ConfigDict, step: int, devices: str, count: int) -> None:
+    def note_trained(
+        self, config: ConfigDict, clips: loader.Records, step: int, devices: str, count: int
+    ) -> None:
         """Notes that the training is finished."""
         noted = {
             "config": json.loads(config.to_json()),
+            "dataset": clips.identity,
+            "contents": clips.contents,
             "step": step,
             "devices": devices,
             "device_count": count,
@@ -94,7 +100,8 @@ class Folder:
 
     def has(self, spec: EvaluationSpec, about: Mapping[str, Any]) -> bool:
         """Whether this very evaluation is finished."""
-        return _read(self.output(spec) / "asked.json") == _asked(about, True)
+        noted, asked = _read(self.output(spec) / "asked.json"), _asked(about, True)
+        return noted is not None and asked | noted == asked  # older ones lack some keys
 
     def begin(self, spec: EvaluationSpec, about: Mapping[str, Any]) -> epath.Path:
         """Makes the folder of an evaluation; empties it if it is of another one."""

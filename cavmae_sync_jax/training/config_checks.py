@@ -1,6 +1,6 @@
 """Checks of a training's settings, and which of them a resumed run may change."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -159,6 +159,23 @@ def changed(stored: ConfigDict, config: ConfigDict) -> list[str]:
         for key in asked
         if _plain(cli.value(stored, key)) != _plain(cli.value(config, key))
     ]
+
+
+def changed_data(noted: Mapping[str, Any], dataset: str, contents: str) -> list[str]:
+    """Lists how a training's data differ from those that a checkpoint or a table noted.
+
+    Args:
+      noted: `dataset` and `contents`, as far as they are known.
+      dataset: what the data are now; empty if that is unknown.
+      contents: a hash of what is in them.
+    """
+    before = noted.get("dataset", "")
+    if before and dataset and before != dataset:
+        return [f"the dataset was {before} and is now {dataset}"]
+    # Checkpoints of version 0.1.0 don't tell the contents.
+    if noted.get("contents", contents) != contents:
+        return ["the dataset was prepared again, with other settings or from other files"]
+    return []
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.distributed import multihost, preemption, sharding
-from cavmae_sync_jax.training import device_clock, metric_writer
+from cavmae_sync_jax.training import config_checks, device_clock, metric_writer
 from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.errors import Terminated, UserError
 
@@ -216,14 +216,8 @@ class _Run:
                 "--config.init_from, in another --workdir"
             )
         changed = self.task.changed(stored.config)
-        dataset = stored.position.get("dataset", "")
-        if dataset != self.task.dataset and dataset and self.task.dataset:
-            changed.append(f"the dataset was {dataset} and is now {self.task.dataset}")
-        # Checkpoints of version 0.1.0 don't tell the contents.
-        elif stored.position.get("contents", self.task.contents) != self.task.contents:
-            changed.append(
-                "the dataset was prepared again, with other settings or from other files"
-            )
+        now = self.task.dataset, self.task.contents
+        changed += config_checks.changed_data(stored.position, *now)
         if changed:
             raise UserError(
                 f"{self.workdir} can't be resumed: {'; '.join(changed)}: "
