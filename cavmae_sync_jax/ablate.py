@@ -207,6 +207,10 @@ class Ablation:
             self._evaluate(folder, spec)
             if jax.process_index() == 0:
                 folder.end(spec, about)
+        for row in self.plan.table.rows if jax.process_index() == 0 else ():
+            for column in self.plan.table.columns if row.name in training.rows else ():
+                if scores.lacks(self.sources, row, column, training.config.seed):
+                    console.log(f"{column.name} is not among the scores of {training.name}")
 
     def _evaluate(self, folder: Folder, spec: EvaluationSpec) -> None:
         model = common.with_frames(load(folder.train), spec.num_frames, spec.frame)

@@ -19,9 +19,10 @@ from ml_collections import ConfigDict
 from cavmae_sync_jax.ablations.plan import EvaluationSpec
 from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.evals.report import curves
-from cavmae_sync_jax.training import config_checks
+from cavmae_sync_jax.training import config_checks, probing
 from cavmae_sync_jax.utils import atomic, cli
 from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import BOTH
 
 # What a finished training may differ in and still be the same; more epochs make it go on.
 IRRELEVANT = config_checks.CHANGEABLE_ON_RESUME - {"epochs", "learning_rate"}
@@ -100,13 +101,13 @@ class Folder:
 
     def has(self, spec: EvaluationSpec, about: Mapping[str, Any]) -> bool:
         """Whether this very evaluation is finished."""
-        noted, asked = _read(self.output(spec) / "asked.json"), _asked(about, True)
-        return noted is not None and asked | noted == asked  # older ones lack some keys
+        noted, asked = self._noted(spec), _asked(about, True)
+        return bool(noted) and asked | noted == asked  # older ones lack some keys
 
     def begin(self, spec: EvaluationSpec, about: Mapping[str, Any]) -> epath.Path:
         """Makes the folder of an evaluation; empties it if it is of another one."""
         place = self.output(spec)
-        if _read(place / "asked.json") != _asked(about, False):
+        if self._noted(spec) != _asked(about, False):
             place.rmtree(missing_ok=True)
         cli.make_folder(place)
         atomic.write(place / "asked.json", json.dumps(_asked(about, False)))
@@ -119,13 +120,21 @@ class Folder:
     def result(self, spec: EvaluationSpec) -> dict[str, Any] | None:
         """The scores of a finished evaluation; for `training`, the end of each curve."""
         if spec.evaluation == "training":
-            found = {name: value for name, _, value in curves.last_values(self.series())}
+            found = {name: values[-1] for name, (_, values) in self.series().items()}
             rate = self.examples_per_second()
             return found | ({} if rate is None else {"examples_per_second": rate})
-        place = self.output(spec)
-        if not (_read(place / "asked.json") or {}).get("finished"):
+        if not self._noted(spec).get("finished"):
             return None
-        return _read(place / f"{spec.evaluation}.json")
+        return _read(self.output(spec) / f"{self.stem(spec)}.json")
+
+    def stem(self, spec: EvaluationSpec) -> str:
+        """The name of an evaluation's files, without what follows the dot."""
+        if spec.evaluation != "probe":
+            return spec.evaluation
+        return probing.name_of((self._noted(spec).get("recipe") or {}).get("stream", BOTH))
+
+    def _noted(self, spec: EvaluationSpec) -> dict[str, Any]:
+        return _read(self.output(spec) / "asked.json") or {}
 
     def resampled(self, spec: EvaluationSpec) -> dict[str, np.ndarray]:
         """The scores of resamples of the clips by name, if the evaluation has them."""

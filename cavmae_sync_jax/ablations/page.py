@@ -119,7 +119,7 @@ def _pictures(plan: Plan, workdir: epath.PathLike) -> Iterator[tuple[str, list[N
             folder = Folder(workdir, plan.of_row[row.name, seed])
             for column in plan.table.columns:
                 spec = plan.evaluation_of(row, column)
-                path = folder.output(spec) / f"{name}.png"
+                path = folder.output(spec) / f"{folder.stem(spec)}.png"
                 if spec.evaluation != name or str(path) in figures or not path.exists():
                     continue
                 title = f"{row.title}, seed {seed}, {spec.folder}"

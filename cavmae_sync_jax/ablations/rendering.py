@@ -55,6 +55,10 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         )
     lines += [f"{name}: {identity}." for name, identity in result["data"].items()]
     lines += [f"{reason}." for reason in dict.fromkeys(result["left_out"].values())]
+    lines += [
+        f"{name} is not among the scores of {', '.join(f'“{row}”' for row in rows)}."
+        for name, rows in result["lacking"].items()
+    ]
     if result["missing"]:
         lines.append(f"Not finished: {', '.join(result['missing'])}.")
     return lines
@@ -81,10 +85,16 @@ def claims(result: Mapping[str, Any]) -> list[list[str]]:
             claim["text"],
             head(result, [claim["column"]])[0],
             difference(claim["column"], claim["difference"]),
-            claim["verdict"] or f"none before {ablation_scores.FEWEST_SEEDS} seeds",
+            claim["verdict"] or _why_none(claim),
         ]
         for claim in result["claims"]
     ]
+
+
+def _why_none(claim: Mapping[str, Any]) -> str:
+    if claim["difference"] is None:
+        return "none without a score of both rows"
+    return f"none before {ablation_scores.FEWEST_SEEDS} seeds"
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -68,18 +68,31 @@ class Sources(NamedTuple):
     counts: Callable[[Training, EvaluationSpec | None], bool]
 
 
+def _result(sources: Sources, row: Row, column: Column, seed: int) -> dict[str, Any] | None:
+    spec = sources.plan.evaluation_of(row, column)
+    training = sources.plan.trainings[sources.plan.of_row[row.name, seed]]
+    if not sources.counts(training, spec):
+        return None
+    return Folder(sources.workdir, training.name).result(spec)
+
+
+def lacks(sources: Sources, row: Row, column: Column, seed: int) -> bool:
+    """Whether a cell's evaluation is finished with one seed, but has no such score."""
+    result = _result(sources, row, column, seed)
+    return result is not None and column.value(result, row) is None
+
+
 def values_of(sources: Sources, row: Row, column: Column) -> Values:
     """The values of the finished trainings for a cell."""
     found, plan = Values({}, {}), sources.plan
     spec = plan.evaluation_of(row, column)
     for seed in plan.seeds:
-        training = plan.trainings[plan.of_row[row.name, seed]]
-        folder = Folder(sources.workdir, training.name)
-        result = folder.result(spec) if sources.counts(training, spec) else None
+        result = _result(sources, row, column, seed)
         value = None if result is None else column.value(result, row)
         if value is None:
             continue
         found.seeds[seed] = value
+        folder = Folder(sources.workdir, plan.of_row[row.name, seed])
         clips = folder.resampled(spec).get(column.resampled_key(row))
         if clips is not None:
             found.resampled[seed] = clips
@@ -115,7 +128,8 @@ def collect(
     Returns:
       `rows[ROW]["scores"][COLUMN]`: `mean`, `interval`, `seeds` and, beside the baseline's row,
       `difference` of the same kind; `rows[ROW]["paper"][COLUMN]` is the paper's figure. `claims`
-      has the `difference` and the `verdict` of each claim.
+      has the `difference` and the `verdict` of each claim. `lacking[COLUMN]` has the titles of the
+      rows whose evaluation is finished without this score.
     """
     plan = sources.plan
     table = plan.table
@@ -154,6 +168,7 @@ def collect(
         "claims": _judged(sources),
         "seeds": list(plan.seeds),
         "missing": missing(sources),
+        "lacking": _lacking(sources),
         "data": dict(data),
         "left_out": dict(left_out),
         "paper": published.PAPER if known else None,
@@ -199,6 +214,19 @@ def missing(sources: Sources) -> list[str]:
         for name, training in sources.plan.trainings.items()
         if not all(sources.counts(training, spec) for spec in (None, *training.evaluations))
     ]
+
+
+def _lacking(sources: Sources) -> dict[str, list[str]]:
+    table, seeds = sources.plan.table, sources.plan.seeds
+    found = {
+        column.name: [
+            row.title
+            for row in table.rows
+            if any(lacks(sources, row, column, seed) for seed in seeds)
+        ]
+        for column in table.columns
+    }
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def columns_of(result: Mapping[str, Any]) -> Sequence[str]:

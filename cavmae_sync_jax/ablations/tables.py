@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from cavmae_sync_jax.inference import similarity
 from cavmae_sync_jax.utils.errors import UserError
 
 # Of each evaluation: where its result has the value of a column's path.
@@ -34,6 +35,16 @@ PLACES: dict[str, tuple[str, ...]] = {
     "temporal": ("scores",),
     "reconstruction": ("errors",),
     "training": (),
+}
+RECALLS = ("R1", "R5", "R10")
+# The names that a column's path may have, level by level, as far as they are known beforehand. The
+# scores of a map depend on the dataset, and the curves of a training on its config.
+NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "retrieval": (("visual_to_audio", "audio_to_visual"), (*RECALLS, "median_rank")),
+    "probe": (("mAP", "AUC", "d_prime", "accuracy"),),
+    "tokens": (("linear", "transformer"), ("registers", "patches", "global")),
+    "temporal": (("audio", "visual", "both"), ("boundary_f1", "adjusted_rand")),
+    "reconstruction": (("audio", "visual"),),
 }
 _NAMES = {"ROWS", "COLUMNS", "TITLE", "BASELINE", "SETTINGS", "CLAIMS"}
 _ROW_KEYS = {"title", "row", "changes", "num_frames", "frame", "strategy"}
@@ -76,8 +87,9 @@ class Column(NamedTuple):
     def title(self) -> str:
         """The column's heading."""
         shown = [part.replace("_to_", " → ").replace("_", " ") for part in self.path]
-        shown = [f"R@{part[1:]}" if part in ("R1", "R5", "R10") else part for part in shown]
-        about = {"retrieval": "", "segmentation": "segmentation", "training": ""}
+        shown = [f"R@{part[1:]}" if part in RECALLS else part for part in shown]
+        of_scores = "training" if len(self.path) > 1 else ""  # during the training
+        about = {"retrieval": "", "segmentation": "segmentation", "training": of_scores}
         head = " ".join(filter(None, (self.dataset, about.get(self.evaluation, self.evaluation))))
         return " ".join(filter(None, (head, *shown)))
 
@@ -86,12 +98,16 @@ class Column(NamedTuple):
         """Whether it is a fraction of 1, which is shown in percent."""
         if self.path[-1] in NO_SHARES:
             return False
-        return self.evaluation not in ("training", "reconstruction") or "accuracy" in self.name
+        if self.evaluation in ("training", "reconstruction"):
+            return "accuracy" in self.name or self.path[-1] in RECALLS
+        return True
 
     def value(self, result: Mapping[str, Any], row: Row) -> float | None:
         """The score in an evaluation's result; None if the result lacks it."""
         places = [place.format(strategy=row.strategy) for place in PLACES[self.evaluation]]
         path = list(self.path)
+        if self.evaluation == "training":
+            path = ["/".join(path)]  # a curve's name
         if self.evaluation == "segmentation":
             path.insert(-1, "scores")  # of a map, or of its control
         if self.evaluation == "tokens":
@@ -132,7 +148,7 @@ def column(text: str) -> Column:
     """Parses a column's text.
 
     Raises:
-      UserError: if it names no evaluation or no score.
+      UserError: if it names no evaluation or no score of it.
     """
     head, *path = text.split("/")
     evaluation, _, dataset = head.partition("@")
@@ -142,6 +158,13 @@ def column(text: str) -> Column:
             f"the column {text!r} must be EVALUATION/SCORE or EVALUATION@DATASET/SCORE, where the "
             f"evaluation is one of {known}; for instance retrieval/visual_to_audio/R1"
         )
+    levels = NAMES.get(evaluation)
+    if levels is not None and (
+        len(path) != len(levels)
+        or any(part not in names for part, names in zip(path, levels, strict=True))
+    ):
+        scores = "/".join(f"{{{', '.join(names)}}}" for names in levels)
+        raise UserError(f"the column {text!r} names no score: it must be {head}/{scores}")
     return Column(text, evaluation, dataset, tuple(path))
 
 
@@ -191,4 +214,10 @@ def _claim(path: epath.Path, about: Any, held: Mapping[str, Any]) -> Claim:
 def _row(path: epath.Path, name: str, about: Any) -> Row:
     if not isinstance(about, dict) or set(about) - _ROW_KEYS:
         raise UserError(f"{path}: the row {name!r} must be a dict with some of {sorted(_ROW_KEYS)}")
-    return Row(**{"name": str(name), "title": str(name)} | about)
+    row = Row(**{"name": str(name), "title": str(name)} | about)
+    if row.strategy not in similarity.STRATEGIES:
+        known = ", ".join(similarity.STRATEGIES)
+        raise UserError(
+            f"{path}: the row {name!r} has the strategy {row.strategy!r}; it must be one of {known}"
+        )
+    return row

@@ -76,7 +76,7 @@ def run(
     """
     mesh = mesh or sharding.make_mesh()
     probing.check(config, mesh.size)
-    name = "probe" if config.stream == "both" else f"probe_{config.stream}"
+    name = probing.name_of(config.stream)
     truth, classes = labels.read(records), labels.class_names(records)
     if config.loss == "ce" and head is None:
         labels.require_one_label(records, truth, "loss")

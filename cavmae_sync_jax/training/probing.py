@@ -32,9 +32,9 @@ from cavmae_sync_jax.training import (
     train_step,
 )
 from cavmae_sync_jax.utils.errors import UserError
-from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
+from cavmae_sync_jax.utils.modalities import AUDIO, BOTH, MODALITIES, VISUAL
 
-STREAMS = {"both": (AUDIO, VISUAL), "audio": (AUDIO,), "visual": (VISUAL,)}
+STREAMS = {BOTH: (AUDIO, VISUAL), "audio": (AUDIO,), "visual": (VISUAL,)}
 CHANGEABLE_ON_RESUME = {"log_every"}
 # The tokens of (module, params, batch), such as `inference.features.encoder_tokens`.
 Encode = Callable[[Any, Any, dict[str, Array]], dict[str, Array]]
@@ -68,6 +68,11 @@ class Labelled(NamedTuple):
     truth: Bool[np.ndarray, "clips classes"]
     source: Features | loader.Records
     learned_from: Mapping[str, Any] = types.MappingProxyType({})
+
+
+def name_of(stream: str) -> str:
+    """The name of a probe's files, which states its stream if that is not `both`."""
+    return "probe" if stream == BOTH else f"probe_{stream}"
 
 
 def check(config: ConfigDict, devices: int) -> None:
@@ -126,7 +131,7 @@ def only(seen: Features, modality: str) -> Features:
     return Features(
         [
             part if m == modality else np.broadcast_to(part.mean(axis=(0, 1)), part.shape)
-            for m, part in zip(STREAMS["both"], seen.parts, strict=True)
+            for m, part in zip(STREAMS[BOTH], seen.parts, strict=True)
         ]
     )
 

@@ -1,12 +1,14 @@
 """What counts as finished: the same config on the same data, and a probe of the same clips."""
 
+import base64
 import json
+from xml.etree import ElementTree
 
 import pytest
 import tiny
 
 from cavmae_sync_jax import ablate
-from cavmae_sync_jax.ablations import plan, tables
+from cavmae_sync_jax.ablations import page, plan, rendering, scores, tables
 from cavmae_sync_jax.ablations.datasets import Datasets
 from cavmae_sync_jax.ablations.folders import Folder
 from cavmae_sync_jax.data import loader
@@ -14,6 +16,7 @@ from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
 SIZES = {"batch_size": 8, "data.num_frames": 4, "model.image_size": 32, "model.image_patch": 16}
+HEAD_OF_PNG = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + b"\0\0\0\1" * 2
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +101,73 @@ def test_a_probe_that_learned_from_other_clips_is_made_again(tmp_path, dataset_d
     del noted["learned_from"], noted["contents"]
     path.write_text(json.dumps(noted))
     assert folder.has(probe, about) and not folder.has(probe, about | {"step": 7})
+
+
+def finish(ablation, result):
+    """Notes that an ablation's only training and its evaluations are finished, with a result."""
+    ((name, training),) = ablation.plan.trainings.items()
+    folder = ablation.folder(name)
+    folder.train.mkdir(parents=True)
+    clips = ablation.datasets.of_training(training.config)
+    folder.note_trained(training.config, clips, 15, "1 device", 1)
+    for spec in training.evaluations:
+        place = folder.begin(spec, ablation.about(name, spec))
+        for file, scored in result.items():
+            (place / f"{file}.json").write_text(json.dumps(scored))
+            (place / f"{file}.png").write_bytes(HEAD_OF_PNG + file.encode())
+        folder.end(spec, ablation.about(name, spec))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("row", "file"), [("demo", "probe"), ("demo,audio", "probe_audio"), ("demo,visual", None)]
+)
+def test_a_probe_of_one_stream_has_files_of_its_own_name(tmp_path, dataset_dir, row, file):
+    text = "ROWS = {'a': {}}\nCOLUMNS = ['probe/mAP']"
+    ablation = ablation_of(tmp_path, text, dataset_dir, probe=f"configs/probe.py:{row}")
+    made = {"probe": {"scores": {"mAP": 0.25}}, "probe_audio": {"scores": {"mAP": 0.5}}}
+    folder = finish(ablation, made)
+    (spec,) = ablation.plan.trainings["unchanged-seed0"].evaluations
+    assert folder.stem(spec) == (file or "probe_visual")
+    assert folder.result(spec) == made.get(file)
+    found = dict(page._pictures(ablation.plan, ablation.workdir)).values()
+    pictures = "".join(ElementTree.tostring(one, "unicode") for nodes in found for one in nodes)
+    shown = {name: base64.b64encode(HEAD_OF_PNG + name.encode()).decode() for name in made}
+    assert [name for name in made if shown[name] in pictures] == [file] * (file is not None)
+
+
+def test_a_score_that_an_evaluation_lacks_is_named(tmp_path, dataset_dir, capsys):
+    text = """
+ROWS = {"a": {}, "b": {"strategy": "max"}}
+COLUMNS = [
+    "retrieval/visual_to_audio/R1",
+    "segmentation/cosine/mIuO",
+    "training/audio_to_visual/R5",
+    "training/los",
+]
+CLAIMS = [{"text": "x", "row": "a", "than": "b", "column": "training/los"}]
+"""
+    ablation = ablation_of(tmp_path, text, dataset_dir)
+    retrieval = {"scores": {"diagonal_mean": {"visual_to_audio": {"R1": 0.75}}}}
+    folder = finish(ablation, {"retrieval": retrieval, "segmentation": {"maps": {}}})
+    line = {"step": 15, "split": "eval", "audio_to_visual/R5": 0.25, "audio_to_visual/R1": 0.125}
+    (folder.train / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    result = scores.collect(ablation.sources, {}, {}, [])
+    assert result["missing"] == []
+    assert result["lacking"] == {
+        "retrieval/visual_to_audio/R1": ["b"],
+        "segmentation/cosine/mIuO": ["a", "b"],
+        "training/los": ["a", "b"],
+    }
+    of_a = result["rows"]["a"]["scores"]
+    assert of_a["retrieval/visual_to_audio/R1"]["mean"] == 0.75
+    assert of_a["training/audio_to_visual/R5"]["mean"] == 0.25
+    text = rendering.markdown(result)
+    assert "retrieval/visual_to_audio/R1 is not among the scores of “b”.\n" in text
+    assert "training/los is not among the scores of “a”, “b”.\n" in text
+    assert "| x | los | – | none without a score of both rows |" in text
+    (training,) = ablation.plan.trainings.values()
+    ablation._do(training)
+    said = capsys.readouterr().err.splitlines()
+    assert "segmentation/cosine/mIuO is not among the scores of unchanged-seed0" in said
+    assert not any("audio_to_visual" in each for each in said)

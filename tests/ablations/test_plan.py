@@ -5,8 +5,13 @@ import pytest
 
 from cavmae_sync_jax.ablations import paper, plan, rendering, scores, tables
 from cavmae_sync_jax.ablations.scores import Values
+from cavmae_sync_jax.evals import retrieval, temporal, tokens
+from cavmae_sync_jax.evals.metrics import classification
+from cavmae_sync_jax.evals.metrics import retrieval as retrieval_metrics
+from cavmae_sync_jax.evals.metrics import temporal as temporal_metrics
 from cavmae_sync_jax.utils import cli, locks
 from cavmae_sync_jax.utils.errors import UserError
+from cavmae_sync_jax.utils.modalities import MODALITIES
 
 CONFIGS = ["configs/pretrain.py", "configs/demo.py"]
 
@@ -87,6 +92,17 @@ def test_unknown_rows_and_no_seed():
         ("ROWS = {'a': {'chnges': {}}}\nCOLUMNS = ['probe/mAP']", "the row 'a' must be a dict"),
         ("ROWS = {'a': {}}\nCOLUMNS = ['probe/mAP']\nBASELINE = 'b'", "BASELINE='b' is none"),
         ("ROWS = {'a': {}}\nCOLUMNS = ['probe/mAP']\nTITEL = 'b'", "sets TITEL; it may set"),
+        (
+            "ROWS = {'a': {}}\nCOLUMNS = ['retrieval@vggsound/visual_to_audio/R@5']",
+            r"the column 'retrieval@vggsound/visual_to_audio/R@5' names no score: it must be "
+            r"retrieval@vggsound/{visual_to_audio, audio_to_visual}/{R1, R5, R10, median_rank}$",
+        ),
+        ("ROWS = {'a': {}}\nCOLUMNS = ['temporal/both']", "it must be temporal/{audio, visual, b"),
+        (
+            "ROWS = {'a': {'strategy': 'diagonal-mean'}}\nCOLUMNS = ['probe/mAP']",
+            r"mine.py: the row 'a' has the strategy 'diagonal-mean'; it must be one of "
+            r"diagonal_mean, diagonal_max, mean, max$",
+        ),
         ("import nothing_of_that_name", "can't be run: ModuleNotFoundError"),
     ],
 )
@@ -127,6 +143,32 @@ def test_columns_find_their_values():
     tokens = tables.column("tokens/linear/global")
     assert tokens.value({"scores": {"linear": {"global": {"mAP": 0.1}}}}, row) == 0.1
     assert not tables.column("training/examples_per_second").is_share
+    # The scores that a training had at its end.
+    ends = tables.column("training/audio_to_visual/R5")
+    assert ends.value({"audio_to_visual/R5": 0.5}, row) == 0.5 and ends.is_share
+    assert ends.title == "training audio → visual R@5"
+    assert tables.column("training/loss").title == "loss"
+
+
+def test_the_names_of_scores_are_those_of_the_evaluations():
+    rng = np.random.default_rng(0)
+    truth = np.eye(3, dtype=bool)[np.arange(9) % 3]
+    labels = np.array([0, 0, 1, 1])
+    assert {name: list(map(list, levels)) for name, levels in tables.NAMES.items()} == {
+        "retrieval": [[*retrieval.DIRECTIONS], [*retrieval_metrics.summary(np.ones(3))]],
+        "probe": [[*classification.scores_of(truth, rng.normal(size=(9, 3)))]],
+        "tokens": [["linear", "transformer"], [*tokens.KINDS]],
+        "temporal": [[*temporal.KINDS], [*temporal_metrics.scores(labels, labels, 1)]],
+        "reconstruction": [[*MODALITIES]],
+    }
+
+
+def test_a_claim_without_a_verdict_says_why():
+    claim = {"text": "x", "column": "probe/mAP", "verdict": None, "difference": None}
+    result = {"columns": {"probe/mAP": "probe mAP"}, "claims": [claim]}
+    assert rendering.claims(result)[0][2:] == ["–", "none without a score of both rows"]
+    claim["difference"] = {"mean": 0.1, "interval": None}
+    assert rendering.claims(result)[0][2:] == ["+10.0", "none before 3 seeds"]
 
 
 def test_intervals_by_hand():
