@@ -13,6 +13,7 @@ import io
 import json
 import math
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.utils import clip_names, console, tables
 from cavmae_sync_jax.utils.errors import UserError
 
+_DECIMAL = re.compile(r"^(-?\d+),(\d+)$")  # as Excel writes numbers in many countries
 NAMED = 3  # of the clips that are missing
 # Columns of a start, and what they count in a second.
 _STARTS = {"start": 1, "start_ms": 1000}
@@ -62,6 +64,9 @@ def read(path: epath.PathLike) -> list[str]:
         lines = (line.strip() for line in text.splitlines())
         ids = [line for line in lines if line and not line.startswith("#")]
         delimiter = tables.delimiter_of(text)
+        if delimiter != "," and any(delimiter in line for line in ids):
+            ids = [_with_commas(line, delimiter) for line in ids]
+            delimiter = ","
         if ids and (columns := _columns(ids[0], delimiter, path)) is not None:
             rows = csv.reader(ids[1:], skipinitialspace=True, delimiter=delimiter)
             ids = list(dict.fromkeys(_rows(path, rows, columns)))
@@ -72,6 +77,15 @@ def read(path: epath.PathLike) -> list[str]:
         again = len(ids) - len(once)
         console.log(f"the list of clips {path} names {again} clips again, which count once")
     return once
+
+
+def _with_commas(line: str, delimiter: str) -> str:
+    """Returns a row with commas between its cells and points in its numbers."""
+    cells = next(csv.reader([line], skipinitialspace=True, delimiter=delimiter))
+    points = (_DECIMAL.sub(r"\1.\2", cell.strip()) for cell in cells)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(points)
+    return text.getvalue()
 
 
 def _json(text: str) -> Any:
@@ -267,10 +281,9 @@ def _row(entry: str) -> tuple[str, float | None]:
 
 
 def _cells(entry: str) -> list[str]:
-    """Returns the cells of a row, which commas, tabs or semicolons part; at least one."""
-    delimiter = next((one for one in ",\t;" if one in entry), ",")
+    """Returns the cells of a row, which commas part; at least one."""
     with contextlib.suppress(csv.Error, StopIteration):
-        reader = csv.reader([entry], skipinitialspace=True, delimiter=delimiter)
+        reader = csv.reader([entry], skipinitialspace=True)
         return [cell.strip() for cell in next(reader)] or [entry]
     return [entry]
 

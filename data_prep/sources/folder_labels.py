@@ -55,7 +55,8 @@ def _row(video: Video, with_splits: bool) -> LabelRow:
                 f"--labels_from=folders: {path} lies in no folder of a class: files must be "
                 f"{wanted} inside of SOURCE"
             )
-        label = unicodedata.normalize("NFC", folders[with_splits])  # as lists have it, too
+        # As lists and TFDS have it, too.
+        label = unicodedata.normalize("NFC", folders[with_splits]).strip()
         found.append((read_split(folders[0]) if with_splits else None, label))
     split = found[0][0]
     for name, (other, _) in zip(video.names, found, strict=True):

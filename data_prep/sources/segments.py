@@ -101,8 +101,8 @@ def segment_clips(
       classes: of the segments' labels.
       trimmed: whether a file without a span in its name holds nothing but its segment.
       seconds: length of a clip.
-      eval_share: share of the videos for the split eval, where a segment has no split. The hash
-        is of the first name that the lists give to a file.
+      eval_share: share of the videos for the split eval, where no segment of a video has a split.
+        The hash is of the first name that the lists give to a file.
       rest: the shortest rest of a segment, in seconds, that gives a clip after others.
       pattern: of `segment_files.read_pattern`.
 
@@ -121,12 +121,17 @@ def segment_clips(
     merged, tails = _merge(made, classes, seconds, rest)
     often = collections.Counter(_short_id(one) for one in merged)
     splits = collections.defaultdict(list)
+    said: dict[str, str] = {}  # of a file, by those of its segments that have a split
+    for one in merged:
+        if one.split:
+            said.setdefault(first_names[one.segment.video], one.split)
     for one in merged:
         name, clip_id = one.segment.video, _short_id(one)
         if often[clip_id] > 1:
             clip_id = clip_names.with_start(clip_name(name), one.start)
             clip_id = clip_names.with_start(clip_id, one.end)
-        split = one.split or hashed_split(Path(first_names[name]), eval_share)
+        first = first_names[name]
+        split = one.split or said.get(first) or hashed_split(Path(first), eval_share)
         splits[split].append(_clip(clip_id, one, tagged))
     unused = [video for video in videos if video not in used]
     return SegmentClips(dict(splits), unused, tails)
@@ -136,7 +141,8 @@ class _Merged(NamedTuple):
     """A clip of one segment or of several, of which `segment` is the first.
 
     `labels` has how each label is perceived, "" if no list says. `split_by` is where the list is
-    that says the split.
+    that says the split. `rival` is where another segment is that the same seconds may be; "" if
+    there is none.
     """
 
     segment: Segment
@@ -146,6 +152,7 @@ class _Merged(NamedTuple):
     labels: dict[str, str]
     split: str | None
     split_by: str
+    rival: str = ""
 
 
 _Made = Sequence[tuple[Segment, list[Found]]]  # segments with the files that may hold them
@@ -169,11 +176,13 @@ def _merge(
             key = _place(segment, found, start, end)
             before = merged.get(key)
             moved = round(before.start - start, _DIGITS) if before else 0.0
+            rival = ""
             if before and moved and before.segment.video == segment.video:
                 # Its file's name leaves open which of a video's segments it holds.
-                key = *key, start
+                merged[key] = before._replace(rival=segment.where)
+                key, rival = (*key, start), before.segment.where
             before = merged.setdefault(
-                key, _Merged(segment, found, start, end, {}, segment.split, segment.where)
+                key, _Merged(segment, found, start, end, {}, segment.split, segment.where, rival)
             )
             if before.split and segment.split and before.split != segment.split:
                 raise UserError(
@@ -274,6 +283,13 @@ def _clip(clip_id: str, one: _Merged, tagged: bool) -> VideoClip:
             )
         return kind(clip_id, segment.where, start, end, refusal=why, **fields)
     (file,) = found
+    if one.rival:
+        why = (
+            "ambiguous",
+            f"{segment.where}: {file.video.path} may hold this segment or that of {one.rival}: put "
+            "the span into its name.",
+        )
+        return kind(clip_id, segment.where, start, end, refusal=why, **fields)
     first = file.start + start - segment.start
     _, begin, until, _ = _wanted(segment)
     return kind(

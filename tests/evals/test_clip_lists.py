@@ -110,7 +110,7 @@ def test_only_the_listed_clips_are_embedded(model, dataset_dir, tmp_path, monkey
 class Ids(loader.Records):
     """A split of which only the ids are asked."""
 
-    directory, split, splits, identity = "data/x", "eval", ("eval",), "x"
+    directory, split, splits, identity, contents = "data/x", "eval", ("eval",), "x", "y"
     features, longest_rows, in_bucket, shards = {}, None, False, None
 
     def __init__(self, *ids):
@@ -210,6 +210,19 @@ def test_a_start_under_any_header_means_no_other_clip_of_its_video(tmp_path, tex
     selected, missing = clip_lists.select(Ids(*YOUTUBE), entries, "list")
     assert selected._indices == [0]
     assert missing == ["--4gqARaEJE,31"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_row_has_its_lists_delimiter(tmp_path, delimiter):
+    label = '"railroad car, train wagon"' if delimiter == "," else "railroad car, train wagon"
+    start = "30.5" if delimiter == "," else "30,5"  # as Excel writes it in many countries
+    rows = [["--4gqARaEJE", start, "dog"], ["--BfvyPmVMo", "0", label]]
+    text = "".join(delimiter.join(row) + "\r\n" for row in rows)
+    (tmp_path / "list.csv").write_bytes(text.encode("utf-8-sig"))
+    ids = ("--BfvyPmVMo_000000", "--4gqARaEJE_000030.500", "--4gqARaEJE_000031")
+    entries = clip_lists.read(tmp_path / "list.csv")
+    selected, missing = clip_lists.select(Ids(*ids), entries, "list")
+    assert (selected._indices, missing) == ([0, 1], [])
 
 
 def test_selections_are_told_apart_and_keep_their_records(dataset_dir):

@@ -34,6 +34,8 @@ def test_classes_are_the_outermost_folders_below_the_splits():
         "TEST/cat/b.mp4": ("cat", "eval"),
     }
     assert labels_of("dog/x/a.mp4") == {"dog/x/a.mp4": ("dog", None)}
+    # A space behind a name is lost where TFDS reads it again.
+    assert labels_of("dog/a.mp4", "dog /b.mp4")["dog /b.mp4"] == ("dog", None)
     # A class may be called so, beside others.
     assert labels_of("train/a.mp4", "bus/b.mp4")["train/a.mp4"] == ("train", None)
 

@@ -286,6 +286,35 @@ def test_a_segment_with_two_files_is_a_reject_that_names_both(tmp_path, names):
     assert made.unused == []
 
 
+def test_two_segments_that_one_trimmed_file_may_hold_are_rejects(tmp_path):
+    text = "--PJHxphWEs,30,dog,train\n--PJHxphWEs,120,violin,eval\n--ZhevVpy1s,30,dog,train\n"
+    made = clips(tmp_path, text, ["--PJHxphWEs.mp4", "--ZhevVpy1s.mp4"], trimmed=True, split=None)
+    (dog, other), (violin,) = made.splits["train"], made.splits["eval"]
+    assert dog.refusal[0] == violin.refusal[0] == "ambiguous" and other.refusal is None
+    assert "/v/--PJHxphWEs.mp4 may hold this segment or that of " in dog.refusal[1]
+    assert "line 2" in dog.refusal[1] and "line 1" in violin.refusal[1] and made.unused == []
+    named = ["--PJHxphWEs_30_40.mp4", "--PJHxphWEs_120_130.mp4", "--ZhevVpy1s.mp4"]
+    made = clips(tmp_path, text, named, trimmed=True, split=None)
+    assert not any(clip.refusal for of_split in made.splits.values() for clip in of_split)
+
+
+def test_a_clip_without_a_split_is_where_the_lists_put_its_file(tmp_path):
+    names = [f"video{number:02}.mp4" for number in range(25)]
+    said = "file,start,end,split\n" + "".join(
+        f"{name},0,10,{('eval', 'train')[number % 2]}\n" for number, name in enumerate(names[:20])
+    )
+    unsaid = "file,start,end\n" + "".join(f"{name},30,40\n" for name in names)
+    for lists in ([said, unsaid], [unsaid, said]):
+        made = clips(tmp_path, lists, names, split=None, eval_share=0.5)
+        splits = {
+            split: {Path(clip.path).stem for clip in found} for split, found in made.splits.items()
+        }
+        assert not splits["train"] & splits["eval"]
+        assert {name for name in splits["train"] if name < "video20"} == {
+            f"video{number:02}" for number in range(1, 20, 2)
+        }
+
+
 def test_copies_in_the_folders_of_several_labels_are_one_file(tmp_path):
     for name, content in (("dog", b"xy"), ("bark", b"xy"), ("cat", b"other")):
         (tmp_path / name).mkdir()
