@@ -31,8 +31,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cavmae_sync_jax import train
+from cavmae_sync_jax.ablations import checks, page, paper, plan, rendering, scores, tables
 from cavmae_sync_jax.ablations import datasets as ablation_datasets
-from cavmae_sync_jax.ablations import page, paper, plan, rendering, scores, tables
 from cavmae_sync_jax.ablations.datasets import Datasets
 from cavmae_sync_jax.ablations.folders import Folder
 from cavmae_sync_jax.ablations.plan import EvaluationSpec, Plan, Training
@@ -66,29 +66,21 @@ class Ablation:
             alike = name.rpartition("-seed")[0]
             if alike not in steps:  # another seed has as many steps
                 steps[alike] = train.Pretraining(training.config).steps
+                for spec in training.evaluations:
+                    self._check(training, spec)
             self.is_trained(training)
-            for spec in training.evaluations:
-                known = (
-                    cli.keys(self.probe)
-                    if spec.evaluation in PROBED
-                    else inspect.signature(_evaluation(spec)).parameters
-                )
-                self._check_frames(training, spec)
-                if unknown := [key for key, _ in spec.settings if key not in known]:
-                    raise UserError(
-                        f"SETTINGS: {spec.evaluation} has no setting {unknown[0]!r}; it has "
-                        f"{', '.join(known)}"
-                    )
         return {name: steps[name.rpartition("-seed")[0]] for name in self.plan.trainings}
 
-    def _check_frames(self, training: Training, spec: EvaluationSpec) -> None:
+    def _check(self, training: Training, spec: EvaluationSpec) -> None:
         records = self.datasets.records(spec.dataset, spec.evaluation)
-        stored, wanted = len(records[0]["frames"]), spec.num_frames or 0
-        if 1 < stored < wanted:
-            raise UserError(
-                f"the rows {', '.join(training.rows)} evaluate {wanted} frames per clip, but "
-                f"{records.directory} holds {stored}: choose other rows by --rows"
-            )
+        checks.frames(training, spec, records)
+        if spec.evaluation not in PROBED:
+            checks.settings(spec, inspect.signature(_evaluation(spec)).parameters)
+            return
+        checks.settings(spec, cli.keys(self.probe))
+        recipe = self._recipe(spec)
+        fitted = self.datasets.of_probe(spec.dataset, recipe)
+        checks.recipe(training, spec, recipe, fitted, records, jax.device_count())
 
     def folder(self, name: str) -> Folder:
         """The folder of a training."""
@@ -226,7 +218,10 @@ class Ablation:
     def _recipe(self, spec: EvaluationSpec) -> ConfigDict:
         """The probe's recipe with a table's settings for it."""
         recipe = self.probe.copy_and_resolve_references()
-        recipe.update(dict(spec.settings))
+        try:
+            recipe.update(dict(spec.settings))
+        except TypeError as error:
+            raise UserError(f"SETTINGS of {spec.evaluation}: {error}") from error
         return recipe
 
     def write(self, left_out: dict[str, str]) -> str:

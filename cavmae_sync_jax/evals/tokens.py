@@ -29,7 +29,6 @@ from cavmae_sync_jax.inference import features
 from cavmae_sync_jax.training import probing
 from cavmae_sync_jax.training.probing import STREAMS, Features, Labelled
 from cavmae_sync_jax.utils import cli
-from cavmae_sync_jax.utils.errors import UserError
 
 KINDS = ("registers", "patches", "global")
 
@@ -63,11 +62,7 @@ def run(
     """
     mesh = mesh or sharding.make_mesh()
     probing.check(config, mesh.size)
-    if not config.cached:
-        raise UserError(
-            "the token analysis probes the same features several times, so they must be computed "
-            "once: use the row `cached` of the config, such as --config=configs/probe.py:demo"
-        )
+    probing.require_cached(config)
     fitted = loader.Records(records.directory, config.train_split)
     truths = labels.read(fitted), labels.read(records)
     if config.loss == "ce":

@@ -97,6 +97,33 @@ def check(config: ConfigDict, devices: int) -> None:
         config_checks.require_share(config, key)
 
 
+def require_cached(config: ConfigDict) -> None:
+    """Refuses a recipe that does not compute the features once.
+
+    Raises:
+      UserError: naming the row that does.
+    """
+    if not config.cached:
+        raise UserError(
+            "the token analysis probes the same features several times, so they must be computed "
+            "once: use the row `cached` of the config, such as --config=configs/probe.py:demo"
+        )
+
+
+def steps_per_epoch(config: ConfigDict, clips: int) -> int:
+    """The whole batches of so many training clips.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if config.batch_size > clips:
+        raise UserError(
+            f"config.batch_size={config.batch_size} is more than the {clips} clips "
+            f"of the split {config.train_split!r}"
+        )
+    return clips // config.batch_size
+
+
 def order(
     truth: Bool[np.ndarray, "clips classes"], config: ConfigDict
 ) -> Int[np.ndarray, " places"]:
@@ -166,15 +193,10 @@ class Probing(loop.Task):
         self.head, self._clips, self._model, self._recipe = head, clips, model, config
         self.config, self.mesh = _described(head, config, clips.learned_from), mesh
         self.batch_size = config.batch_size
-        steps_per_epoch = len(clips.truth) // config.batch_size
-        if not steps_per_epoch:
-            raise UserError(
-                f"config.batch_size={config.batch_size} is more than the {len(clips.truth)} clips "
-                f"of the split {config.train_split!r}"
-            )
-        self.steps, self.steps_per_epoch = config.epochs * steps_per_epoch, float(steps_per_epoch)
+        per_epoch = steps_per_epoch(config, len(clips.truth))
+        self.steps, self.steps_per_epoch = config.epochs * per_epoch, float(per_epoch)
         self.log_every, self.keep_checkpoints = config.log_every, 2
-        self.checkpoint_every, self.eval_every = steps_per_epoch, self.steps
+        self.checkpoint_every, self.eval_every = per_epoch, self.steps
         self._cached = isinstance(clips.source, Features)
         if isinstance(clips.source, loader.Records):
             self.dataset = clips.source.identity

@@ -13,6 +13,7 @@ import errno
 import functools
 import importlib.metadata
 import os
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -167,14 +168,20 @@ class Rows:
         """The config with a further row, or several joined by commas.
 
         Raises:
-          UserError: for an unknown row, or if an override changes what the row changes.
+          UserError: for an unknown row, or if an override names a key that the row sets.
         """
         plain, with_row = self._plain(""), self._plain(row)
+        named = self._named_in(row)  # by a row of the default, too
         for override in self._overrides if row else ():
             key = override.removeprefix("--config.").partition("=")[0]
-            if value(plain, key) != value(with_row, key):
+            if key in named or value(plain, key) != value(with_row, key):
                 raise UserError(f"{override}: the row {row!r} sets this key, so leave it out")
         return _config_flag([self._named(row), *self._overrides])
+
+    def _named_in(self, row: str) -> list[str]:
+        """The keys that rows name in the file's table of variants, if it has one."""
+        variants = runpy.run_path(self.file).get("VARIANTS", {}) if row else {}
+        return [key for name in row.split(",") for key in variants.get(name, {})]
 
     def _named(self, row: str) -> str:
         names = ",".join(filter(None, (self._given, row)))

@@ -75,6 +75,31 @@ def test_a_setting_that_a_row_makes_cant_be_overridden():
     assert plan.make(paper.TABLES["8"], config_of, 2).seeds == (7, 8)
 
 
+@pytest.mark.parametrize(
+    ("table", "row", "override"),
+    [
+        ("6", "registers_8", "--config.model.registers=2"),
+        ("8", "mask_0.75", "--config.mask.ratios=(0.5,)"),
+        ("figure4", "audio_4s", "--config.model.audio_rows=96"),
+    ],
+)
+def test_a_row_of_the_defaults_value_cant_be_overridden(table, row, override):
+    config_of = cli.Rows("configs/pretrain.py", [override])
+    with pytest.raises(UserError) as refused:
+        plan.make(paper.TABLES[table], config_of, 1, [row])
+    assert str(refused.value) == f"{override}: the row {row!r} sets this key, so leave it out"
+    assert "unchanged-seed0" in plan.make(paper.TABLES["11"], config_of, 1).trainings
+    config_of = cli.Rows(f"configs/pretrain.py:{row}", [override])  # chosen by the user
+    assert config_of().to_json() == cli.Rows("configs/pretrain.py", [override])().to_json()
+
+
+def test_of_several_rows_each_one_sets_its_keys():
+    config_of = cli.Rows("configs/demo.py", ["--config.model.registers=2"])
+    with pytest.raises(UserError, match="the row 'no_global,registers_4' sets this key"):
+        config_of("no_global,registers_4")
+    assert config_of("no_global").model.registers == 2
+
+
 def test_unknown_rows_and_no_seed():
     config_of = cli.Rows("configs/pretrain.py", [])
     with pytest.raises(UserError, match=r"table 6 has no row 'registers_5'"):
