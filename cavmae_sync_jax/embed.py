@@ -16,6 +16,7 @@ DuckDB can read.
 import argparse
 import collections
 import contextlib
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -65,7 +66,7 @@ def run(
     """
     if workers < 0:
         raise UserError(f"--workers must be at least 0, not {workers}")
-    if every is not None and not every > 0:
+    if every is not None and not 0 < every < math.inf:
         raise UserError(f"--every must be above 0 seconds, not {every:g}")
     found = find_files(sources)
     files = [file for file in found if _has_a_text_name(file)]
@@ -95,12 +96,11 @@ def run(
 
 
 def _has_a_text_name(file: str) -> bool:
-    """Whether an index can hold a file's name, which must be UTF-8; says so where it can't."""
+    """Whether an index can hold a file's name; says so where it can't."""
     try:
-        file.encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(file).decode("utf-8", "backslashreplace")
-        console.log(f"refused: the name of {shown} is not UTF-8: rename the file")
+        indexes.check_name(file)
+    except UserError as error:
+        console.log(f"refused: {error}")
         return False
     return True
 
@@ -177,8 +177,8 @@ def main() -> None:
 
     def start(args: argparse.Namespace) -> None:
         exported = None if args.export is None else pathlib.Path(args.export)
-        if exported is not None and exported.suffix not in indexes.EXPORTS:
-            raise UserError(f"--export={exported} must end in {' or '.join(indexes.EXPORTS)}")
+        if exported is not None:
+            indexes.check_export(exported)
         model = models.load(args.checkpoint)
         counts = run(model, args.sources, args.output, every=args.every, workers=args.workers)
         print(

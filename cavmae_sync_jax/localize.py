@@ -16,6 +16,7 @@ windows is compared with every moment. A still picture gives OUTPUT/localize.png
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -46,6 +47,7 @@ FPS = 25
 BLOCK_SECONDS = 8.0
 SEGMENTS = 4
 MOST_CLUSTERED = 2000  # pairs; the time of clustering grows with their square
+WRITTEN = ("localize.mp4", "localize.png", "localize.json", "localize.npz", "timeline.png")
 COLUMNS, SHOWN = 2000, 10  # of the log-mel, and pictures, in the timeline
 OTHERS = 200  # windows of the sound that a match's percentile is taken among
 SOUNDLESS = {"picture": "a picture, which has no sound", "mute": "a video without sound"}
@@ -100,6 +102,9 @@ def run(
     if info.kind in SOUNDLESS and sound is None:
         raise UserError(f"{file} is {SOUNDLESS[info.kind]}: name one by --sound")
     folder = pathlib.Path(cli.make_folder(output))
+    for given, name in itertools.product(filter(None, (file, sound)), WRITTEN):
+        if (folder / name).exists() and os.path.samefile(given, folder / name):
+            raise UserError(f"{given} would be overwritten: name another --output than {output}")
     query = None if sound is None else _query(model, info, sound)
     told = {"file": os.path.abspath(file), "sound": sound and os.path.abspath(sound)}
     if info.kind == "picture":

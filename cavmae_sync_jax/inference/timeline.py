@@ -8,6 +8,7 @@ of the file they are moved inside it.
 Long files are read in blocks, so memory does not grow with their length. All times are seconds.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -89,7 +90,7 @@ def pairs_of_file(
         yield clip_pairs(content, spec, begin, info.path)
         return
     step = whole / spec.num_frames if every is None else float(every)
-    if not step > 0:
+    if not 0 < step < math.inf:
         raise UserError(f"every must be above 0 seconds, not {every:g}")
     spans = _spans(info, spec, begin, until, step)
     yield from _streamed(reading.contents(spans), spans, spec, step, info)
@@ -111,7 +112,7 @@ def pairs_of_waveform(
         yield clip_pairs(reading.Content([], cut, length), spec, 0.0, info.path)
         return
     step = whole / spec.num_frames if every is None else float(every)
-    if not step > 0:
+    if not 0 < step < math.inf:
         raise UserError(f"every must be above 0 seconds, not {every:g}")
     spans = _spans(info, spec, 0.0, seconds, step)
     parts = (

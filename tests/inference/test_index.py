@@ -1,5 +1,6 @@
 """The index on disk grows, survives a kill and refuses to mix; its search is exact."""
 
+import errno
 import json
 import os
 import shutil
@@ -183,9 +184,34 @@ def test_models_and_settings_are_not_mixed(built, folder, media):
         search.run(other, built, "image", str(media / "still.png"), folder / "out")
 
 
-def test_other_settings_are_refused(built, model, media):
-    with pytest.raises(UserError, match="was made with --every=None"):
+def test_other_settings_are_refused_and_named(built, model, media, tmp_path):
+    with pytest.raises(UserError, match=r"was made with every=None, not every=2.0: use the same"):
         embed.run(model, [str(media)], built.directory, every=2.0)
+    config = model.config.copy_and_resolve_references()
+    config.data.window_spread = "padded"
+    other, said = model._replace(config=config), "window_spread=clip, not window_spread=padded"
+    with pytest.raises(UserError, match=said):
+        embed.run(other, [str(media)], built.directory)
+    with pytest.raises(UserError, match=said):  # it would cut the query in another way
+        search.run(other, built, "image", str(media / "still.png"), tmp_path)
+    for every in (float("inf"), float("nan"), 0.0):
+        with pytest.raises(UserError, match="--every must be above 0 seconds"):
+            embed.run(model, [str(media)], tmp_path / "new", every=every)
+        with pytest.raises(UserError, match="every must be above 0 seconds"):
+            model.embed_sound(np.zeros(32_000, np.int16), 16_000, every=every)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_index_that_was_interrupted_at_its_beginning_is_begun_again(model, media, tmp_path):
+    for name in ("left", "others"):
+        (tmp_path / name / "shards").mkdir(parents=True)
+        (tmp_path / name / ".lock").touch()
+        (tmp_path / name / ".lock.partial").touch()
+    (tmp_path / "others" / "shards" / "mine.txt").touch()
+    still = [str(media / "still.png")]
+    assert embed.run(model, still, tmp_path / "left", workers=0)[:3] == (1, 0, 0)
+    with pytest.raises(UserError, match="is a folder with other things: name a new one"):
+        embed.run(model, still, tmp_path / "others", workers=0)
 
 
 def by_hand(query, target):
@@ -343,6 +369,22 @@ def test_export_has_all_vectors(built, tmp_path, suffix):
         np.testing.assert_array_equal(found.astype(np.float32), side.vectors)
 
 
+def test_export_makes_its_folder_and_leaves_nothing_behind(built, tmp_path, monkeypatch):
+    indexes.export(built, tmp_path / "new" / "all.npz")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["all.npz"]
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(UserError, match=r"folder.npz is a folder: name a file"):
+        indexes.export(built, tmp_path / "folder.npz")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="no room"):
+        indexes.export(built, tmp_path / "new" / "more.npz")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["all.npz"]
+
+
 def test_mistakes_are_one_sentence(built, model, media, tmp_path):
     sound = str(media / "deeper" / "sound.wav")
     for kind, file, sentence in (
@@ -352,6 +394,9 @@ def test_mistakes_are_one_sentence(built, model, media, tmp_path):
     ):
         with pytest.raises(UserError, match=sentence):
             search.run(model, built, kind, file, tmp_path / "out")
+    latin = shutil.copy(media / "still.png", tmp_path / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(UserError, match=r"caf\\xe9.png is not UTF-8: rename the file"):
+        search.run(model, built, "image", str(latin), tmp_path / "out")
     with pytest.raises(UserError, match="is not an index"):
         Index(media)
     with indexes.writing(tmp_path / "empty", model, None):

@@ -1,6 +1,7 @@
 """A heat map at every moment of a video: what is written can be played, seen and read."""
 
 import json
+import shutil
 
 import av
 import numpy as np
@@ -233,3 +234,8 @@ def test_mistakes_are_one_sentence(folder, model, tmp_path):
     ):
         with pytest.raises(UserError, match=sentence):
             localize.run(model, str(name), tmp_path / "out")
+    own = shutil.copy(tmp_path / "still.png", tmp_path / "localize.png")
+    before = own.read_bytes()
+    with pytest.raises(UserError, match=r"localize.png would be overwritten: name another --out"):
+        localize.run(model, str(own), tmp_path, sound=str(folder / "sound.wav"))
+    assert own.read_bytes() == before

@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,10 +74,8 @@ class Index:
         """The shards, oldest first."""
         return sorted((self.directory / "shards").glob("*.parquet"))
 
-    def check(
-        self, model: Model, every: float | None = None, compare_settings: bool = False
-    ) -> None:
-        """Refuses another model or, if asked, other settings than those of the index.
+    def check(self, model: Model, every: float | None = None, compare_every: bool = False) -> None:
+        """Refuses another model or other settings; the moments' distance only if asked.
 
         Raises:
           UserError: if they differ.
@@ -88,10 +86,16 @@ class Index:
                 f"{self.model['step']}, and vectors of different models can't be compared: "
                 f"name that one, not {model.directory}, or begin another index"
             )
-        if compare_settings and self.manifest["settings"] != _settings(model, every):
+        stored, now = self.manifest["settings"], _settings(model, every)
+        if not compare_every:
+            now["every"] = stored["every"]
+        if differing := [name for name in now if stored.get(name) != now[name]]:
+            before, after = (
+                ", ".join(f"{name}={of.get(name)}" for name in differing) for of in (stored, now)
+            )
             raise UserError(
-                f"{self.directory} was made with --every={self.manifest['settings']['every']}: "
-                "use the same, or begin another index"
+                f"{self.directory} was made with {before}, not {after}: use the same, or begin "
+                "another index"
             )
 
     def known(self) -> dict[str, Stat]:
@@ -236,7 +240,7 @@ def writing(
     """
     folder = cli.make_folder(directory)
     place = pathlib.Path(folder)
-    if not (place / MANIFEST).exists() and any(p.name != ".lock" for p in place.iterdir()):
+    if not (place / MANIFEST).exists() and any(not _is_left(p) for p in place.iterdir()):
         raise UserError(f"{directory} is a folder with other things: name a new one")
     with (place / ".lock").open("w") as lock:
         try:
@@ -262,12 +266,45 @@ def writing(
             partial.write_text(json.dumps(manifest, indent=2) + "\n")
             _replace(partial, place / MANIFEST)
         index = Index(place)
-        index.check(model, every, compare_settings=True)
+        index.check(model, every, compare_every=True)
         writer = Writer(index)
         try:
             yield index, writer
         finally:
             writer.flush()
+
+
+def _is_left(path: pathlib.Path) -> bool:
+    """Whether an index that was interrupted before it had its manifest may have left it."""
+    if path.name == "shards" and path.is_dir():
+        return not any(path.iterdir())
+    return path.name in (".lock", ".lock.partial")
+
+
+def check_name(file: str) -> None:
+    """Refuses a file's name that neither an index nor a page can hold.
+
+    Raises:
+      UserError: it is not UTF-8.
+    """
+    try:
+        file.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(file).decode("utf-8", "backslashreplace")
+        raise UserError(f"the name of {shown} is not UTF-8: rename the file") from error
+
+
+def check_export(path: pathlib.Path) -> None:
+    """Refuses a file that `export` can't write.
+
+    Raises:
+      UserError: its name ends otherwise, it is a folder, or its folder can't be made.
+    """
+    if path.suffix not in EXPORTS:
+        raise UserError(f"{path} must end in {' or '.join(EXPORTS)}")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file")
+    cli.make_folder(path.parent)
 
 
 def export(index: Index, path: pathlib.Path) -> None:
@@ -277,10 +314,9 @@ def export(index: Index, path: pathlib.Path) -> None:
     and `visual_time` `[rows]`.
 
     Raises:
-      UserError: if the file's name ends otherwise.
+      UserError: see `check_export`.
     """
-    if path.suffix not in EXPORTS:
-        raise UserError(f"{path} must end in {' or '.join(EXPORTS)}")
+    check_export(path)
     both = {modality: index.vectors(modality) for modality in (AUDIO, VISUAL)}
     arrays: dict[str, np.ndarray] = {}
     for modality, side in both.items():
@@ -288,11 +324,23 @@ def export(index: Index, path: pathlib.Path) -> None:
         arrays |= {modality: side.vectors, f"{modality}_file": names}
         arrays[f"{modality}_time"] = side.times
     partial = path.with_name(f".{path.name}.partial")
-    if path.suffix == ".npz":
+    try:
+        _write(partial, arrays, both, index.model["dim"])
+        _replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(
+    partial: pathlib.Path,
+    arrays: Mapping[str, np.ndarray],
+    both: Mapping[str, ModalityVectors],
+    dim: int,
+) -> None:
+    if ".npz" in partial.suffixes:
         with partial.open("wb") as file:
             np.savez(file, **arrays)
     else:
-        dim = index.model["dim"]
         tables = [
             pa.table(
                 {
@@ -308,7 +356,6 @@ def export(index: Index, path: pathlib.Path) -> None:
             if side.files
         ]
         pq.write_table(pa.concat_tables(tables), partial)
-    _replace(partial, path)
 
 
 def _address(directory: str) -> str:
