@@ -73,7 +73,13 @@ class Ablation:
 
     def _check(self, training: Training, spec: EvaluationSpec) -> None:
         records = self.datasets.records(spec.dataset, spec.evaluation)
-        checks.frames(training, spec, records)
+        asked = [
+            row.name
+            for row in self.plan.table.rows
+            if row.name in training.rows
+            and any(self.plan.evaluation_of(row, c) == spec for c in self.plan.table.columns)
+        ]
+        checks.frames(training, spec, records, asked)
         if spec.evaluation not in PROBED:
             checks.settings(spec, inspect.signature(_evaluation(spec)).parameters)
             return

@@ -1,6 +1,6 @@
 """Refuses before the trainings what a table's evaluations would refuse after them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from ml_collections import ConfigDict
 
@@ -24,13 +24,21 @@ def settings(spec: EvaluationSpec, known: Collection[str]) -> None:
         )
 
 
-def frames(training: Training, spec: EvaluationSpec, records: loader.Records) -> None:
+def frames(
+    training: Training, spec: EvaluationSpec, records: loader.Records, asked: Sequence[str]
+) -> None:
     """Refuses frames that the rows of a training can't be evaluated with.
+
+    Args:
+      training: of the model.
+      spec: of the evaluation.
+      records: the clips that are scored.
+      asked: the names of the rows that ask for it.
 
     Raises:
       UserError: if the clips have no such frames, or frames of another size.
     """
-    rows = f"the rows {', '.join(training.rows)} evaluate"
+    rows = f"the rows {', '.join(asked)} evaluate"
     stored, wanted = len(records[0]["frames"]), training.config.data.num_frames
     if spec.num_frames is not None:
         wanted = spec.num_frames

@@ -56,7 +56,8 @@ def ablation_of(tmp_path, dataset_dir):
 )
 def test_frames_that_cant_be_evaluated(ablation_of, row, column, message):
     with pytest.raises(UserError) as refused:
-        ablation_of(f"ROWS = {{'a': {row}}}\nCOLUMNS = [{column!r}]").check()
+        # The other row shares the training, but is not to blame.
+        ablation_of(f"ROWS = {{'all': {{}}, 'a': {row}}}\nCOLUMNS = [{column!r}]").check()
     assert message in str(refused.value)
 
 
@@ -65,13 +66,13 @@ def test_frames_of_another_size(ablation_of, dataset_dir):
     (training, _) = ablation.plan.trainings.values()
     (spec,) = training.evaluations
     records = loader.Records(dataset_dir, "eval")
-    checks.frames(training, spec, records)
+    checks.frames(training, spec, records, ["a"])
     training.config.model.image_size = 64
     message = (
         f"the rows a evaluate {records.directory}: config.model.image_size=64, but the dataset's"
     )
     with pytest.raises(UserError, match=message):
-        checks.frames(training, spec, records)
+        checks.frames(training, spec, records, ["a"])
 
 
 def test_the_evaluations_of_one_frame_are_those_with_its_flag(monkeypatch, capsys):
