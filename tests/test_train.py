@@ -326,7 +326,7 @@ def test_one_batch_is_overfitted():
         ({"warmup_share": 2.0}, "warmup_share=2.0 must be from 0 to 1"),
         ({"learning_rate_floor": 10.0}, "learning_rate_floor=10.0 must be from 0 to 1"),
         ({"adam_b1": 1.0}, "adam_b1=1.0 must be from 0 to below 1"),
-        ({"model__mlp_ratio": 0.1}, "mlp_ratio=0.1 must be at least 1/8"),
+        ({"model__mlp_ratio": 0.1}, "mlp_ratio=0.1 must be larger: it makes a hidden width of 0"),
         ({"evaluations": ("temporal",)}, "has no frame_class"),
         ({"loss__temperature": 0.0}, "loss.temperature=0.0 must be above 0"),
         ({"mesh__fsdp": 0}, "does not fit 8 devices"),

@@ -368,12 +368,9 @@ def from_config(section: ConfigDict | Mapping[str, Any]) -> CavMaeSync:
     for name in sizes:
         if section[name] < 1:
             raise UserError(f"config.model.{name}={section[name]} must be at least 1")
-    narrowest = min(section["width"], section["decoder_width"])
-    if not section["mlp_ratio"] * narrowest >= 1:
-        raise UserError(
-            f"config.model.mlp_ratio={section['mlp_ratio']} must be at least 1/{narrowest}: "
-            f"the hidden width is the ratio times a width of {narrowest}"
-        )
+    if not section["mlp_ratio"] * min(section["width"], section["decoder_width"]) >= 1:
+        ratio = f"config.model.mlp_ratio={section['mlp_ratio']}"
+        raise UserError(f"{ratio} must be larger: it makes a hidden width of 0")
     model = CavMaeSync(**section)
     for larger, smaller in (
         ("image_size", "image_patch"),
