@@ -34,6 +34,19 @@ def test_classes_are_the_outermost_folders_below_the_splits():
         "TEST/cat/b.mp4": ("cat", "eval"),
     }
     assert labels_of("dog/x/a.mp4") == {"dog/x/a.mp4": ("dog", None)}
+    # An archive is what it holds.
+    assert labels_of(
+        "train.zip/dog/a.mp4", "test.tar.gz/test/dog/b.mp4", "train/part_1.tar/cat/c.mp4"
+    ) == {
+        "train.zip/dog/a.mp4": ("dog", "train"),
+        "test.tar.gz/test/dog/b.mp4": ("dog", "eval"),
+        "train/part_1.tar/cat/c.mp4": ("cat", "train"),
+    }
+    assert labels_of("dog.zip/a.mp4", "cat.tar/cat/b.mp4", "all.zip/owl/c.mp4") == {
+        "dog.zip/a.mp4": ("dog", None),
+        "cat.tar/cat/b.mp4": ("cat", None),
+        "all.zip/owl/c.mp4": ("owl", None),
+    }
     # A space behind a name is lost where TFDS reads it again.
     assert labels_of("dog/a.mp4", "dog /b.mp4")["dog /b.mp4"] == ("dog", None)
     # A class may be called so, beside others.
@@ -50,6 +63,10 @@ def test_classes_are_the_outermost_folders_below_the_splits():
         (
             ("UCF/dog/a.mp4", "UCF/cat/b.mp4"),
             "would be of the class 'UCF'.*'cat', 'dog'",
+        ),
+        (
+            ("dog.zip/videos/a.mp4", "cat.zip/videos/b.mp4"),
+            "would be of the class 'videos'.*'cat.zip', 'dog.zip' …, give the .*, or unpack them",
         ),
         (("UCF/train/dog/a.mp4", "UCF/test/cat/b.mp4"), "would be of the class 'UCF'"),
     ],
