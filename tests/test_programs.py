@@ -1,5 +1,6 @@
 """Every program of the project, run as a user runs it: its help, its work and its errors."""
 
+import errno
 import json
 import os
 import pathlib
@@ -10,6 +11,8 @@ import time
 
 import pytest
 from calls import call_here
+
+from cavmae_sync_jax.utils import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN, RETRIEVAL = "cavmae_sync_jax.train", "cavmae_sync_jax.evals.retrieval"
@@ -93,6 +96,30 @@ def test_help_says_what_it_does_with_an_example(program):
     assert status == 0
     assert f"python -m {program}" in said
     assert "default: None" not in said and "default: False" not in said and "default: )" not in said
+
+
+@pytest.mark.parametrize(
+    ("number", "file", "said"),
+    [
+        (errno.ENOSPC, None, "No space left on device: make room, start again"),
+        (errno.EROFS, "/x/a.json", "file system (/x/a.json): name another place, or change its"),
+        (
+            errno.EACCES,
+            "/x",
+            "Permission denied (/x): name another place, or change its permissions",
+        ),
+        (errno.EIO, "/x", None),  # it may be this program's fault
+    ],
+)
+def test_what_the_file_system_refuses_is_one_sentence(number, file, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["program"])
+
+    def run(_):
+        raise OSError(number, os.strerror(number), file)
+
+    with pytest.raises(OSError if said is None else SystemExit):
+        cli.main(cli.parser("A program.\n\nIt fails."), run)
+    assert said is None or said in capsys.readouterr().err
 
 
 def test_help_shows_defaults_that_are_values():

@@ -28,6 +28,8 @@ from cavmae_sync_jax.utils.errors import Terminated, Unsatisfied, UserError
 HELP_CONFIG = "--help_config"
 # What the file system says when a disk, a quota or the largest size of a file is used up.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What it says where a program may not write or read.
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def version() -> str:
@@ -138,12 +140,14 @@ def main(
     except KeyboardInterrupt:
         sys.exit(_report_error(arguments.prog, "stopped by Ctrl-C", 130))
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno in FULL:
+            advice = "make room, start again"
+        elif error.errno in FORBIDDEN and error.filename:
+            advice = "name another place, or change its permissions"
+        else:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        sys.exit(
-            _report_error(arguments.prog, f"{error.strerror}{where}: make room, start again", 2)
-        )
+        sys.exit(_report_error(arguments.prog, f"{error.strerror}{where}: {advice}", 2))
 
 
 def _parse_known(
