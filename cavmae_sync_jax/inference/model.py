@@ -270,6 +270,11 @@ class Model(Pretrained):
             if vectors is None or vectors.ndim != 2 or not vectors.size:
                 raise UserError(f"similarity needs {name} vectors [pairs, dim], in this order")
             sides.append(vectors)
+        if sides[0].shape[1] != sides[1].shape[1]:
+            raise UserError(
+                f"similarity needs vectors of one model, not of {sides[0].shape[1]} and of "
+                f"{sides[1].shape[1]} numbers"
+            )
         return similarity.of_pair(sides[0], sides[1], strategy)
 
     def heatmap(

@@ -328,7 +328,7 @@ def as_waveform(
     if not 1000 <= sample_rate <= 1_000_000:
         raise UserError(f"sample_rate must be from 1000 to 1000000 Hz, not {sample_rate}")
     first = samples if samples.ndim == 1 else samples[0]
-    if first.dtype in (np.int16, np.int32):
+    if first.dtype.newbyteorder("=") in (np.int16, np.int32):
         first = first / (np.iinfo(first.dtype).max + 1.0)
     elif not np.issubdtype(first.dtype, np.floating):
         raise UserError(f"samples must be float, int16 or int32, not {first.dtype}")

@@ -159,6 +159,9 @@ def test_a_sound_of_any_rate_is_heard_as_its_file(folder, model):
         np.testing.assert_allclose(of_file.audio, of_samples.audio, atol=1e-3)
     whole = model.embed_sound(noise(25), 16_000)
     np.testing.assert_allclose(whole.times, np.arange(40) * 0.625)
+    whole = model.embed_sound((9999 * noise(3)).astype("<i2"), 16_000)
+    swapped = model.embed_sound((9999 * noise(3)).astype(">i2"), 16_000)
+    np.testing.assert_array_equal(whole.audio, swapped.audio)
     other = model.embed_sound(media_files.tone(440, 3, 44_100), 16_000)
     assert np.abs(other.audio - of_samples.audio).max() > 1e-3
 
@@ -225,6 +228,8 @@ def test_mistakes_of_arguments(model, prepared):
         model.heatmap(prepared[0][0], prepared[0][0])
     with pytest.raises(UserError, match="there is no strategy 'best'"):
         model.similarity(both, both, "best")
+    with pytest.raises(UserError, match="vectors of one model, not of 16 and of 8 numbers"):
+        model.similarity(np.ones((2, 16)), np.ones((2, 8)))
     with pytest.raises(UserError, match="similarity needs visual vectors"):
         model.similarity(both, model.embed_sound(path))
 
