@@ -22,7 +22,7 @@ HEAD_OF_PNG = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + b"\0\0\0\1" * 2
 @pytest.fixture(scope="module")
 def prepared_again(dataset_dir, tmp_path_factory):
     place = tmp_path_factory.mktemp("again") / "data"
-    return tiny.prepared_again(dataset_dir, place, audio_channel="mix")
+    return tiny.prepared_again(dataset_dir, place)
 
 
 def ablation_of(tmp_path, text, data, others=(), probe="configs/probe.py:demo"):
