@@ -49,7 +49,8 @@ _PAGE = string.Template("""<!DOCTYPE html>
 body { font-family: sans-serif; max-width: 72rem; margin: 1rem auto; padding: 0 1rem; }
 ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
 li { overflow-wrap: anywhere; }
-video, img, audio { display: block; width: 100%; max-height: 12rem; object-fit: contain; background: #eee; }
+video, img, audio { display: block; width: 100%; max-height: 12rem; background: #eee; }
+video, img { object-fit: contain; }
 p { margin: 0.3rem 0; }
 </style>
 </head>

@@ -299,9 +299,11 @@ def test_only_a_fine_tuned_model_of_the_same_classes_is_scored(finished, pretrai
     fresh = model.config.copy_and_resolve_references()
     fresh.init_from = ""
     one_frame = common.with_frames(model, num_frames=1)
-    result = classify.run(one_frame, records, tmp_path, scratch=model._replace(config=fresh))
+    scratch = model._replace(config=fresh)
+    result = classify.run(one_frame, records, tmp_path, scratch=scratch)
     assert result["baselines"][classify.SCRATCH] == result["scores"]["both"]
-    assert result["scores"] != classify.run(model, records)["scores"]
+    assert classify._comparable(scratch, one_frame).config.data.num_frames == 1
+    assert scratch.config.data.num_frames == 4
     fresh.classifier.stream = "audio"
     with pytest.raises(UserError, match=r"was trained with the stream .audio., and .* with .both."):
         classify.run(model, records, scratch=model._replace(config=fresh))

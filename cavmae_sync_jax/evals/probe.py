@@ -217,18 +217,18 @@ def _load_head(
     with manager.opened(directory) as stored:
         if "head" not in stored.config:
             raise UserError(f"--head={directory} holds no probe's head: name an OUTPUT/probe")
-        module = ProbeHead(**stored.config.head)
-        if (module.width, module.classes) != (width, len(classes)):
-            raise UserError(
-                f"--head={directory} takes features of width {module.width} and knows "
-                f"{module.classes} classes, but model and dataset have {width} and {len(classes)}"
-            )
         # Heads of version 0.1.0 and conversions do not say all of what they learned.
         learned = stored.config.get("probe", {}).get("stream", stream)
         if learned != stream:
             raise UserError(
                 f"--head={directory} learned from the stream {learned!r}, not {stream!r}: score it "
                 f"with --config.stream={learned}"
+            )
+        module = ProbeHead(**stored.config.head)
+        if (module.width, module.classes) != (width, len(classes)):
+            raise UserError(
+                f"--head={directory} takes features of width {module.width} and knows "
+                f"{module.classes} classes, but model and dataset have {width} and {len(classes)}"
             )
         known = list(stored.config.get("class_names", classes))
         if known != list(classes):

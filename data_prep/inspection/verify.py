@@ -156,7 +156,8 @@ def _tells(index: dataset_dir.ClipIndex | None, record: int, checked: _Checked) 
     if not index.ids:
         return False
     clip_id = index.ids[record].encode("utf-8", "surrogateescape")
-    return (clip_id, tuple(index.labels[record])) == (checked.clip_id, checked.classes)
+    classes = set(index.labels[record].tolist())  # in the list's order, which means nothing
+    return (clip_id, classes) == (checked.clip_id, set(checked.classes))
 
 
 def flaw(record: Mapping[str, Any], dataset: Dataset) -> str | None:

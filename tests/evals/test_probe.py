@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from etils import epath
 
 from cavmae_sync_jax import convert, train
 from cavmae_sync_jax.checkpoints import manager
@@ -249,7 +250,9 @@ def test_run_trains_scores_and_draws(trained, dataset_dir, tmp_path, capsys, mon
         again = probe.run(trained, records, config, head=tmp_path / head)
         assert again["scores"] == result["scores"]
     assert again["head"] == {"directory": str(tmp_path / "back")} and "head" not in result
-    assert f"--head={tmp_path / 'back'}" in report_page.command(tmp_path, "probe", again)
+    assert f"--head={tmp_path / 'back'}" in report_page.command(
+        epath.Path(tmp_path), "probe", again
+    )
     with pytest.raises(UserError, match=r"learned from the stream 'both', not 'audio': score it"):
         probe.run(trained, records, recipe(stream="audio", loss="ce"), head=tmp_path / "probe")
     other = trained._replace(params=common.untrained(trained).params)
