@@ -128,7 +128,7 @@ def get_config(variant: str = "as20k") -> ConfigDict:
                 "window_spread": "clip",  # over its own length; padded: over clip_rows, as released
                 "own_statistics": False,  # the dataset's audio_mean and audio_std (--compute_stats)
                 "augment_audio": True,  # noise and time shift
-                "requests": 64,  # in flight per worker, if the dataset is in a bucket
+                "requests": 128,  # in flight per worker, if the dataset is in a bucket
                 "workers": 8,  # processes per host
                 "prefetch": 2,  # batches per worker
             },

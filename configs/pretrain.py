@@ -93,7 +93,7 @@ def get_config(variant: str = "sync") -> ConfigDict:
                 "augment_audio": False,  # noise and time shift (paper yes, released code no)
                 "workers": 8,  # processes per host
                 "prefetch": 2,  # batches per worker
-                "requests": 64,  # in flight per worker, if the dataset is in a bucket
+                "requests": 128,  # in flight per worker, if the dataset is in a bucket
             },
             "model": {
                 "image_size": 224,  # pixels

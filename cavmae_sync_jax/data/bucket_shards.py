@@ -5,6 +5,7 @@ those that fail. `array_record_format` cuts the records out of the answers.
 """
 
 import collections
+import itertools
 import os
 import threading
 import time
@@ -48,7 +49,8 @@ class BucketShards:
 
     def _start(self) -> None:
         self._indexes: dict[int, tuple[array_record_format.Index, Any]] = {}
-        self._indexing, self._lock = threading.Lock(), threading.Lock()
+        # The garbage collector may end `ahead` while this thread is in `read`.
+        self._indexing, self._lock = threading.Lock(), threading.RLock()
         self._asked: dict[int, collections.deque[Any]] = collections.defaultdict(collections.deque)
         self._stores: dict[str, Any] = {}
         self._logged, self._next_log = repeats(), 0.0
@@ -85,16 +87,15 @@ class BucketShards:
         return array_record_format.records(data, begin)[number]
 
     def ahead(self, indices: Iterable[int]) -> Generator[int, None, None]:
-        """Yields the indices while those that come after them are asked for.
+        """Yields the indices, of which there may be no end, while those after them are asked for.
 
         Whoever takes an index must `read` it before the next one. What was asked for and is not
         read is forgotten at the end.
         """
         waiting: collections.deque[int] = collections.deque()
-        rest = list(indices)
+        rest = iter(indices)
         try:
-            for start in range(0, len(rest), self._requests):
-                block = rest[start : start + self._requests]
+            while block := list(itertools.islice(rest, self._requests)):
                 self._index({self._places.find(index)[0] for index in block})
                 for index in block:
                     if len(waiting) == self._requests:

@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import grain
 import jax
@@ -18,6 +19,7 @@ from absl import flags
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from cavmae_sync_jax.data.batch_stream import Batches, Builder
 from cavmae_sync_jax.data.pair_spec import Batch, PairSpec
 from cavmae_sync_jax.data.records import Records
 from cavmae_sync_jax.distributed import preemption, sharding
@@ -25,6 +27,7 @@ from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 
 Weights = Float[np.ndarray, " clips"]
+_ClipsAndFrames = tuple[Int[np.ndarray, " clips"], Int[np.ndarray, " clips"]]
 _ENDLESS = 2**50  # positions; more than any training needs, few enough for floats, as grain has
 # Where Linux keeps what processes share; containers often have 64 MB of it.
 SHARED_MEMORY = Path("/dev/shm")
@@ -45,24 +48,28 @@ class _RandomFrame(grain.transforms.RandomMap):
         return np.int32(element), np.int32(rng.integers(self._frames))
 
 
-class _Pairs(grain.transforms.Map):
+class _Pairs(NamedTuple):
     """Makes a batch's pairs from its clips and frames; each is copied into the batch at once.
 
     So the next one takes the same memory, and no new page has to be cleared for it.
     """
 
-    def __init__(self, records: Records, pair_spec: PairSpec):
-        self._records, self._pair_spec = records, pair_spec
+    records: Records
+    pair_spec: PairSpec
 
-    def map(self, element: tuple[Int[np.ndarray, " clips"], Int[np.ndarray, " clips"]]) -> Batch:
+    def clips(self, element: _ClipsAndFrames) -> list[int]:
+        """The records of the pairs."""
+        return element[0].tolist()
+
+    def batch(self, element: _ClipsAndFrames, clips: Iterator[int]) -> Batch:
         """The batch's pairs, and the indices of its records."""
-        clips, frames = element
-        batch: Batch = {"clip": clips}
-        for place, clip in enumerate(self._records.ahead(clips.tolist())):
-            (pair,) = self._records.pairs(clip, self._pair_spec, [int(frames[place])])
+        all_clips, frames = element
+        batch: Batch = {"clip": all_clips}
+        for place, clip in enumerate(clips):
+            (pair,) = self.records.pairs(clip, self.pair_spec, [int(frames[place])])
             for name, values in pair.items():
                 if place == 0:
-                    batch[name] = np.empty((len(clips), *values.shape), values.dtype)
+                    batch[name] = np.empty((len(all_clips), *values.shape), values.dtype)
                 batch[name][place] = values
         return batch
 
@@ -101,11 +108,11 @@ def train_batches(
     pair_spec.check_rows(records.longest_rows)
     count, rank = jax.process_count(), jax.process_index()
     chosen = _chosen(len(records), seed, pair_spec.num_frames, weights)[start:]
-    shares = chosen.batch(batch_size // count)[rank::count].map(_Pairs(records, pair_spec))
+    shares = chosen.batch(batch_size // count)[rank::count]
     if workers:
         size = _worker_bytes(records, pair_spec, batch_size // count, prefetch)
         _check_shared_memory(size, workers)
-    return iter(_prefetched(shares, workers, prefetch, records.in_bucket))
+    return iter(_prefetched(shares, _Pairs(records, pair_spec), workers, prefetch))
 
 
 def _chosen(clips: int, seed: int, frames: int, weights: Weights | None) -> grain.MapDataset:
@@ -128,7 +135,7 @@ def _check_shared_memory(worker_bytes: int, workers: int) -> None:
         raise UserError(
             f"config.data.workers={workers} needs {needed / 1e9:.2g} GB of shared memory for its "
             f"batches, but {SHARED_MEMORY} has {free / 1e9:.2g} GB: lower --config.data.workers "
-            "or --config.data.prefetch, or give a container more by docker run --shm-size"
+            "or --config.data.batch_stream, or give a container more by docker run --shm-size"
         )
 
 
@@ -143,14 +150,11 @@ def _worker_bytes(records: Records, pair_spec: PairSpec, pairs: int, prefetch: i
 
 
 def _prefetched(
-    batches: grain.MapDataset, workers: int, prefetch: int, in_bucket: bool
+    shares: grain.MapDataset, builder: Builder, workers: int, prefetch: int
 ) -> grain.IterDataset:
-    # A worker's finished batches wait in shared memory, so that it holds but one of its own. While
-    # one batch comes to its end, there must be requests to a bucket in flight for the next one.
-    at_once = 2 if in_bucket else 1
-    own = at_once if workers else max(at_once, prefetch)
-    threads = grain.ReadOptions(num_threads=at_once, prefetch_buffer_size=own)
-    dataset = batches.to_iter_dataset(threads)
+    elements = shares.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    # A worker's finished batches wait in shared memory, so that it holds but one of its own.
+    dataset = Batches(elements, builder, 1 if workers else max(1, prefetch))
     if not workers:
         return dataset
     if not flags.FLAGS.is_parsed():
@@ -159,22 +163,27 @@ def _prefetched(
     return dataset.mp_prefetch(options, worker_init_fn=preemption.init_worker)
 
 
-class _WholeClips(grain.transforms.Map):
+class _WholeClips(NamedTuple):
     """All frames of the clips at some places of `order`; places past its end are not valid."""
 
-    def __init__(self, records: Records, pair_spec: PairSpec, order: Int[np.ndarray, " places"]):
-        self._records, self._pair_spec, self._order = records, pair_spec, order
+    records: Records
+    pair_spec: PairSpec
+    order: Int[np.ndarray, " places"]
 
-    def map(self, element: Int[np.ndarray, " clips"]) -> Batch:
+    def clips(self, element: Int[np.ndarray, " clips"]) -> list[int]:
+        """The records at the places `element`."""
+        return self.order[np.minimum(element, len(self.order) - 1)].tolist()
+
+    def batch(self, element: Int[np.ndarray, " clips"], clips: Iterator[int]) -> Batch:
         """All pairs of the records at the places `element`, their indices, and which count."""
-        clips = self._order[np.minimum(element, len(self._order) - 1)]
-        batch: Batch = {"clip": clips.astype(np.int32), "valid": element < len(self._order)}
-        for place, clip in enumerate(self._records.ahead(clips.tolist())):
-            pairs = self._records.pairs(clip, self._pair_spec, self._pair_spec.frames)
+        indices = np.array(self.clips(element), np.int32)
+        batch: Batch = {"clip": indices, "valid": element < len(self.order)}
+        for place, clip in enumerate(clips):
+            pairs = self.records.pairs(clip, self.pair_spec, self.pair_spec.frames)
             for name in (AUDIO, VISUAL):
                 values = [pair[name] for pair in pairs]
                 if place == 0:
-                    shape = (len(clips), len(values), *values[0].shape)
+                    shape = (len(indices), len(values), *values[0].shape)
                     batch[name] = np.empty(shape, values[0].dtype)
                 np.stack(values, out=batch[name][place])
         return batch
@@ -221,8 +230,7 @@ def clip_batches(
         fitting = _free_shared_memory() / _worker_bytes(records, pair_spec, pairs, prefetch)
         workers = math.floor(min(fitting, workers))
     shares = places.batch(batch_size // count)[rank::count]
-    clips = shares.map(_WholeClips(records, pair_spec, order))
-    return iter(_prefetched(clips, workers, prefetch, records.in_bucket))
+    return iter(_prefetched(shares, _WholeClips(records, pair_spec, order), workers, prefetch))
 
 
 def to_device(

@@ -3,6 +3,7 @@
 docs/data.md lists the fields of a record; `data_prep.pipeline.shards.Schema` defines them.
 """
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -24,7 +25,7 @@ from cavmae_sync_jax.utils.errors import UserError
 
 FIELDS = ("clip_id", "frames", "fbank")
 TRUTH = "truth"  # of a batch: which classes each clip has
-REQUESTS = 64  # in flight per process, for what a bucket is asked ahead
+REQUESTS = 128  # in flight per process, for what a bucket is asked ahead
 
 
 class Records:
@@ -110,11 +111,16 @@ class Records:
 
     def ahead(self, indices: Iterable[int]) -> Generator[int, None, None]:
         """Yields the indices, while a bucket is asked for the records that come after each."""
-        indices = list(indices)
-        asked = self.shards.ahead([self.place(index) for index in indices])
-        with contextlib.closing(asked):
-            for index, _ in zip(indices, asked, strict=True):
-                yield index
+        waiting: collections.deque[int] = collections.deque()
+
+        def places() -> Iterator[int]:
+            for index in indices:
+                waiting.append(index)
+                yield self.place(index)
+
+        with contextlib.closing(self.shards.ahead(places())) as asked:
+            for _ in asked:
+                yield waiting.popleft()
 
     def pairs(self, index: int, pair_spec: PairSpec, frames: Iterable[int]) -> list[Batch]:
         """Some of a clip's frames with their windows, see `PairSpec.pair`.

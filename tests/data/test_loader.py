@@ -239,7 +239,7 @@ def test_workers_that_need_more_shared_memory_than_there_is_are_refused(records,
     asked = []
     real = loader._prefetched
     monkeypatch.setattr(
-        loader, "_prefetched", lambda *given: asked.append(given[1]) or real(*given)
+        loader, "_prefetched", lambda *given: asked.append(given[2]) or real(*given)
     )
     batch = next(loader.clip_batches(records, FRAMING, 2, workers=8, prefetch=1))
     assert asked == [0] and batch["valid"].all()
