@@ -30,8 +30,10 @@ FINETUNE = $(RUN) cavmae_sync_jax.finetune --config=configs/finetune.py:demo \
 	--config.seed=$(SEED) --config.data.dir=$(DEMO)/data --config.data.eval_split=$(SPLIT)
 PROBE = $(RUN) cavmae_sync_jax.evals.probe --baselines $(EVAL)
 # What others wait for comes early, and long ones before short ones.
-DEMO_PARTS := $(addprefix demo-,tokens from-scratch finetune segmentation probe retrieval \
+DEMO_PARTS := $(addprefix demo-,tokens from-scratch finetune segmentation retrieval probe \
 	probe-audio probe-visual reconstruction temporal classify)
+# JAX's threads in each of them: programs that share all cores take longer.
+$(DEMO_PARTS): export NPROC = $(shell echo $$(( $$(nproc) > $(JOBS) ? $$(nproc) / $(JOBS) : 1 )))
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/cavmae_sync_jax
 # Large pages for what malloc gives: a training on a CPU is faster (results/training_speed.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
