@@ -101,7 +101,8 @@ class Handlers:
         for title, hits in (("Files", found.clips), ("Moments", found.moments)):
             items = "".join(search.item(hit, self._address(hit.file), window) for hit in hits)
             lists.append(f"<h3>{title}</h3><ol>{items}</ol>")
-        return _paragraph(f"Nearest to the {kind}, best first:"), "".join(lists)
+        said = _paragraph(f"Nearest to the {kind}, best first.") + _paragraph(search.ABOUT)
+        return said, "".join(lists)
 
     def _address(self, file: str) -> str:
         if file not in self.served:

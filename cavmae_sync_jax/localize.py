@@ -8,7 +8,8 @@ Examples:
 For a video it writes four files. OUTPUT/localize.mp4 is the video with a heat map at every moment.
 OUTPUT/timeline.png shows pictures, log-mel, match and segments. OUTPUT/localize.json has the match
 of every pair, and OUTPUT/localize.npz all maps. The MP4 shows and plays what the model gets: the
-central square, and the first channel at 16 kHz. All moments share one scale of colours.
+central square, and the first channel at 16 kHz. All moments share one scale of colours. A moment is
+silent if there is no sound in the window around it. Silent moments are not compared with others.
 
 --sound takes another sound than the video's own. A video without sound and a still picture need
 it. A sound of the video's length is compared moment by moment. Of any other sound, the mean of its
@@ -28,7 +29,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
-from jaxtyping import Float, Float32, Int16
+from jaxtyping import Bool, Float, Float32, Int16
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -52,6 +53,7 @@ COLUMNS, SHOWN = 2000, 10  # of the log-mel, and pictures, in the timeline
 OTHERS = 200  # windows of the sound that a match's percentile is taken among
 SOUNDLESS = {"picture": "a picture, which has no sound", "mute": "a video without sound"}
 OTHER_MOMENTS, OWN_SOUNDS = "the sounds of other moments", "the video's own sounds"
+QUIET = 0.01  # above the log-mel's floor
 ALONG = 0.5  # seconds; a sound whose length differs by no more is heard along with the video
 
 Told = dict[str, Any]
@@ -159,15 +161,20 @@ def _video(
     mel: list[Mel] = []
     moments = _moments(info, embedded.times, maps, scale, fps, query, mel)
     overlay.write_video(folder / "localize.mp4", SIZE, fps, moments)
+    heard = np.concatenate(mel)
+    silent = _silent(model, heard, info.seconds, embedded.times) & (not constant)
     told = {
         "times": embedded.times.tolist(),
         "match": match.tolist(),
-        **_percentiles(match, pictures, asked, own if constant else None, info.kind != "mute"),
+        "silent": silent.tolist(),
+        **_percentiles(
+            match, pictures, asked, own if constant else None, silent, info.kind != "mute"
+        ),
         "peak": [_peak(small) for small in maps],
         "segment": None if segments is None else segments.tolist(),
         "scale": scale._asdict(),
     }
-    _draw(told, info.seconds, shown, np.concatenate(mel), folder / "timeline.png")
+    _draw(told, info.seconds, shown, heard, folder / "timeline.png")
     return told
 
 
@@ -243,28 +250,45 @@ def _heard(file: str, span: Span) -> Int16[np.ndarray, " samples"]:
     return reading.read_sound(file, span.start, span.end)
 
 
+def _silent(
+    model: Model, mel: Mel, seconds: float, times: Float[np.ndarray, " pairs"]
+) -> Bool[np.ndarray, " pairs"]:
+    """Whether nothing at all is heard in the window around each moment."""
+    window = model.pair_spec.audio_rows / audio.ROWS_PER_SECOND
+    quiet = (mel <= np.log(audio.FLOOR) + QUIET).all(axis=1)
+    # At both ends of the file, windows are moved inside it.
+    begins = np.clip(times - window / 2, 0.0, max(0.0, seconds - window))
+    per_second = len(quiet) / seconds
+    first = np.floor(begins * per_second).astype(int)
+    last = np.ceil((begins + window) * per_second).astype(int)
+    return np.array([quiet[a:b].all() for a, b in zip(first, last, strict=True)], bool)
+
+
 def _percentiles(
     match: Float[np.ndarray, " pairs"],
     pictures: Float32[np.ndarray, "pairs dim"],
     asked: Float32[np.ndarray, "pairs dim"],
     own: Float32[np.ndarray, "pairs dim"] | None,
+    silent: Bool[np.ndarray, " pairs"],
     has_sound: bool,
 ) -> dict[str, Any]:
     """Each match's place among those of its picture with other sounds, and which these are.
 
     A sound that goes along with the video is compared with its other moments. One that is the same
     at all moments is compared with the video's `own`. A video without sound has none to compare.
+    Silent moments have no percentile, and are not among the others.
     """
     along = own is None
-    if not (along or has_sound):
+    heard = np.flatnonzero(~silent)
+    if not (along or has_sound) or not len(heard):
         return {"percentile": None, "percentile_among": None}
-    chosen = np.unique(np.linspace(0, len(match) - 1, OTHERS).astype(int))
+    chosen = heard[np.unique(np.linspace(0, len(heard) - 1, OTHERS).astype(int))]
     others = (asked if along else own)[chosen]
-    found = []
-    for number, (value, picture) in enumerate(zip(match, pictures, strict=True)):
+    found: list[float | None] = [None] * len(match)
+    for number, value, picture in zip(heard.tolist(), match[heard], pictures[heard], strict=True):
         theirs = (others @ picture).astype(np.float64)
         theirs = theirs[chosen != number] if along else theirs
-        found.append(similarity.percentile(float(value), theirs) if len(theirs) else 50.0)
+        found[number] = similarity.percentile(float(value), theirs) if len(theirs) else 50.0
     return {"percentile": found, "percentile_among": OTHER_MOMENTS if along else OWN_SOUNDS}
 
 
@@ -272,17 +296,26 @@ def sentences(told: Told) -> list[str]:
     """What `run` found, in words."""
     match = np.array(told["match"])
     if "times" not in told:
-        return [f"Match (mean cosine): {match[0]:.3f}."]
-    best = int(match.argmax())
+        return [
+            f"Match (mean cosine): {match[0]:.3f}. Without other sounds, this does not say whether "
+            "sound and picture belong together.",
+            "The colours compare places within this picture only.",
+        ]
+    silent = np.array(told["silent"])
+    if silent.all():
+        return ["There is no sound at any moment, so the matches say nothing."]
+    best = int(np.where(silent, -np.inf, match).argmax())
     when = f"best {match[best]:.3f} at {told['times'][best]:.1f} s"
-    mean = f"Match (cosine): mean {match.mean():.3f}, {when}."
-    if told["percentile"] is None:
-        return [mean]
-    return [
-        mean,
-        f"On average, the sound matches a moment's picture better than "
-        f"{np.mean(told['percentile']):.0f} % of {told['percentile_among']} do; 50 % is chance.",
-    ]
+    found = [f"Match (cosine): mean {match[~silent].mean():.3f}, {when}."]
+    if silent.any():
+        found.append(f"Silent moments, which do not count: {silent.sum()} of {len(silent)}.")
+    if told["percentile"] is not None:
+        mean = np.mean([place for place in told["percentile"] if place is not None])
+        found.append(
+            f"On average, the sound matches a moment's picture better than {mean:.0f} % of "
+            f"{told['percentile_among']} do; 50 % is chance."
+        )
+    return found
 
 
 def _peak(small: Float32[np.ndarray, "rows columns"]) -> list[float]:
@@ -318,7 +351,7 @@ def _draw(
     for axis in axes[[0, 1, 3]]:
         axis.set_yticks([])
     axes[0].set(xlim=(0, seconds), ylim=(0, 1))
-    axes[3].set_xlabel("seconds")
+    axes[3].set_xlabel("seconds; segments of one colour look and sound alike")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

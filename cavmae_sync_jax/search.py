@@ -10,9 +10,9 @@ OUTPUT/search.json and OUTPUT/search.html, a page with a player at every hit's m
 The search is exact. --approximate is for indexes that are too large for that: it builds a graph of
 the vectors first, keeps it in INDEX, and compares the files that the graph proposes.
 
-A similarity is a mean of cosines, from -1 to 1. Its percentile says more: the share of the index's
-other clips that match the hit less than the query does. Some sounds, such as beeps, match
-everything equally: they have high similarities, but percentiles near 50.
+A similarity is a mean of cosines, from -1 to 1. Its percentile says more: of the index's other
+videos, the percentage that match the hit less than the query does. Some sounds, such as beeps,
+match everything equally: they have high similarities, but percentiles near 50.
 """
 
 import argparse
@@ -37,6 +37,11 @@ from cavmae_sync_jax.utils.errors import UserError
 
 QUERIES = {"sound": "sound", "image": "picture", "video": "video"}
 
+ABOUT = (
+    "The similarity is a mean of cosines, from \u22121 to 1. The percentile compares it with up to "
+    f"{nearest.OTHERS} other videos of the index: it is the percentage of them that match the file "
+    "less than this query does. At chance it is 50."
+)
 # Browsers play few formats, and files may be gone.
 _FAILED = "onerror=\"this.replaceWith('This browser can\u2019t show the file.')\""
 _PAGE = string.Template("""<!DOCTYPE html>
@@ -57,6 +62,7 @@ p { margin: 0.3rem 0; }
 <body>
 <h1>Nearest to $title</h1>
 <figure>$query</figure>
+<p>$about</p>
 <h2>Files</h2>
 <ol>
 $clips
@@ -141,7 +147,8 @@ def find(
         query = embed(file, every=every)
     # Of an empty shortlist nothing could be said; of an empty index it is said what it lacks.
     among = (graphs.shortlist(index, query, top) or None) if approximate else None
-    return nearest.search(index, query, top, apart=window_of(model), among=among)
+    own = os.path.abspath(file)
+    return nearest.search(index, query, top, apart=window_of(model), among=among, own=own)
 
 
 def window_of(model: Model) -> float:
@@ -176,7 +183,9 @@ def _page(kind: str, file: str, found: Found, window: float, folder: pathlib.Pat
         for name, hits in (("clips", found.clips), ("moments", found.moments))
     }
     query = _player(QUERIES[kind], file, address(file), None, window)
-    return _PAGE.substitute(lists, title=html.escape(os.path.basename(file)), query=query)
+    return _PAGE.substitute(
+        lists, title=html.escape(os.path.basename(file)), query=query, about=ABOUT
+    )
 
 
 def item(hit: Hit, address: str, window: float) -> str:

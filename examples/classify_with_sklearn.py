@@ -12,6 +12,8 @@ from sklearn.model_selection import cross_val_score
 
 import cavmae_sync_jax
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 checkpoint, folder = sys.argv[1:]
 model = cavmae_sync_jax.load(checkpoint)
 files = sorted(pathlib.Path(folder).glob("*/*"))

@@ -10,6 +10,8 @@ import numpy as np
 import cavmae_sync_jax
 from cavmae_sync_jax.inference.similarity import percentile
 
+if len(sys.argv) < 5:
+    sys.exit(__doc__)
 checkpoint, video, sound, *others = sys.argv[1:]
 model = cavmae_sync_jax.load(checkpoint)
 pictures = model.embed_video(video)

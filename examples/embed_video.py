@@ -7,6 +7,8 @@ import sys
 
 import cavmae_sync_jax
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 checkpoint, video = sys.argv[1:]
 model = cavmae_sync_jax.load(checkpoint)
 pairs = model.embed_video(video)

@@ -10,6 +10,8 @@ from cavmae_sync_jax import embed
 from cavmae_sync_jax.inference.index import nearest
 from cavmae_sync_jax.inference.index.store import Index
 
+if len(sys.argv) != 5:
+    sys.exit(__doc__)
 checkpoint, folder, sound, place = sys.argv[1:]
 model = cavmae_sync_jax.load(checkpoint)
 embed.run(model, [folder], place)

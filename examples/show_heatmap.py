@@ -13,6 +13,8 @@ from matplotlib import pyplot as plt
 
 import cavmae_sync_jax
 
+if len(sys.argv) != 5:
+    sys.exit(__doc__)
 checkpoint, picture, sound, output = sys.argv[1:]
 model = cavmae_sync_jax.load(checkpoint)
 heat = model.heatmap(picture, sound)

@@ -11,6 +11,8 @@ import pyarrow.dataset as ds
 
 import cavmae_sync_jax
 
+if len(sys.argv) != 5:
+    sys.exit(__doc__)
 checkpoint, index, sound, database = sys.argv[1:]
 model = cavmae_sync_jax.load(checkpoint)
 vectors = ds.dataset(f"{index}/shards", partitioning=None)

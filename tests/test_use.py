@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
@@ -112,6 +113,13 @@ SAID = {
     "vector_database": r"^-?0\.\d+ +\d+\.\d+ s  .*still\.png",
     "classify_with_sklearn": r"^accuracy (0\.[5-9]\d|1\.00) on 8 sounds of 2 classes$",
 }
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("examples/*.py")), ids=lambda path: path.stem)
+def test_an_example_without_arguments_says_which_it_takes(script, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    with pytest.raises(SystemExit, match=f"python examples/{script.name} CHECKPOINT"):
+        runpy.run_path(str(script), run_name="__main__")
 
 
 @pytest.mark.parametrize("script", sorted(ROOT.glob("examples/*.py")), ids=lambda path: path.stem)

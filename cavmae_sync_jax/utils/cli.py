@@ -136,9 +136,9 @@ def main(
     except Unsatisfied as verdict:
         sys.exit(_report_error(arguments.prog, str(verdict), 3))
     except Terminated as stop:
-        sys.exit(_report_error(arguments.prog, f"stopped: {stop}", stop.status))
+        sys.exit(_report(arguments.prog, f"stopped: {stop}", stop.status))
     except KeyboardInterrupt:
-        sys.exit(_report_error(arguments.prog, "stopped by Ctrl-C", 130))
+        sys.exit(_report(arguments.prog, "stopped by Ctrl-C", 130))
     except OSError as error:
         if error.errno in FULL:
             advice = "make room, start again"
@@ -279,5 +279,9 @@ def _config_flag(argv: Sequence[str], config: ConfigDict | None = None) -> Confi
 
 
 def _report_error(program: str, message: str, status: int) -> int:
-    print(f"{program}: error: {message}", file=sys.stderr)
+    return _report(program, f"error: {message}", status)
+
+
+def _report(program: str, message: str, status: int) -> int:
+    print(f"{program}: {message}", file=sys.stderr)
     return status

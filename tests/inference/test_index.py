@@ -300,6 +300,17 @@ def test_percentiles_are_among_videos_where_most_files_are_pictures(tmp_path):
         assert len(others) >= 5
         place = similarity.percentile(hit.similarity, np.array(others))
         assert hit.percentile == pytest.approx(place)
+    # The query's own file is no other clip.
+    own = sounds.files[2]
+    for hit in nearest.search(index, asked, 900, 1.0, own=own).clips:
+        target = pictures.vectors[pictures.rows(pictures.files.index(hit.file))]
+        others = [
+            similarity.of_pair(sounds.vectors[sounds.rows(i)], target, "diagonal_mean")
+            for i, name in enumerate(sounds.files)
+            if name not in (hit.file, own)
+        ]
+        place = similarity.percentile(hit.similarity, np.array(others))
+        assert hit.percentile == pytest.approx(place)
 
 
 @pytest.mark.parametrize("kind", ["sound", "video"])
@@ -367,6 +378,28 @@ def test_export_has_all_vectors(built, tmp_path, suffix):
         table = pq.read_table(path).to_pylist()
         found = np.array([row["vector"] for row in table if row["modality"] == "audio"])
         np.testing.assert_array_equal(found.astype(np.float32), side.vectors)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_export_says_what_each_vector_is(tmp_path, suffix):
+    index = made_up.synthetic_index(tmp_path / "index", 2, 8, np.eye(3, 8))
+    writer = indexes.Writer(index)
+    times, padded = np.array([0.5, 1.5]), np.array([0.25, 0.75], np.float32)
+    heard = made_up.Embedded(times, np.eye(2, 8, dtype=np.float32), None, padded)
+    writer.add("short.wav", indexes.Stat(1, 1), "sound", [heard])
+    writer.flush()
+    path = tmp_path / f"all{suffix}"
+    indexes.export(index, path)
+    if suffix == ".npz":
+        with np.load(path) as stored:
+            rows = {name: stored[f"audio_{name}"].tolist() for name in indexes.COLUMNS}
+    else:
+        table = pq.read_table(path).to_pylist()
+        sounds = [row for row in table if row["modality"] == "audio"]
+        rows = {name: [row[name] for row in sounds] for name in indexes.COLUMNS}
+    assert rows["file"][-2:] == ["short.wav"] * 2 and rows["kind"][-2:] == ["sound"] * 2
+    assert rows["time"][-2:] == [0.5, 1.5] and rows["padded"][-2:] == [0.25, 0.75]
+    assert set(rows["kind"][:-2]) == {"video"} and not any(rows["padded"][:-2])
 
 
 def test_export_makes_its_folder_and_leaves_nothing_behind(built, tmp_path, monkeypatch):

@@ -106,6 +106,44 @@ def test_another_sound_is_searched_for_and_heard(folder, model, video):
     assert told["percentile_among"] == "the sounds of other moments"
 
 
+@pytest.mark.parametrize("columns", [2000, 6])  # the latter are longer than a window
+def test_silent_moments_do_not_count(folder, model, monkeypatch, columns):
+    monkeypatch.setattr(localize, "COLUMNS", columns)
+    waves = noise(12, seed=3)
+    waves[4 * 16_000 :] = 0
+    file = noisy_video(folder / f"ends_{columns}.mkv", 12, waves=waves[None])
+    told = localize.run(model, str(file), folder / f"ends_{columns}", method="cosine")
+    times, window = np.array(told["times"]), model.pair_spec.audio_rows / 100
+    begins = np.clip(times - window / 2, 0, 12 - window)
+    silent = np.array(told["silent"])
+    slack = 12 / min(columns, 1200)
+    assert silent[begins > 4 + slack].all() and not silent[begins < 4 - 1e-6].any()
+    assert 0 < silent.sum() < len(silent)
+    assert [place is None for place in told["percentile"]] == told["silent"]
+    first, second, third = localize.sentences(told)
+    match = np.array(told["match"])
+    best = np.where(silent, -2, match).argmax()
+    assert f"best {match[best]:.3f} at {times[best]:.1f} s" in first
+    assert f"mean {match[~silent].mean():.3f}" in first
+    assert second == f"Silent moments, which do not count: {silent.sum()} of {len(silent)}."
+    # A moment is compared with the other ones that are heard.
+    own = model.embed_video(file)
+    heard = np.flatnonzero(~silent)
+    others = own.audio[heard[heard != best]] @ own.visual[best]
+    expected = similarity.percentile(match[best], others.astype(float))
+    assert told["percentile"][best] == pytest.approx(expected, abs=100 / len(heard))
+    assert "better than" in third
+
+
+def test_a_video_that_is_silent_throughout_says_nothing(folder, model):
+    file = noisy_video(folder / "nothing.mkv", 4, waves=0 * noise(4)[None])
+    told = localize.run(model, str(file), folder / "nothing", method="cosine")
+    assert all(told["silent"]) and told["percentile"] is None
+    assert localize.sentences(told) == [
+        "There is no sound at any moment, so the matches say nothing."
+    ]
+
+
 def test_a_video_whose_sound_ends_early_is_not_heard_along(folder, model, video):
     """Its file is as long as the video, but its sound is not: the mean of its windows counts."""
     half = noisy_video(folder / "half.mp4", 12, waves=noise(5, seed=3)[None])

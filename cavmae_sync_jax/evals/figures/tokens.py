@@ -21,8 +21,8 @@ def draw(result: dict[str, Any], path: epath.Path) -> None:
             label = "untrained model" if place == 0 else None
             axis.hlines(height, place - 0.3, place + 0.3, color="tab:orange", label=label)
         if plain:
-            axis.legend(loc="lower right")
-        axis.set(title=f"{head} probe", ylim=(0, 108))
+            axis.legend(loc="upper right", frameon=False)
+        axis.set(title=f"{head} probe", ylim=(0, 124), yticks=range(0, 101, 20))
     axes[0].set_ylabel("mAP, %")
     figure.tight_layout()
     save(figure, path)

@@ -45,7 +45,12 @@ class Found(NamedTuple):
 
 
 def search(
-    index: Index, query: Embedded, top: int, apart: float, among: Sequence[str] | None = None
+    index: Index,
+    query: Embedded,
+    top: int,
+    apart: float,
+    among: Sequence[str] | None = None,
+    own: str | None = None,
 ) -> Found:
     """Finds the files and moments of an index that are nearest to a query.
 
@@ -58,6 +63,7 @@ def search(
       top: how many of each.
       apart: seconds that moments of one file are apart at least.
       among: the files to look at; None is all. Percentiles are taken among these.
+      own: the query's file, which is no other clip even if the index holds it.
 
     Raises:
       UserError: if the index holds nothing that the query could be compared with.
@@ -78,7 +84,7 @@ def search(
         raise UserError(f"{index.directory} holds no videos, which a video is compared with")
     # Of the files that are found, only videos could have asked.
     facts = zip(side.files, side.kinds, known, strict=True)
-    chosen = _chosen([name for name, kind, there in facts if there and kind == "video"])
+    chosen = _chosen([n for n, kind, there in facts if there and kind == "video" and n != own])
     others = {m: read(m, chosen) for m in asked}
     places = {m: {name: i for i, name in enumerate(one.files)} for m, one in sides.items()}
     hits = []

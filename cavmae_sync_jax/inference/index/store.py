@@ -31,6 +31,7 @@ from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
 
 FORMAT = 1
 EXPORTS = (".npz", ".parquet")
+COLUMNS = ("file", "kind", "time", "padded")  # of an export, beside the vectors
 MANIFEST = "index.json"
 # A shard is written when it holds so many vectors, or so many seconds after the one before.
 MOST_VECTORS, SECONDS = 16_384, 30.0
@@ -310,8 +311,8 @@ def check_export(path: pathlib.Path) -> None:
 def export(index: Index, path: pathlib.Path) -> None:
     """Writes all vectors into one `.npz` or `.parquet` file.
 
-    An npz holds `audio` and `visual` `[rows, dim]`, with `audio_file`, `audio_time`, `visual_file`
-    and `visual_time` `[rows]`.
+    An npz holds `audio` and `visual` `[rows, dim]`. Each has the columns of `COLUMNS` `[rows]`, as
+    `audio_file`. A Parquet file also has the columns `modality` and `vector`.
 
     Raises:
       UserError: see `check_export`.
@@ -320,9 +321,14 @@ def export(index: Index, path: pathlib.Path) -> None:
     both = {modality: index.vectors(modality) for modality in (AUDIO, VISUAL)}
     arrays: dict[str, np.ndarray] = {}
     for modality, side in both.items():
-        names = np.repeat(np.array(side.files, dtype=str), np.diff(side.offsets))
-        arrays |= {modality: side.vectors, f"{modality}_file": names}
-        arrays[f"{modality}_time"] = side.times
+        files, kinds = (
+            np.repeat(np.array(names, dtype=str), np.diff(side.offsets))
+            for names in (side.files, side.kinds)
+        )
+        values = files, kinds, side.times, side.padded
+        of_rows = zip(COLUMNS, values, strict=True)
+        arrays |= {f"{modality}_{name}": column for name, column in of_rows}
+        arrays[modality] = side.vectors
     partial = path.with_name(f".{path.name}.partial")
     try:
         _write(partial, arrays, both, index.model["dim"])
@@ -344,9 +350,8 @@ def _write(
         tables = [
             pa.table(
                 {
-                    "file": arrays[f"{modality}_file"],
+                    **{name: arrays[f"{modality}_{name}"] for name in COLUMNS},
                     "modality": [modality] * len(side.times),
-                    "time": side.times,
                     "vector": pa.FixedSizeListArray.from_arrays(
                         pa.array(side.vectors.ravel()), dim
                     ),

@@ -25,6 +25,7 @@ class ModalityVectors(NamedTuple):
     kinds: list[str]
     offsets: Int64[np.ndarray, " files_and_1"]
     times: Float[np.ndarray, " rows"]
+    padded: Float32[np.ndarray, " rows"]
     vectors: Float32[np.ndarray, "rows dim"]
 
     def rows(self, place: int) -> slice:
@@ -41,6 +42,7 @@ class _Facts(NamedTuple):
     modality: Int[np.ndarray, " rows"]
     modalities: list[str]
     times: Float[np.ndarray, " rows"]
+    padded: Float32[np.ndarray, " rows"]
 
     def of(self, modality: str) -> Bool[np.ndarray, " rows"]:
         """Which rows are of a modality."""
@@ -67,7 +69,8 @@ class Reader:
         facts = {shard: self._facts_of(shard) for shard in shards}
         newest = {name: shard for shard, fact in facts.items() for name in fact.files}
         wanted = None if files is None else set(files)
-        names, kinds, counts, times = [], [], [], [np.zeros(0)]
+        names, kinds, counts = [], [], []
+        times, padded = [np.zeros(0)], [np.zeros(0, np.float32)]
         rows: dict[pathlib.Path, np.ndarray] = {}
         for shard, fact in facts.items():
             counted = [
@@ -83,6 +86,7 @@ class Reader:
             kinds += [fact.kinds[code] for code in codes[begins]]
             counts += np.diff([*begins, len(codes)]).tolist()
             times.append(fact.times[chosen])
+            padded.append(fact.padded[chosen])
             rows[shard] = chosen
         # Filled shard by shard, for two copies of a large index may not fit into the memory.
         vectors = np.empty((sum(map(len, rows.values())), self._dim), np.float32)
@@ -92,12 +96,13 @@ class Reader:
                 vectors[filled : filled + len(chosen)] = _vectors(shard, chosen)
             filled += len(chosen)
         offsets = np.cumsum([0, *counts], dtype=np.int64)
-        return ModalityVectors(names, kinds, offsets, np.concatenate(times), vectors)
+        moments = np.concatenate(times), np.concatenate(padded)
+        return ModalityVectors(names, kinds, offsets, *moments, vectors)
 
     def _facts_of(self, shard: pathlib.Path) -> _Facts:
         key = shard, os.stat(shard).st_mtime_ns
         if key not in self._facts:
-            columns = ["file", "kind", "modality", "time"]
+            columns = ["file", "kind", "modality", "time", "padded"]
             with damage_of(shard):
                 table = pq.read_table(shard, columns=columns, partitioning=None)
             file, kind, modality = (
@@ -112,6 +117,7 @@ class Reader:
                 modality.indices.to_numpy(),
                 modality.dictionary.to_pylist(),
                 table["time"].to_numpy(),
+                table["padded"].to_numpy(),
             )
         return self._facts[key]
 
