@@ -35,8 +35,6 @@ HOSTS = {
     "v6e": Host(180, 720e9, 50e9),  # ct6e-standard-4t; 4 x 200 Gbit/s per 8 chips
 }
 CHIPS = 4  # per host
-# A worker reads a batch while it fills another one.
-AT_ONCE = 2
 
 
 class Row(NamedTuple):
@@ -104,7 +102,7 @@ def needs(row: Row, example: Example, config: ConfigDict, worker_bytes: float) -
     cores = reads * example.seconds
     workers = math.ceil(cores)
     batches = (config.data.prefetch + 1) * share * example.pair
-    asked = AT_ONCE * min(share, config.data.requests) * example.record
+    asked = config.data.requests * example.record
     memory = workers * (worker_bytes + batches + asked)
     return Needs(hosts, reads, reads * example.record, cores, workers, memory)
 
@@ -157,7 +155,7 @@ def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
     arguments.add_argument("--page", required=True, help="has the table of tpu_aot")
-    arguments.add_argument("--cpu_ms", type=float, default=0.61, help="core ms per example")
+    arguments.add_argument("--cpu_ms", type=float, default=0.73, help="core ms per example")
     arguments.add_argument("--record_kb", type=float, default=582, help="kB per record")
     arguments.add_argument("--worker_mb", type=float, default=400, help="MB of an idle worker")
 

@@ -6,9 +6,10 @@ second thread both would wait for Python's lock.
 
 import collections
 import itertools
+import queue
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -44,6 +45,20 @@ class Batches(grain.IterDataset):
         return _BatchIterator(self._parent.__iter__(), self._builder, self._ready)
 
 
+_Tasks = queue.SimpleQueue[tuple[Future[Batch | None], Callable[[], Batch | None]] | None]
+
+
+def _work(tasks: _Tasks) -> None:
+    while (task := tasks.get()) is not None:
+        future, build = task
+        del task  # else this thread would keep the stream alive
+        try:
+            future.set_result(build())
+        except BaseException as error:
+            future.set_exception(error)
+        del future, build
+
+
 class _BatchIterator(grain.DatasetIterator):
     def __init__(self, elements: grain.DatasetIterator, builder: Builder, ready: int):
         super().__init__(elements)
@@ -54,7 +69,10 @@ class _BatchIterator(grain.DatasetIterator):
         self._begin, self._taken = self._parent.get_state(), 0
         self._elements: collections.deque[Any] = collections.deque()  # of no batch yet
         self._futures: collections.deque[Future[Batch | None]] = collections.deque()
-        self._thread = ThreadPoolExecutor(1, "batches")
+        self._tasks: _Tasks = queue.SimpleQueue()
+        # A daemon, for a program that ends must not wait for a bucket.
+        self._thread = threading.Thread(target=_work, args=[self._tasks], daemon=True)
+        self._thread.start()
         self._clips = self._builder.records.ahead(self._clips_of_all())
         self._error: Exception | None = None
         self._stopped, self._building = False, threading.Lock()
@@ -84,12 +102,12 @@ class _BatchIterator(grain.DatasetIterator):
                 self._forget()
 
     def __next__(self) -> Batch:
-        while len(self._futures) < self._ready:
-            self._futures.append(self._thread.submit(self._build))
-        future = self._futures.popleft()
-        # The one after it is begun before this one is used.
-        self._futures.append(self._thread.submit(self._build))
-        batch = future.result()
+        # The one after those that are to be ready is begun before the first of them is used.
+        while len(self._futures) <= self._ready:
+            future: Future[Batch | None] = Future()
+            self._futures.append(future)
+            self._tasks.put((future, self._build))
+        batch = self._futures.popleft().result()
         if batch is None:
             raise StopIteration
         self._taken += 1
@@ -102,7 +120,7 @@ class _BatchIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on after the batch that was the last one then."""
         self._stop()
-        self._thread.shutdown()  # waits until nothing takes elements any more
+        self._thread.join()  # until nothing takes elements any more
         self._parent.set_state(state["begin"])
         for _ in range(state["taken"]):
             next(self._parent)
@@ -118,7 +136,7 @@ class _BatchIterator(grain.DatasetIterator):
         # The garbage collector may call this anywhere, so it must wait for no lock.
         self._stopped = True
         self._forget()
-        self._thread.shutdown(wait=False)
+        self._tasks.put(None)
 
     def _forget(self) -> None:
         """Forgets what was asked for; a batch that is being built does so at its end."""

@@ -28,14 +28,14 @@ RESULTS = launch.ROOT / "results/tpu_pods.md"
 def test_needs_by_hand():
     first, second = pod_hosts.rows(PAGE)
     example = pod_hosts.Example(seconds=1e-3, record=500e3, pair=250e3)
-    config = pretrain.get_config()  # 2 batches ahead, 64 requests in flight
+    config = pretrain.get_config()  # 2 batches ahead, 128 requests in flight
     found = pod_hosts.needs(first, example, config, 100e6)
-    # 128 examples per host and 50 ms. Three batches and twice 64 records per worker.
-    memory = 3 * (100e6 + 3 * 128 * 250e3 + 2 * 64 * 500e3)
+    # 128 examples per host and 50 ms. Three batches and 128 records per worker.
+    memory = 3 * (100e6 + 3 * 128 * 250e3 + 128 * 500e3)
     assert found == (4, 2560, 2560 * 500e3, pytest.approx(2.56), 3, memory)
     found = pod_hosts.needs(second, example, config, 100e6)
-    # 32 examples per host and 0.1 s: a batch has fewer records than may be in flight.
-    memory = 100e6 + 3 * 32 * 250e3 + 2 * 32 * 500e3
+    # 32 examples per host and 0.1 s: the requests in flight are for several batches.
+    memory = 100e6 + 3 * 32 * 250e3 + 128 * 500e3
     assert found == (128, 320, 160e6, pytest.approx(0.32), 1, memory)
     shares = pod_hosts.cells(first, found)
     assert shares[:5] == ["v5e:4x4", "512", "–", "–", "128"]
@@ -60,6 +60,6 @@ def test_a_page_without_the_table():
 
 def test_the_page_of_results_has_the_table_of_today():
     text, config = RESULTS.read_text(), pretrain.get_config()
-    defaults = pod_hosts.Example(0.61e-3, 582e3, pod_hosts.pair_bytes(config))
+    defaults = pod_hosts.Example(0.73e-3, 582e3, pod_hosts.pair_bytes(config))
     lines = pod_hosts.table(text, defaults, config, 400e6)
     assert "\n".join(lines) in text

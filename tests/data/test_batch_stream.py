@@ -79,7 +79,7 @@ def test_a_stream_that_is_closed_reads_no_more():
     batches = stream(builder, elements=10_000)
     next(batches)
     batches.close()
-    batches._thread.shutdown()
+    batches._thread.join(30)
     assert len(builder.asked) <= 12
 
 
@@ -106,7 +106,7 @@ def test_requests_are_in_flight_for_the_next_batches(bucket_server, dataset_dir)
         for _ in range(6):
             next(batches)
         batches.close()
-        batches._thread.shutdown()
+        batches._thread.join(30)
         # More than the two batches that were being built at a time have.
         assert 6 < bucket_server.counts()["most_in_flight"] <= 10
         assert not records.shards._asked
