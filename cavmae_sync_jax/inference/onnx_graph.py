@@ -204,10 +204,19 @@ def _equation(graph: Graph, equation: Any, inputs: list[Any], batch: Wire) -> li
     return [_NODES[name](graph, equation, inputs, batch)]
 
 
+def _of_equal_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    pairs = zip(outside, inside, strict=True)
+    return sum(one.aval.ndim == other.aval.ndim for one, other in pairs)
+
+
 def _scan(graph: Graph, equation: Any, inputs: list[Any], batch: Wire) -> list[Any]:
     """Unrolls a loop over stacked layers."""
     params, body = equation.params, equation.params["jaxpr"]
-    consts, carries = params["num_consts"], params["num_carry"]
+    inner = getattr(body, "jaxpr", body)  # from JAX 0.12 on it has no constants of its own
+    closed = getattr(body, "consts", ())
+    # What is stacked has one axis less inside; the counts have other names in each version of JAX.
+    carries = _of_equal_rank(equation.outvars, inner.outvars)
+    consts = _of_equal_rank(equation.invars, inner.invars) - carries
     fixed, carry, stacked = inputs[:consts], inputs[consts : consts + carries], inputs[consts:]
     stacked, steps = stacked[carries:], range(params["length"])
     rows: list[list[Any]] = []
@@ -216,7 +225,7 @@ def _scan(graph: Graph, equation: Any, inputs: list[Any], batch: Wire) -> list[A
             graph.node("Gather", x, np.int64(step), axis=0) if isinstance(x, Wire) else x[step]
             for x in stacked
         ]
-        found = _run(graph, body.jaxpr, body.consts, [*fixed, *carry, *at], batch)
+        found = _run(graph, inner, closed, [*fixed, *carry, *at], batch)
         carry = found[:carries]
         rows.append(found[carries:])
     if params["reverse"]:

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, Protocol, overload, runtime_checkable
 
 import av
 from av.stream import Disposition, Stream
@@ -139,6 +139,19 @@ def demux(container: av.container.InputContainer, *streams: Stream) -> Iterator[
         yield from container.demux(*streams)
 
 
+@runtime_checkable
+class _Rational(Protocol):
+    """What PyAV gives: a `Fraction`, and from 19.0.2 on a number of its own."""
+
+    @property
+    def numerator(self) -> int:
+        """The upper part."""
+
+    @property
+    def denominator(self) -> int:
+        """The lower part."""
+
+
 class _Base(NamedTuple):
     """A rational number whose parts are at hand: PyAV makes a new one for each packet and frame."""
 
@@ -146,7 +159,7 @@ class _Base(NamedTuple):
     denominator: int
 
     @classmethod
-    def of(cls, number: Fraction) -> "_Base":
+    def of(cls, number: _Rational) -> "_Base":
         """The same number."""
         return cls(int(number.numerator), int(number.denominator))
 
@@ -216,9 +229,9 @@ class Source:
             raise MediaError("unreadable", f"{self.path} has {kind} of an unknown codec.")
         return stream
 
-    def seconds(self, timestamp: int, time_base: "Fraction | _Base | None") -> float:
+    def seconds(self, timestamp: int, time_base: _Rational | None) -> float:
         """Returns a timestamp as a time on the file's timeline."""
-        time_base = time_base or _UNKNOWN
+        time_base = _UNKNOWN if time_base is None else time_base
         # Rounded once, as a fraction would be, and far faster.
         return timestamp * time_base.numerator / time_base.denominator - self._origin
 
@@ -236,7 +249,7 @@ class Source:
 
     def frame_time(self, frame: av.VideoFrame | av.AudioFrame) -> float | None:
         """Returns when a frame begins on the file's timeline."""
-        if self._frame_base is None and frame.time_base:
+        if self._frame_base is None and frame.time_base and frame.time_base.numerator:
             self._frame_base = _Base.of(frame.time_base)
         if frame.pts is None or self._frame_base is None:
             return None  # a number that counts nothing known is not a time

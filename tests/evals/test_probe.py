@@ -304,9 +304,11 @@ def test_raw_and_cached_clips_train_the_same_head(trained, dataset_dir):
         clips = probing.Labelled(truth, source)
         encode = features.encoder_tokens
         heads.append(probing.train(head, clips, trained, config, mesh, None, encode))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *map(jax.device_get, heads)
-    )
+    # Their logits agree, not all their weights: those of a gradient of 0, such as biases of keys,
+    # go where rounding sends them.
+    logits = [probing.predict(head, params, seen, 8) for params in heads]
+    np.testing.assert_allclose(*logits, atol=1e-4)
+    assert np.ptp(logits[0]) > 0.1
 
 
 @pytest.mark.release
