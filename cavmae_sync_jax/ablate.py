@@ -39,6 +39,7 @@ from cavmae_sync_jax.ablations.plan import EvaluationSpec, Plan, Training
 from cavmae_sync_jax.checkpoints.pretrained import load
 from cavmae_sync_jax.distributed import hardware, multihost
 from cavmae_sync_jax.evals import common
+from cavmae_sync_jax.training import config_checks
 from cavmae_sync_jax.utils import atomic, cli, console, locks
 from cavmae_sync_jax.utils.errors import Unsatisfied, UserError
 
@@ -148,7 +149,10 @@ class Ablation:
                 try:
                     self._do(self.plan.trainings[taken])
                 except UserError as error:
-                    console.log(f"{taken} failed: {error}")
+                    console.log(
+                        f"{taken} failed: {error}. A row's settings stay as they are: to change "
+                        "them, change the table or its flags, in another --workdir"
+                    )
                     self.failed[taken] = str(error)
             jax.clear_caches()  # the next training has other programs
         return [
@@ -299,10 +303,13 @@ def start(args: argparse.Namespace, config_of: cli.Rows) -> None:
     """
     table = paper.TABLES.get(args.table) or tables.read(args.table)
     config = config_of()
+    config_checks.check_kind(config, train.Pretraining.sections, train.Pretraining.example)
+    probed = any(column.evaluation in PROBED for column in table.columns)
+    probe = cli.config_of(args.probe) if probed else ConfigDict()
     datasets = Datasets(
         config.data.dir,
         args.split or config.data.eval_split,
-        config.data.train_split,
+        probe.train_split if probed else "",
         ablation_datasets.pairs("data", args.data),
         ablation_datasets.pairs("clips", args.clips),
     )
@@ -313,8 +320,6 @@ def start(args: argparse.Namespace, config_of: cli.Rows) -> None:
     table, left_out = plan.left_out(table, datasets.why_not)
     for reason in left_out.values():
         console.log(reason)
-    probed = any(column.evaluation in PROBED for column in table.columns)
-    probe = cli.config_of(args.probe) if probed else ConfigDict()
     # The same flags may serve several of the paper's tables.
     datasets.check_names([*table.columns, *(c for t in paper.TABLES.values() for c in t.columns)])
     todo = plan.make(table, config_of, args.seeds, args.rows)

@@ -163,6 +163,8 @@ def export_weights(source: str, destination: str, module_prefix: bool = False) -
     torch_io.write(destination, {f"{prefix}{name}": state[name] for name in state})
     values = sum(array.size for array in state.values()) / 1e6
     console.log(f"written: {destination}, {len(state)} tensors, {values:.3f} M values")
+    if flags := detect.unsaid(config, state):
+        console.log(f"a file does not hold all settings: convert it back with {' '.join(flags)}")
     return len(state)
 
 

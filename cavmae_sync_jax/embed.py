@@ -28,7 +28,7 @@ from cavmae_sync_jax.inference import model as models
 from cavmae_sync_jax.inference.index import store as indexes
 from cavmae_sync_jax.inference.index.store import Stat
 from cavmae_sync_jax.inference.model import Model
-from cavmae_sync_jax.utils import buckets, cli, clip_names, console, listing
+from cavmae_sync_jax.utils import buckets, cli, clip_names, console, listing, path_names
 from cavmae_sync_jax.utils.errors import UserError
 
 _MEDIA = {*clip_names.VIDEOS, *clip_names.SOUNDS, *clip_names.PICTURES}
@@ -98,7 +98,7 @@ def run(
 def _has_a_text_name(file: str) -> bool:
     """Whether an index can hold a file's name; says so where it can't."""
     try:
-        indexes.check_name(file)
+        path_names.check_text(file)
     except UserError as error:
         console.log(f"refused: {error}")
         return False

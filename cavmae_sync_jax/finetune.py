@@ -38,6 +38,7 @@ class FineTuning(clip_task.ClipTask):
 
     name = "finetune"
     inputs = finetune_step.INPUTS
+    sections, example = ("data", "model", "classifier"), "configs/finetune.py"
     module: Classifier
     predictions: classify.Predictions
 

@@ -29,10 +29,10 @@ from cavmae_sync_jax.inference import reading
 from cavmae_sync_jax.inference.index import approximate as graphs
 from cavmae_sync_jax.inference.index import nearest
 from cavmae_sync_jax.inference.index.nearest import Found, Hit
-from cavmae_sync_jax.inference.index.store import Index, check_name
+from cavmae_sync_jax.inference.index.store import Index
 from cavmae_sync_jax.inference.model import Model
 from cavmae_sync_jax.media.audio import ROWS_PER_SECOND
-from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils import cli, path_names
 from cavmae_sync_jax.utils.errors import UserError
 
 QUERIES = {"sound": "sound", "image": "picture", "video": "video"}
@@ -106,7 +106,7 @@ def run(
     if top < 1:
         raise UserError(f"--top must be at least 1, not {top}")
     index.check(model)
-    check_name(file)
+    path_names.check_text(file)
     _check_kind(kind, file)
     found = find(model, index, kind, file, top, approximate=approximate)
     result = {

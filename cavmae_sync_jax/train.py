@@ -31,6 +31,7 @@ class Pretraining(clip_task.ClipTask):
 
     name = "train"
     inputs = MODALITIES
+    sections, example = ("data", "model", "mask", "loss"), "configs/pretrain.py"
     shown = ("loss", "nce_accuracy")
 
     def prepare(self) -> None:

@@ -192,6 +192,20 @@ def test_ctrl_c_saves_and_says_so(dataset_dir, tmp_path):
     assert f"step {step} is saved (loss " in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("program", "config", "lacks"),
+    [
+        (TRAIN, "finetune.py", "mask"),
+        (TRAIN, "probe.py", "data"),
+        ("cavmae_sync_jax.finetune", "demo.py", "classifier"),
+    ],
+)
+def test_a_config_of_another_program(dataset_dir, tmp_path, program, config, lacks):
+    arguments = [f"--config=configs/{config}", f"--workdir={tmp_path / 'run'}"]
+    sentence = error_of(program, *arguments)
+    assert f"is of another program, as it has no '{lacks}': take one like --config=" in sentence
+
+
 def test_retrieval_prints_and_writes(trained, dataset_dir, tmp_path):
     workdir, _ = trained
     arguments = [f"--checkpoint={workdir}", f"--data={dataset_dir}", f"--output={tmp_path}"]

@@ -24,8 +24,10 @@ from cavmae_sync_jax.utils import atomic, cli
 from cavmae_sync_jax.utils.errors import UserError
 from cavmae_sync_jax.utils.modalities import BOTH
 
-# What a finished training may differ in and still be the same; more epochs make it go on.
-IRRELEVANT = config_checks.CHANGEABLE_ON_RESUME - {"epochs", "learning_rate"}
+# With another schedule, a training would be half of one row and half of another.
+SCHEDULE = {"epochs", "learning_rate"}
+# What a training may differ in and still be the same row.
+IRRELEVANT = config_checks.CHANGEABLE_ON_RESUME - SCHEDULE
 
 
 class Folder:
@@ -44,25 +46,30 @@ class Folder:
         """Whether a training with this config on these clips is finished.
 
         Raises:
-          UserError: if the finished training had another config or other clips.
+          UserError: if the training in the folder, finished or begun, has another config or other
+            clips.
         """
-        noted = self.trained()
+        noted, now = self.trained(), ConfigDict(json.loads(config.to_json()))
+        asked, begun = set(cli.keys(now)) - IRRELEVANT, noted
         if noted is None:
-            return False
-        stored, now = ConfigDict(noted["config"]), ConfigDict(json.loads(config.to_json()))
+            if not self.newest_step():
+                return False
+            # `train` refuses all other changes itself.
+            asked, begun = SCHEDULE, {"config": _read(self.train / "config.json") or {}}
+        stored = ConfigDict(begun["config"])
         changed = {
             key: (cli.value(stored, key), cli.value(now, key))
-            for key in cli.keys(now)
-            if key not in IRRELEVANT and cli.value(stored, key) != cli.value(now, key)
+            for key in sorted(asked & set(cli.keys(stored)))
+            if cli.value(stored, key) != cli.value(now, key)
         }
         others = [f"config.{k} was {a} and is now {b}" for k, (a, b) in changed.items()]
-        other_data = config_checks.changed_data(noted, clips.identity, clips.contents)
-        if other_data or (changed and set(changed) != {"epochs"}):
+        other_data = config_checks.changed_data(begun, clips.identity, clips.contents)
+        if other_data or changed:
             raise UserError(
                 f"{self.path} holds another training: {'; '.join(others + other_data)}: "
                 "use the old settings or another --workdir"
             )
-        return not changed
+        return noted is not None
 
     def note_trained(
         self, config: ConfigDict, clips: loader.Records, step: int, devices: str, count: int

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from cavmae_sync_jax.evals.report import published
 from cavmae_sync_jax.inference import similarity
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -187,12 +188,20 @@ def read(path: epath.PathLike) -> Table:
     for name, kind in (("ROWS", dict), ("COLUMNS", (list, tuple))):
         if not isinstance(held.get(name), kind) or not held[name]:
             raise UserError(f"{path} must set {name}, see cavmae_sync_jax.ablations.tables")
+    if path.stem in published.ABLATIONS:
+        raise UserError(f"{path} has the name of a table of the paper: give it another one")
     rows = tuple(_row(path, name, about) for name, about in held["ROWS"].items())
     baseline = held.get("BASELINE", rows[0].name)
     if baseline not in held["ROWS"]:
         raise UserError(f"{path}: BASELINE={baseline!r} is none of the rows")
     columns = tuple(column(text) for text in held["COLUMNS"])
     title, settings = held.get("TITLE", path.stem), held.get("SETTINGS", {})
+    for name, values in settings.items() if isinstance(settings, dict) else [("", None)]:
+        if name not in PLACES or not isinstance(values, dict):
+            raise UserError(
+                f"{path}: SETTINGS must be a dict with a dict for some of {', '.join(PLACES)}, "
+                f"and it has {name!r}"
+            )
     claims = tuple(_claim(path, about, held) for about in held.get("CLAIMS", ()))
     return Table(path.stem, title, rows, columns, baseline, settings, claims)
 
@@ -211,10 +220,17 @@ def _claim(path: epath.Path, about: Any, held: Mapping[str, Any]) -> Claim:
     return claim
 
 
-def _row(path: epath.Path, name: str, about: Any) -> Row:
+def _row(path: epath.Path, name: Any, about: Any) -> Row:
     if not isinstance(about, dict) or set(about) - _ROW_KEYS:
         raise UserError(f"{path}: the row {name!r} must be a dict with some of {sorted(_ROW_KEYS)}")
-    row = Row(**{"name": str(name), "title": str(name)} | about)
+    if not isinstance(name, str):
+        raise UserError(f"{path}: the row {name!r} must have a text as its name, such as '{name}'")
+    for key, kind in (("changes", dict), ("num_frames", int), ("frame", int), ("row", str)):
+        if key in about and type(about[key]) is not kind:
+            raise UserError(f"{path}: the row {name!r} needs {key} as {kind.__name__}")
+    if "seed" in about.get("changes", {}):
+        raise UserError(f"{path}: the row {name!r} changes the seed, which --seeds chooses for all")
+    row = Row(**{"name": name, "title": name} | about)
     if row.strategy not in similarity.STRATEGIES:
         known = ", ".join(similarity.STRATEGIES)
         raise UserError(

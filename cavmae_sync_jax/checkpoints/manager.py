@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import sys
 import time
 import uuid
@@ -23,7 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax.checkpoints import hub
+from cavmae_sync_jax.checkpoints import hub, places
 from cavmae_sync_jax.checkpoints.checksums import fingerprints, name_of
 from cavmae_sync_jax.checkpoints.shape_diff import mismatch
 from cavmae_sync_jax.distributed import multihost
@@ -33,8 +32,6 @@ from cavmae_sync_jax.utils.errors import UserError
 FOLDER = "checkpoints"
 _NAMED = 5  # trainings that a sentence names
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")  # of PyTorch
-MARK = "commit_success.txt"  # Orbax's last object of a checkpoint in a bucket
-METADATA = "_CHECKPOINT_METADATA"  # has the time of the commit, which is written just before it
 SET_ASIDE = "set_aside"  # beside it, with the step: what a resumed run was told to pass over
 # Settings that older checkpoints lack, with the value that was the only one then.
 DEFAULTS_OF_OLDER_CHECKPOINTS = {
@@ -56,11 +53,11 @@ class Checkpoints:
         """Opens `WORKDIR/checkpoints`, where the newest `keep` stay, and removes unfinished saves.
 
         Raises:
-          UserError: in a bucket, if a checkpoint looks whole but lacks Orbax's mark.
+          UserError: if none can be stored there, or one in a bucket lacks Orbax's mark.
         """
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self.directory = _absolute(workdir) / FOLDER
-        _refuse_unmarked(self.directory)
+        self.directory = places.to_write(workdir) / FOLDER
+        places.refuse_unmarked(self.directory)
         self._manager = _manager(self.directory, options)
 
     @property
@@ -202,28 +199,8 @@ def _remove(folder: epath.Path) -> None:
         time.sleep(0.1)
 
 
-def _absolute(path: epath.PathLike) -> epath.Path:
-    """An absolute path, as Orbax needs; a bucket's path, such as gs://…, already is one."""
-    return epath.Path(path) if "://" in os.fspath(path) else epath.Path(path).resolve()
-
-
 def _steps(folder: epath.Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
-
-
-def _refuse_unmarked(folder: epath.Path) -> None:
-    """Orbax takes a checkpoint without its mark for an unfinished save, and removes it."""
-    if not buckets.in_bucket(folder) or not folder.is_dir():
-        return
-    for place in folder.iterdir():
-        known = place.name.isdigit() and (place / METADATA).exists()
-        if not known or (place / MARK).exists():
-            continue
-        if json.loads((place / METADATA).read_text()).get("commit_timestamp_nsecs"):
-            raise UserError(
-                f"{place} has no {MARK}, as after a copy that was not finished: copy it again, or, "
-                f"if it is whole, run `echo whole | gcloud storage cp - {place}/{MARK}`"
-            )
 
 
 def _require(step: int, steps: list[int], folder: epath.Path) -> None:
@@ -323,11 +300,11 @@ def opened(directory: epath.PathLike, step: int | None = None) -> Iterator[Store
         raise UserError(f"{directory} holds no checkpoints: {_advice(directory)}")
     with _quiet():  # Orbax warns of what it makes of these options
         options = ocp.CheckpointManagerOptions(read_only=True)
-        reader = _manager(_absolute(folder), options)
+        reader = _manager(places.absolute(folder), options)
     with reader as manager:
         steps = sorted(manager.all_steps())
         if not steps or step not in (None, *steps):
-            _refuse_unmarked(folder)
+            places.refuse_unmarked(folder)
         if not steps:
             raise UserError(
                 f"{folder} holds no finished checkpoint: train to the first one, or name another"
@@ -368,8 +345,8 @@ def _damaged(step: int, folder: epath.Path, reason: str) -> UserError:
     mend = "there is no older one"
     if older:
         mend = (
-            f"there are older ones: a training goes on from one with --resume_step={older[-1]}, an "
-            f"evaluation takes --checkpoint={folder}/{older[-1]}"
+            f"there are older ones: delete this one to go on from step {older[-1]}, or evaluate "
+            f"with --checkpoint={folder}/{older[-1]}"
         )
     return UserError(f"checkpoint {folder}/{step} is damaged or unreadable ({reason}): {mend}")
 

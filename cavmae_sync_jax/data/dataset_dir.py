@@ -5,14 +5,17 @@ import io
 import itertools
 import json
 import os
+import pathlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, Num
 
+from cavmae_sync_jax.utils import path_names
+from cavmae_sync_jax.utils.buckets import in_bucket
 from cavmae_sync_jax.utils.errors import UserError
 
 BUCKET = "gs://"  # how the name of a dataset in one begins
@@ -29,18 +32,19 @@ def find(directory: epath.PathLike) -> epath.Path:
     """Returns the version folder of the one dataset at or below `directory` (NAME/VERSION).
 
     Raises:
-      UserError: if there is none, or more than one.
+      UserError: if there is none, or more than one, or its name is not UTF-8.
     """
     directory = os.fspath(directory)
     if not directory or not epath.Path(directory).is_dir():
         raise UserError(
             f"no dataset folder {directory!r}: give the --output of a data_prep program"
         )
+    path_names.check_text(directory)
     directory = epath.Path(directory)
-    found = [p.parent for depth in ("", "*/", "*/*/") for p in directory.glob(depth + _MARKER)]
+    found = [p.parent for depth in ("", "*/", "*/*/") for p in _glob(directory, depth + _MARKER)]
     if len(found) != 1:
         # A parent of trainings and data may hold some further below, which are only named.
-        deeper = (path.parent for path in directory.glob(f"*/*/*/{_MARKER}"))
+        deeper = (path.parent for path in _glob(directory, f"*/*/*/{_MARKER}"))
         # A killed preparation leaves its parts in hidden folders.
         below = found or [p for p in deeper if not any(n.startswith(".") for n in p.parts[-3:])]
         names = ", ".join(sorted(map(str, below)))
@@ -55,6 +59,13 @@ def find(directory: epath.PathLike) -> epath.Path:
             )
         )
     return found[0]
+
+
+def _glob(folder: epath.Path, pattern: str) -> Iterator[epath.Path]:
+    """What matches below a folder, whose own path is no pattern; `epath` takes it for one."""
+    if in_bucket(folder):
+        return iter(folder.glob(pattern))
+    return map(epath.Path, pathlib.Path(folder).glob(pattern))
 
 
 def class_weights(counts: Num[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:

@@ -72,13 +72,16 @@ class PreemptionGuard:
     def signal(self, number: int, frame: Any = None) -> None:
         """Handles a signal; a second Ctrl-C ends the program at once."""
         del frame
+        again = self.signalled.is_set()
+        self.signalled.set()
         if number == signal.SIGINT:
-            if self.signalled.is_set():
-                raise KeyboardInterrupt
+            if again:
+                # Threads that wait for a bucket would keep a program that ends in good order.
+                os.write(2, b"\nstopped at once by a second Ctrl-C\n")
+                os._exit(130)
             self.status = 130
             if not self._at_once:
                 console.log("Ctrl-C: saving after this step; press it again to end at once")
-        self.signalled.set()
         if self._at_once:
             raise KeyboardInterrupt
 

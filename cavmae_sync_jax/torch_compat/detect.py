@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from cavmae_sync_jax.models.patches import Grid, sincos_positions
 from cavmae_sync_jax.torch_compat import key_mapping, mae
+from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
 # What a file's shapes do not show. configs/pretrain.py has the same values, which a test compares.
@@ -219,3 +220,21 @@ def _is_sin_cos(positions: np.ndarray, grid: Grid) -> bool:
     fixed = sincos_positions(grid, positions.shape[2])
     error = np.abs(positions[0] - fixed).max(initial=0)
     return bool(error < (HALF_TOLERANCE if rounded else SIN_COS_TOLERANCE))
+
+
+# What a file does not tell, and what changes a model's numbers.
+UNSAID = (
+    *("data.num_frames", "data.window_spread", "model.audio_mean", "model.audio_std"),
+    *("classifier.tokens", "classifier.stream", "classifier.loss"),
+)
+
+
+def unsaid(config: ConfigDict, state: Mapping[str, np.ndarray]) -> list[str]:
+    """The flags for settings of a model that a reader of its file would take otherwise."""
+    read = infer(state, kind_of(state, "the file"))
+    known = set(cli.keys(config)) & set(cli.keys(read))
+    return [
+        f"--config.{key}={cli.value(config, key)}"
+        for key in UNSAID
+        if key in known and cli.value(config, key) != cli.value(read, key)
+    ]

@@ -8,6 +8,7 @@ import importlib
 import os
 import pathlib
 import re
+import tempfile
 import uuid
 import warnings
 import zipfile
@@ -15,8 +16,9 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils import buckets, cli
 from cavmae_sync_jax.utils.errors import UserError
 
 SAFETENSORS = ".safetensors"
@@ -49,8 +51,13 @@ def read(path: str) -> StateDict:
         values that are not finite.
     """
     check_suffix(path)
-    if not os.path.isfile(path):
+    if not epath.Path(path).is_file():
         raise UserError(f"there is no file {path}")
+    if buckets.in_bucket(path):
+        with tempfile.TemporaryDirectory() as folder:
+            copy = os.path.join(folder, os.path.basename(path))
+            epath.Path(path).copy(copy)
+            return read(copy)
     load = _safetensors if path.endswith(SAFETENSORS) else _torch
     state: StateDict = {}
     for name, array in load(path):
@@ -132,6 +139,13 @@ def write(path: str, state: MutableMapping[str, np.ndarray]) -> None:
       UserError: if the file exists or can't be written; nothing new is left then.
     """
     check_suffix(path)
+    if buckets.in_bucket(path):
+        cli.refuse_existing(path)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = os.path.join(folder, os.path.basename(path))
+            write(copy, state)
+            epath.Path(copy).copy(path)
+        return
     place = pathlib.Path(path)
     cli.make_folder(place.parent)
     partial = place.with_name(f".{place.stem}.{uuid.uuid4().hex[:8]}{place.suffix}")

@@ -28,6 +28,8 @@ class ClipTask(loop.Task):
     module: CavMaeSync
     optimizer: optax.GradientTransformation
     inputs: tuple[str, ...]  # the arrays of a batch that a step takes
+    sections: tuple[str, ...]  # of the config
+    example: str  # a config that has them
 
     def __init__(self, config: ConfigDict):
         """Opens the data and refuses what can't work, before anything is written.
@@ -38,6 +40,7 @@ class ClipTask(loop.Task):
         Raises:
           UserError: for settings or data that don't fit.
         """
+        config_checks.check_kind(config, self.sections, self.example)
         self.config = config = config_checks.with_statistics(config)
         self.mesh = sharding.make_mesh(**config.mesh)
         config_checks.check(config, self.mesh.size)

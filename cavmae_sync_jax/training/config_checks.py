@@ -32,6 +32,19 @@ CHANGEABLE_ON_RESUME = {
 }
 
 
+def check_kind(config: ConfigDict, sections: Iterable[str], example: str) -> None:
+    """Refuses the config of another program.
+
+    Raises:
+      UserError: if it lacks one of the sections, naming a config that has them.
+    """
+    if lacking := [name for name in sections if name not in config]:
+        raise UserError(
+            f"this config is of another program, as it has no {lacking[0]!r}: take one like "
+            f"--config={example}"
+        )
+
+
 def check(config: ConfigDict, devices: int) -> None:
     """Refuses settings that no later stage would understand, of what all trainings share.
 

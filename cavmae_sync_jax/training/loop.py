@@ -5,6 +5,7 @@ A `Task` says what is trained, and on what. Pre-training, fine-tuning and the pr
 
 import abc
 import contextlib
+import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -15,10 +16,10 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cavmae_sync_jax.checkpoints import manager
+from cavmae_sync_jax.checkpoints import manager, places
 from cavmae_sync_jax.distributed import multihost, preemption, sharding
 from cavmae_sync_jax.training import config_checks, device_clock, metric_writer
-from cavmae_sync_jax.utils import cli, console
+from cavmae_sync_jax.utils import buckets, cli, console, locks
 from cavmae_sync_jax.utils.errors import Terminated, UserError
 
 PROFILED_STEPS = 5
@@ -115,10 +116,12 @@ def train(
       The state and the scores of the evaluation after the last step.
 
     Raises:
-      UserError: for a workdir that doesn't fit or is beyond the end, a loss that is not finite, or
-        a checkpoint that can't be written.
+      UserError: for a workdir that doesn't fit, is beyond the end or is being trained already, a
+        loss that is not finite, or a checkpoint that can't be written.
       Terminated: after SIGTERM or Ctrl-C; all steps are saved.
     """
+    if workdir is not None and not os.fspath(workdir):
+        raise UserError("--workdir is empty: name a folder")
     run = _Run(task, None if workdir is None else epath.Path(workdir))
     run.begin(resume_step)
     step_function, batches = task.step_function(run.shardings), task.batches(run.examples)
@@ -177,6 +180,7 @@ class _Run:
         self.history = metric_writer.History()
         self.checkpoints: manager.Checkpoints | None = None
         self._writer: metric_writer.Writer | None = None
+        self._held = contextlib.ExitStack()
         self._scored = task.eval_split
         if self._scored == task.split:  # else the training's own lines would pass for scores
             self._scored += "_scores"
@@ -188,7 +192,7 @@ class _Run:
         given = None if resumable else self.task.initial_params()
         newest = None
         if self.workdir is not None:
-            cli.make_folder(self.workdir)
+            self._hold(self.workdir)
             self.checkpoints = manager.Checkpoints(self.workdir, self.task.keep_checkpoints)
             self._writer = metric_writer.Writer(self.workdir)
             newest = self.checkpoints.latest if resume_step is None else resume_step
@@ -208,6 +212,22 @@ class _Run:
         if jax.process_index() == 0:
             text = self.task.config.to_json_best_effort(indent=2) + "\n"
             (self.workdir / "config.json").write_text(text)
+
+    def _hold(self, workdir: epath.Path) -> None:
+        """Makes the workdir and holds its lock; one in a bucket would outlive a killed process."""
+        free = True
+        if jax.process_index() == 0:
+            folder = cli.make_folder(places.to_write(workdir))
+            if not buckets.in_bucket(workdir):
+                try:
+                    self._held.enter_context(locks.held(folder / "lock"))
+                except locks.Busy:
+                    free = False
+        if not multihost.all_agree(free):
+            raise UserError(
+                f"another program trains on {workdir}: wait until it is done, or name another "
+                "--workdir"
+            )
 
     def _resume(self, stored: manager.Stored) -> None:
         if not stored.position and not stored.step:
@@ -304,6 +324,7 @@ class _Run:
     def close(self) -> None:
         """Ends the logs and waits for the last save."""
         with contextlib.ExitStack() as stack:
+            stack.callback(self._held.close)
             if self.checkpoints is not None:
                 stack.callback(self.checkpoints.close)
             if self._writer is not None:

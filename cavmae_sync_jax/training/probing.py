@@ -81,10 +81,14 @@ def check(config: ConfigDict, devices: int) -> None:
     Raises:
       UserError: naming the key and what it takes.
     """
+    config_checks.check_kind(config, ("stream", "cached", "heads"), "configs/probe.py")
     config_checks.require_one_of(config, "stream", tuple(STREAMS))
     config_checks.require_one_of(config, "loss", LOSSES)
-    for key in ("batch_size", "epochs", "heads", "log_every"):
-        config_checks.require_at_least(config, key, 1)
+    for least, keys in ((0, "seed depth l2"), (1, "batch_size epochs heads log_every")):
+        for key in keys.split():
+            config_checks.require_at_least(config, key, least)
+    for key in ("learning_rate", "mlp_ratio"):
+        config_checks.require_above_0(config, key)
     finetune_step.check_average_from(config)
     config_checks.check_adam(config)
     config_checks.require_multiple(config, devices, f"{devices} devices")

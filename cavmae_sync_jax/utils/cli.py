@@ -12,6 +12,7 @@ import difflib
 import errno
 import functools
 import importlib.metadata
+import io
 import os
 import runpy
 import sys
@@ -113,6 +114,9 @@ def main(
     context made by `within`.
     """
     logging.set_verbosity(logging.ERROR)  # the libraries' warnings are about our own settings
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack some of our characters
+            stream.reconfigure(errors="replace")
     if config:
         arguments.epilog = (
             "The settings: --config=FILE[:ROW,ROW] names a config file and rows of its table of "

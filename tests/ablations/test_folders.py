@@ -53,7 +53,8 @@ def test_a_training_of_other_data_is_another_training(tmp_path, dataset_dir, pre
     with pytest.raises(UserError, match=r"training: the dataset was prepared again, with other"):
         folder.is_trained(config, again)
     longer = tiny.config(dataset_dir, epochs=7.0)
-    assert not folder.is_trained(longer, clips)
+    with pytest.raises(UserError, match=r"config.epochs was 6.0 and is now 7.0: use"):
+        folder.is_trained(longer, clips)
     with pytest.raises(UserError, match=r"config.epochs was 6.0 and is now 7.0; the dataset was"):
         folder.is_trained(longer, again)
     # What was noted before the data were.
@@ -61,6 +62,19 @@ def test_a_training_of_other_data_is_another_training(tmp_path, dataset_dir, pre
     noted = json.loads(path.read_text())
     path.write_text(json.dumps({k: noted[k] for k in ("config", "step", "devices", "version")}))
     assert folder.is_trained(config, again)
+
+
+def test_a_training_that_was_stopped_keeps_its_schedule(tmp_path, dataset_dir):
+    folder, config = Folder(tmp_path, "unchanged-seed0"), tiny.config(dataset_dir)
+    clips = loader.Records(dataset_dir, "train")
+    (folder.train / "checkpoints" / "3").mkdir(parents=True)
+    (folder.train / "config.json").write_text(config.to_json())
+    assert not folder.is_trained(config, clips)
+    for key, value in (("learning_rate", 1e-9), ("epochs", 99.0)):
+        with pytest.raises(UserError, match=f"holds another training: config.{key} was"):
+            folder.is_trained(tiny.config(dataset_dir, **{key: value}), clips)
+    (folder.train / "checkpoints" / "3").rmdir()  # nothing of it is kept
+    assert not folder.is_trained(tiny.config(dataset_dir, epochs=99.0), clips)
 
 
 def test_a_table_refuses_a_training_of_other_data(tmp_path, dataset_dir, prepared_again):

@@ -129,6 +129,19 @@ def test_unknown_rows_and_no_seed():
             r"diagonal_mean, diagonal_max, mean, max$",
         ),
         ("import nothing_of_that_name", "can't be run: ModuleNotFoundError"),
+        (
+            "ROWS = {'a': {'changes': {'seed': 5}}}\nCOLUMNS = ['probe/mAP']",
+            "the row 'a' changes the seed, which --seeds chooses",
+        ),
+        ("ROWS = {4: {}}\nCOLUMNS = ['probe/mAP']", "the row 4 must have a text as its name"),
+        (
+            "ROWS = {'a': {'num_frames': '4'}}\nCOLUMNS = ['probe/mAP']",
+            "the row 'a' needs num_frames as int",
+        ),
+        (
+            "ROWS = {'a': {}}\nCOLUMNS = ['probe/mAP']\nSETTINGS = {'probes': {}}",
+            "SETTINGS must be a dict with a dict for some of .*, and it has 'probes'",
+        ),
     ],
 )
 def test_mistakes_in_a_table_of_ones_own(tmp_path, text, message):
@@ -137,6 +150,9 @@ def test_mistakes_in_a_table_of_ones_own(tmp_path, text, message):
         tables.read(tmp_path / "mine.py")
     with pytest.raises(UserError, match=r"there is no table .*none\.py"):
         tables.read(tmp_path / "none.py")
+    (tmp_path / "11.py").write_text("ROWS = {'a': {}}\nCOLUMNS = ['probe/mAP']")
+    with pytest.raises(UserError, match=r"11.py has the name of a table of the paper"):
+        tables.read(tmp_path / "11.py")
 
 
 def test_mistakes_in_changes(tmp_path):

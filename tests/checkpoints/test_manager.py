@@ -101,7 +101,8 @@ def test_every_damage_is_found_or_harmless(saved, tmp_path):
             again = read(workdir, 8)
         except UserError as error:
             assert "checkpoints/8 is damaged or unreadable (" in str(error), (name, error)
-            assert "--resume_step=4" in str(error) and "checkpoints/4" in str(error)
+            assert "delete this one to go on from step 4" in str(error), name
+            assert "--checkpoint=" in str(error) and "checkpoints/4" in str(error)
             found += 1
         else:
             assert again[:3] == whole[:3], name

@@ -1,6 +1,7 @@
 import collections
 import io
 import itertools
+import os
 import shutil
 
 import jax
@@ -293,3 +294,13 @@ def test_a_jpeg_with_a_flaw_in_its_middle_is_refused():
     jpeg[middle : middle + 2] = b"\xff\xd9"  # the end, too early
     with pytest.raises(OSError, match=r"Corrupt|Premature"):
         images.decode_jpeg(bytes(jpeg))
+
+
+def test_a_folder_whose_name_is_a_pattern(dataset_dir, tmp_path):
+    place = tmp_path / "data [2024]*"
+    shutil.copytree(dataset_dir, place)
+    assert str(dataset_dirs.find(place)) == f"{place}/videos/1.0.0"
+    name = os.fsdecode(os.fsencode(str(tmp_path)) + b"/\xff")
+    os.mkdir(name)
+    with pytest.raises(UserError, match=r"xff is not UTF-8"):
+        dataset_dirs.find(name)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -84,8 +86,6 @@ def test_each_signal_has_its_exit_status(number, status, capsys):
         assert should_stop(2) and should_stop.status == status
         if number == signal.SIGINT:
             assert "press it again to end at once" in capsys.readouterr().err
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(number)
     assert signal.getsignal(number) is before
 
 
@@ -106,3 +106,27 @@ def test_several_processes_stay_together_where_there_is_nothing_to_save(clock):
     with guard.nothing_to_save():
         guard.signal(signal.SIGTERM)
     assert guard(1)
+
+
+def test_a_second_ctrl_c_waits_for_no_thread():
+    """A thread that waits for a silent bucket would keep the program for minutes."""
+    code = (
+        "import threading, time\n"
+        "from cavmae_sync_jax.distributed import preemption\n"
+        "threading.Thread(target=time.sleep, args=[60]).start()\n"
+        "with preemption.preemption_guard():\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGINT)
+    assert b"press it again to end at once" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and b"second Ctrl-C" in said

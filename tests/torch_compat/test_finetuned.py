@@ -56,6 +56,18 @@ def test_there_and_back_is_bit_exact(files):
         np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
+def test_what_a_file_does_not_say_is_told(files, tmp_path, capsys):
+    folder, state = files
+    flags = ["--config.classifier.loss=ce", "--config.model.audio_mean=-4.0"]
+    source = str(folder / "file.pth")
+    convert.import_weights(source, str(tmp_path / "ours"), [*HEADS, *flags])
+    capsys.readouterr()
+    convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "back.pth"))
+    said = capsys.readouterr().err
+    assert "convert it back with " in said and all(flag in said for flag in flags)
+    assert "classifier.stream" not in said and state
+
+
 def test_the_classs_names_at_full_size():
     state = random_state(527)
     # 12 blocks of 20 tensors per stream; patch kernels, positions, codes, norms and the head.

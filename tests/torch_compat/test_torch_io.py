@@ -166,3 +166,18 @@ def test_without_pytorch_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(UserError, match=r"needs torch: .* -e '\.\[convert\]'"):
         torch_io.read(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_in_a_bucket(bucket_server, tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
+    place = f"gs://bucket/weights/file{suffix}"
+    with bucket_server.pointed_at():
+        bucket_server.turn(errors=0, status=0, latency_ms=0)
+        with pytest.raises(UserError, match=f"there is no file {place}"):
+            torch_io.read(place)
+        torch_io.write(place, {"w": WEIGHT.numpy()})
+        np.testing.assert_array_equal(torch_io.read(place)["w"], WEIGHT)
+        with pytest.raises(UserError, match="exists already"):
+            torch_io.write(place, {"w": WEIGHT.numpy()})
+    assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.training import loop, train_step
+from cavmae_sync_jax.utils import locks
 from cavmae_sync_jax.utils.errors import UserError
 
 
@@ -77,3 +78,15 @@ def test_a_run_beyond_its_new_end_is_refused(tmp_path):
         assert (tmp_path / "metrics.jsonl").read_text() == written
     loop.train(Counting(5), tmp_path, resume_step=4)
     assert scores(tmp_path)[-1] == (5, "eval", 5)
+
+
+def test_only_one_program_trains_on_a_workdir(tmp_path):
+    loop.train(Counting(2), tmp_path)
+    before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    with locks.held(tmp_path / "lock"):
+        with pytest.raises(UserError, match=f"another program trains on {tmp_path}: wait"):
+            loop.train(Counting(4), tmp_path)
+        assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
+    assert loop.train(Counting(4), tmp_path)[1] == {"R1": 4}
+    with pytest.raises(UserError, match="--workdir is empty: name a folder"):
+        loop.train(Counting(4), "")

@@ -282,19 +282,6 @@ def _is_left(path: pathlib.Path) -> bool:
     return path.name in (".lock", ".lock.partial")
 
 
-def check_name(file: str) -> None:
-    """Refuses a file's name that neither an index nor a page can hold.
-
-    Raises:
-      UserError: it is not UTF-8.
-    """
-    try:
-        file.encode()
-    except UnicodeEncodeError as error:
-        shown = os.fsencode(file).decode("utf-8", "backslashreplace")
-        raise UserError(f"the name of {shown} is not UTF-8: rename the file") from error
-
-
 def check_export(path: pathlib.Path) -> None:
     """Refuses a file that `export` can't write.
 
