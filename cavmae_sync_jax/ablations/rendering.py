@@ -41,7 +41,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     """Sentences that belong below a table."""
     seeds = len(result["seeds"])
     lines = [
-        f"Each figure is the mean over {seeds} seed{'s' * (seeds > 1)}. "
+        f"Each figure is the mean over {'up to ' * bool(result['missing'])}{seeds} "
+        f"seed{'s' * (seeds > 1)}. "
         "Brackets hold the middle 95 % of 1,000 resamples over seeds and, where the evaluation "
         "keeps them, over clips."
     ]

@@ -109,7 +109,8 @@ def updated(
 
 def ends_of_epochs(first: int, steps: int, steps_per_epoch: float) -> tuple[int, ...]:
     """The steps at whose end the epochs from the `first` (counted from 1) are over."""
-    epochs = range(first, 1 + round(steps / steps_per_epoch))
+    # The steps of whole epochs were rounded; half an epoch at the end is none.
+    epochs = range(first, 1 + int((steps + 0.5) / steps_per_epoch))
     return tuple(min(steps, round(epoch * steps_per_epoch)) for epoch in epochs)
 
 

@@ -116,6 +116,10 @@ def test_a_state_without_average_uses_its_parameters():
         (2, 10, 2.5, (5, 8, 10)),  # 7.5 is rounded to the even one
         (3, 10, 3.4, (10,)),  # the last epoch would end after the last step
         (2, 6, 6.0, ()),
+        # Half an epoch at the end counts for none, however it is rounded.
+        (1, 9, 2.5, (2, 5, 8)),
+        (1, 11, 2.5, (2, 5, 8, 10)),
+        (1, 9, 2.3, (2, 5, 7, 9)),
     ],
 )
 def test_the_ends_of_epochs_by_hand(first, steps, steps_per_epoch, expected):
