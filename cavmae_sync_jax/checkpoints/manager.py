@@ -26,7 +26,7 @@ from cavmae_sync_jax.checkpoints import hub, places
 from cavmae_sync_jax.checkpoints.checksums import fingerprints, name_of
 from cavmae_sync_jax.checkpoints.shape_diff import mismatch
 from cavmae_sync_jax.distributed import multihost
-from cavmae_sync_jax.utils import buckets, cli, console
+from cavmae_sync_jax.utils import buckets, cli, console, path_names
 from cavmae_sync_jax.utils.errors import UserError
 
 FOLDER = "checkpoints"
@@ -274,8 +274,12 @@ def _advice(directory: epath.Path) -> str:
     """Returns what to give instead of a folder, or a file, without checkpoints."""
     if directory.suffix in _WEIGHTS and directory.is_file():
         return f"python -m cavmae_sync_jax.convert {directory} FOLDER makes a folder with them"
-    places = (place for depth in ("*", "*/*") for place in directory.glob(f"{depth}/{FOLDER}"))
-    if directory.is_dir() and (below := sorted(str(place.parent) for place in places)):
+    found = (
+        place.parent
+        for depth in ("*", "*/*")
+        for place in path_names.matching(directory, f"{depth}/{FOLDER}")
+    )
+    if directory.is_dir() and (below := sorted(map(str, found))):
         return f"give {' or '.join(below[:_NAMED])}"
     return "give the folder of a training or a conversion"
 

@@ -5,9 +5,8 @@ import io
 import itertools
 import json
 import os
-import pathlib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,6 @@ from etils import epath
 from jaxtyping import Float, Int, Num
 
 from cavmae_sync_jax.utils import path_names
-from cavmae_sync_jax.utils.buckets import in_bucket
 from cavmae_sync_jax.utils.errors import UserError
 
 BUCKET = "gs://"  # how the name of a dataset in one begins
@@ -41,10 +39,14 @@ def find(directory: epath.PathLike) -> epath.Path:
         )
     path_names.check_text(directory)
     directory = epath.Path(directory)
-    found = [p.parent for depth in ("", "*/", "*/*/") for p in _glob(directory, depth + _MARKER)]
+    found = [
+        p.parent
+        for depth in ("", "*/", "*/*/")
+        for p in path_names.matching(directory, depth + _MARKER)
+    ]
     if len(found) != 1:
         # A parent of trainings and data may hold some further below, which are only named.
-        deeper = (path.parent for path in _glob(directory, f"*/*/*/{_MARKER}"))
+        deeper = (path.parent for path in path_names.matching(directory, f"*/*/*/{_MARKER}"))
         # A killed preparation leaves its parts in hidden folders.
         below = found or [p for p in deeper if not any(n.startswith(".") for n in p.parts[-3:])]
         names = ", ".join(sorted(map(str, below)))
@@ -59,13 +61,6 @@ def find(directory: epath.PathLike) -> epath.Path:
             )
         )
     return found[0]
-
-
-def _glob(folder: epath.Path, pattern: str) -> Iterator[epath.Path]:
-    """What matches below a folder, whose own path is no pattern; `epath` takes it for one."""
-    if in_bucket(folder):
-        return iter(folder.glob(pattern))
-    return map(epath.Path, pathlib.Path(folder).glob(pattern))
 
 
 def class_weights(counts: Num[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:

@@ -20,7 +20,7 @@ from etils import epath
 
 from cavmae_sync_jax.evals.report import page as report_page
 from cavmae_sync_jax.evals.report import results_table
-from cavmae_sync_jax.utils import cli
+from cavmae_sync_jax.utils import cli, path_names
 from cavmae_sync_jax.utils.errors import UserError
 
 COLUMNS = ("model", results_table.UNTRAINED, "best trivial baseline", "verdict")
@@ -46,7 +46,7 @@ def run(
     """
     folder, output = epath.Path(folder), epath.Path(output)
     results = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(path_names.matching(folder, "*.json")):
         if path.resolve() == output.resolve():  # of an earlier run
             continue
         try:
@@ -74,7 +74,7 @@ def run(
     if rows:
         print(format_table(rows))
     print(f"scores: {output}")
-    for picture in sorted(folder.glob("*.png")):
+    for picture in sorted(path_names.matching(folder, "*.png")):
         print(f"picture: {picture}")
     if page is not None:
         cli.make_folder(page.parent)

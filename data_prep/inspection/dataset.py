@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from cavmae_sync_jax.data import dataset_dir
+from cavmae_sync_jax.utils import path_names
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline.clips import Preparation
 from data_prep.pipeline.output import INCOMPLETE
@@ -95,7 +96,7 @@ def find(directory: epath.PathLike) -> epath.Path:
         return dataset_dir.find(directory)
     except UserError as error:
         state = unfinished(epath.Path(directory)) if os.fspath(directory) else None
-        if state is None or list(epath.Path(directory).glob("*/*/dataset_info.json")):
+        if state is None or any(path_names.matching(directory, "*/*/dataset_info.json")):
             raise
         raise UserError(f"{state}: start the same command again to go on with it") from error
 
@@ -104,7 +105,7 @@ def unfinished(output: epath.Path) -> str | None:
     """Returns a sentence on an interrupted or running preparation, None if there is none."""
     if not (output / INCOMPLETE).is_dir():
         return None
-    done = len(list((output / INCOMPLETE / "shards").glob("*.json")))
+    done = len(list(path_names.matching(output / INCOMPLETE / "shards", "*.json")))
     return f"a preparation in {output} isn't finished (shards that are: {done:,})"
 
 

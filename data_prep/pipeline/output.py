@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from cavmae_sync_jax.utils import locks
+from cavmae_sync_jax.utils import locks, path_names
 from cavmae_sync_jax.utils.buckets import in_bucket
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -100,7 +100,7 @@ def check_output(output: epath.PathLike, source: str, overwrite: bool) -> epath.
     stranded = output / INCOMPLETE / OLD / source
     if stranded.exists() and not (output / source).exists():  # a replacement was interrupted
         stranded.rename(output / source)
-    found = {path.parent.parent for path in output.glob(f"*/*/{_MARK}")}
+    found = {path.parent.parent for path in path_names.matching(output, f"*/*/{_MARK}")}
     own = output / source
     others = sorted(str(path) for path in found - {own})
     if others:

@@ -300,6 +300,7 @@ def test_a_folder_whose_name_is_a_pattern(dataset_dir, tmp_path):
     place = tmp_path / "data [2024]*"
     shutil.copytree(dataset_dir, place)
     assert str(dataset_dirs.find(place)) == f"{place}/videos/1.0.0"
+    assert loader.Records(place, "train")[0]["clip_id"]
     name = os.fsdecode(os.fsencode(str(tmp_path)) + b"/\xff")
     os.mkdir(name)
     with pytest.raises(UserError, match=r"xff is not UTF-8"):

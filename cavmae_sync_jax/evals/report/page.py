@@ -12,6 +12,7 @@ from cavmae_sync_jax.evals.report import curves, markup, published, results_tabl
 from cavmae_sync_jax.evals.report.markup import Node
 from cavmae_sync_jax.evals.report.results_table import Evaluation, ScoreRow
 from cavmae_sync_jax.evals.report.texts import MEANINGS
+from cavmae_sync_jax.utils import path_names
 from cavmae_sync_jax.utils.errors import UserError
 
 NUMBERS = 100  # of an unknown result that are shown
@@ -279,7 +280,7 @@ def _pictures(
 ) -> dict[str, list[tuple[epath.Path, bytes]]]:
     """NAME.png and NAME_*.png of each result, the longest NAME that fits."""
     found: dict[str, list[tuple[epath.Path, bytes]]] = {name: [] for name in results}
-    for path in sorted(folder.glob("*.png")):
+    for path in sorted(path_names.matching(folder, "*.png")):
         owners = [n for n in results if path.stem == n or path.stem.startswith(f"{n}_")]
         if owners:
             found[max(owners, key=len)].append((path, path.read_bytes()))
