@@ -17,7 +17,7 @@ import tiny
 from media_files import noise, noisy_video
 from PIL import Image
 
-from cavmae_sync_jax import app, embed, search
+from cavmae_sync_jax import app, embed, localize, search
 from cavmae_sync_jax.inference.index.store import Index
 
 pytestmark = pytest.mark.release
@@ -153,8 +153,9 @@ def test_a_picture_and_a_sound(page, folder, model):
         model.embed_image(folder / "still.png"),
         model.embed_sound(folder / "sound.wav"),
     )
-    expected = f"Match (mean cosine): {model.similarity(sound, picture):.3f}."
-    assert told(page, "#matched", sentence) == [expected]
+    expected = localize.sentences({"match": [model.similarity(sound, picture)]})
+    assert expected[0].startswith("Match (mean cosine): ") and len(expected) == 2
+    assert told(page, "#matched", sentence) == expected
     width = "return document.querySelector('#still img')?.naturalWidth"
     assert browser.until(lambda: page.execute_script(width)) == 448
 
@@ -164,7 +165,7 @@ def test_search_plays_what_it_finds_at_its_moment(page, folder, model, address):
     browser.upload(page, "#query", folder / "sound.wav")
     browser.until(lambda: "sound" in "".join(browser.texts(page, "#query")))
     browser.click(page, "Search")
-    assert told(page, "#asked") == ["Nearest to the sound, best first:"]
+    assert told(page, "#asked") == ["Nearest to the sound, best first.", search.ABOUT]
     found = search.find(model, Index(folder / "index"), "sound", str(folder / "sound.wav"), 9)
     shown = browser.until(lambda: browser.texts(page, "#hits li"))
     for hit, text in zip([*found.clips, *found.moments], shown, strict=True):

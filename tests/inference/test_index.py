@@ -103,7 +103,7 @@ def test_a_name_that_is_no_text_is_refused(model, media, tmp_path, capsys):
     assert counts == (1, 0, 2, 1)
     assert Index(tmp_path / "index").vectors("visual").files == [str(tmp_path / names[2])]
     said = capsys.readouterr().err
-    assert f"the name of {tmp_path}/\\xff.png is not UTF-8: rename the file" in said
+    assert f"the name of {tmp_path}/\\xff.png is not UTF-8: rename it" in said
 
 
 def test_what_a_folder_and_a_list_name(tmp_path):
@@ -428,7 +428,7 @@ def test_mistakes_are_one_sentence(built, model, media, tmp_path):
         with pytest.raises(UserError, match=sentence):
             search.run(model, built, kind, file, tmp_path / "out")
     latin = shutil.copy(media / "still.png", tmp_path / os.fsdecode(b"caf\xe9.png"))
-    with pytest.raises(UserError, match=r"caf\\xe9.png is not UTF-8: rename the file"):
+    with pytest.raises(UserError, match=r"caf\\xe9.png is not UTF-8: rename it"):
         search.run(model, built, "image", str(latin), tmp_path / "out")
     with pytest.raises(UserError, match="is not an index"):
         Index(media)
