@@ -3,20 +3,25 @@
     python -m benchmarks.data.layouts --data=DATASET --latency_ms=30
 
 A training example needs one JPEG of a clip and a window of its log-mel, and reads the clip's whole
-record. Beside it, the same clips are written once more with their parts apart: all JPEGs one after
-the other, and the log-mel in float16 or uint8. An index in memory tells where each part is. Their
-rows read the JPEG and the window alone: two reads. Every row only reads; nothing is decoded.
+record. Beside it, the same clips are written four more times, with the log-mel in float16 or uint8:
+
+- apart: all JPEGs one after the other, then the log-mel. The JPEG and the window are two reads.
+- between: each JPEG lies before the rows that follow its time. A window and its JPEG are one read,
+  which has the JPEGs of the window's other frames, too.
+
+An index in memory tells where each part is. Every row only reads; nothing is decoded.
 """
 
 import argparse
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore
+from jaxtyping import Shaped
 
 from benchmarks import timing
 from benchmarks.data import bucket_emulator
@@ -27,6 +32,8 @@ from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
 BUCKET = "bucket"
+Clip = Mapping[str, Any]
+Type = type[np.generic]
 
 
 class Span(NamedTuple):
@@ -60,25 +67,71 @@ def layouts(
     found[0].path.write_bytes(b"".join(wholes))
     found[0].spans.extend([Span(ends[clip], ends[clip + 1])] for clip, _ in chosen)
     for dtype in (np.float16, np.uint8):
-        name = f"JPEGs and {np.dtype(dtype).name} log-mel apart"
-        layout = Layout(name, folder / np.dtype(dtype).name, [])
-        data, frames, windows = bytearray(), [], []
-        for record in clips:
-            ends = list(itertools.accumulate(map(len, record["frames"]), initial=len(data)))
-            frames.append(ends)
-            data += b"".join(record["frames"])
-            windows.append(len(data))
-            data += audio.dequantize(record["fbank"]).astype(dtype).tobytes()  # of any value
-        layout.path.write_bytes(data)
-        row_bytes = audio.BINS * np.dtype(dtype).itemsize
-        for clip, frame in chosen:
-            ends, length = frames[clip], len(clips[clip]["fbank"])
-            first = min(frame * length // (len(ends) - 1), max(0, length - rows))
-            begin = windows[clip] + first * row_bytes
-            window = Span(begin, begin + min(rows, length) * row_bytes)
-            layout.spans.append([Span(ends[frame], ends[frame + 1]), window])
-        found.append(layout)
+        name, kind = "JPEGs and {} log-mel apart", np.dtype(dtype).name
+        found.append(
+            apart(Layout(name.format(kind), folder / kind, []), clips, chosen, rows, dtype)
+        )
+        name = "JPEGs between the rows of the {} log-mel"
+        layout = Layout(name.format(kind), folder / f"between_{kind}", [])
+        found.append(between(layout, clips, chosen, rows, dtype))
     return found
+
+
+def apart(
+    layout: Layout, clips: Sequence[Clip], chosen: Sequence[tuple[int, int]], rows: int, dtype: Type
+) -> Layout:
+    """Writes each clip's JPEGs, then its log-mel."""
+    data, frames, windows = bytearray(), [], []
+    for record in clips:
+        frames.append(list(itertools.accumulate(map(len, record["frames"]), initial=len(data))))
+        data += b"".join(record["frames"])
+        windows.append(len(data))
+        data += log_mel(record, dtype).tobytes()
+    layout.path.write_bytes(data)
+    row_bytes = audio.BINS * np.dtype(dtype).itemsize
+    for clip, frame in chosen:
+        ends, (first, last) = frames[clip], window_of(clips[clip], frame, rows)
+        window = Span(windows[clip] + first * row_bytes, windows[clip] + last * row_bytes)
+        layout.spans.append([Span(ends[frame], ends[frame + 1]), window])
+    return layout
+
+
+def between(
+    layout: Layout, clips: Sequence[Clip], chosen: Sequence[tuple[int, int]], rows: int, dtype: Type
+) -> Layout:
+    """Writes each JPEG before the rows of the log-mel that follow its time."""
+    data, jpegs, places = bytearray(), [], []
+    for record in clips:
+        frames, values = record["frames"], log_mel(record, dtype)
+        pictures, row_places = [], []
+        for frame, jpeg in enumerate(frames):
+            pictures.append(Span(len(data), len(data) + len(jpeg)))
+            data += jpeg
+            edges = [len(values) * number // len(frames) for number in (frame, frame + 1)]
+            for row in values[slice(*edges)]:
+                row_places.append(len(data))
+                data += row.tobytes()
+        jpegs.append(pictures)
+        places.append(row_places)
+    layout.path.write_bytes(data)
+    row_bytes = audio.BINS * np.dtype(dtype).itemsize
+    for clip, frame in chosen:
+        jpeg, (first, last) = jpegs[clip][frame], window_of(clips[clip], frame, rows)
+        begin = min(jpeg.begin, places[clip][first])
+        layout.spans.append([Span(begin, max(jpeg.end, places[clip][last - 1] + row_bytes))])
+    return layout
+
+
+def log_mel(record: Clip, dtype: Type) -> Shaped[np.ndarray, "rows bins"]:
+    """A clip's log-mel in a type, whose values do not matter here."""
+    return audio.dequantize(record["fbank"]).astype(dtype)
+
+
+def window_of(record: Clip, frame: int, rows: int) -> tuple[int, int]:
+    """The first row of a frame's window in its clip, and the row after its last."""
+    length = len(record["fbank"])
+    first = audio.window_start(frame, len(record["frames"]), length, min(rows, length))
+    return first, first + min(rows, length)
 
 
 def from_disk(layout: Layout) -> None:

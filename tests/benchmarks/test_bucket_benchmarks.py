@@ -28,12 +28,21 @@ def test_streaming_times_the_bucket_beside_the_disk(dataset_dir, capsys, monkeyp
 
 def test_layouts_read_the_parts_that_an_example_needs(dataset_dir, tmp_path, capsys, monkeypatch):
     records, chosen = loader.Records(dataset_dir, "train"), [(0, 0), (3, 3), (3, 1)]
-    whole, halves, bytes_ = layouts.layouts(records, tmp_path, chosen, 96)
+    whole, halves, halves_between, bytes_, bytes_between = layouts.layouts(
+        records, tmp_path, chosen, 96
+    )
     for layout, width in ((halves, 2), (bytes_, 1)):
         data = layout.path.read_bytes()
         for (clip, frame), (jpeg, window) in zip(chosen, layout.spans, strict=True):
             assert data[jpeg.begin : jpeg.end] == records[clip]["frames"][frame]
             assert window.end - window.begin == 96 * 128 * width
+    for layout, width in ((halves_between, 2), (bytes_between, 1)):
+        data = layout.path.read_bytes()
+        for (clip, frame), (span,) in zip(chosen, layout.spans, strict=True):
+            read, frames = data[span.begin : span.end], records[clip]["frames"]
+            assert frames[frame] in read
+            pictures = sum(len(jpeg) for jpeg in frames if jpeg in read)
+            assert len(read) == 96 * 128 * width + pictures
     record = whole.path.read_bytes()[slice(*whole.spans[1][0])]
     assert record == records.shards.read(3)
     given = ["layouts", f"--data={dataset_dir}", "--rows=96", "--examples=4", "--repeats=1"]
