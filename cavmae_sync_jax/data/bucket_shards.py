@@ -23,6 +23,8 @@ from cavmae_sync_jax.utils.errors import UserError
 RETRIES = {"max_retries": 32, "initial_delay": "200ms", "max_delay": "10s"}
 # A connection over which nothing comes for so long is given up, and its request repeated.
 SILENT_SECONDS = 20
+# Of TensorStore, per process. More of them wait for each other: see results/streaming.md.
+HTTP_THREADS = 1
 LOG_EVERY = 10.0  # seconds between two log lines about repeats, or about waiting
 LONGEST_WAIT = 900.0  # seconds for one record, with all its repeats
 _RETRIES_METRIC = "/tensorstore/kvstore/gcs/retries"
@@ -56,6 +58,7 @@ class BucketShards:
         self._logged, self._next_log = repeats(), 0.0
         os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(SILENT_SECONDS))
         os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+        os.environ.setdefault("TENSORSTORE_HTTP_THREADS", str(HTTP_THREADS))
 
     def __getstate__(self) -> tuple[Places, int]:
         return self._places, self._requests

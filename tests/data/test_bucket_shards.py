@@ -272,3 +272,13 @@ def test_more_shards_than_a_process_may_open(tmp_path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with pytest.raises(IndexError):
         shards.read(120)
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "1"), ("4", "4")])
+def test_a_process_has_one_http_thread_unless_its_user_wants_more(monkeypatch, given, used):
+    name = "TENSORSTORE_HTTP_THREADS"
+    monkeypatch.setenv(name, given or "")
+    if given is None:
+        monkeypatch.delenv(name)  # what is set below ends with this test
+    bucket_shards.BucketShards(disk_shards.Places(["gs://bucket/shard"], [1]), 1)
+    assert os.environ[name] == used
