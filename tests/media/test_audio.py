@@ -228,3 +228,33 @@ def test_cut_window_ignores_rows_past_the_clip():
 def test_cut_window_keeps_its_shape(rows, frame, window_rows):
     window = audio.cut_window(_numbered(rows), frame, 16, 1024, window_rows)
     assert window.shape == (window_rows, audio.BINS)
+
+
+def test_cut_window_follows_the_nominal_length_that_it_is_given():
+    window = audio.cut_window(_numbered(498), 3, 4, 512, 100)  # 375 of 500, were it no clip
+    np.testing.assert_array_equal(window[:, 0], np.arange(384 - 50 + 1, 384 + 50 + 1))
+
+
+@pytest.mark.parametrize(("seconds", "centre"), [(10.3, 750), (10.3125, 773)])
+def test_a_clip_is_nominal_up_to_three_percent_of_its_length(seconds, centre):
+    time = audio.frame_time(3, 4, 10, sound_rows=1000, seconds=seconds, clip_rows=1000)
+    assert time.first_row == centre - 5
+
+
+@pytest.mark.parametrize(("record", "seconds"), [({"seconds": np.float32(2.5)}, 2.5), ({}, None)])
+def test_a_record_of_version_0_1_0_stores_no_seconds(record, seconds):
+    assert audio.stored_seconds(record) == seconds
+
+
+def test_uint8_costs_half_and_errs_little():
+    fbank = np.random.default_rng(0).uniform(-15.94, 11, (50, 128)).astype(np.float32)
+    codes = audio.quantize(fbank)
+    assert codes.nbytes * 2 == fbank.astype(np.float16).nbytes
+    back = audio.dequantize(codes)
+    assert back.dtype == np.float16
+    assert np.abs(back - fbank).max() < 28 / 255 / 2 + 0.005  # half a step and float16's rounding
+    window = audio.cut_window(codes, 0, 2, 40, 60)
+    np.testing.assert_array_equal(window[:40], back[:40])
+    assert not window[40:].any()
+    ends = audio.dequantize(audio.quantize(np.array([[-99.0, 99.0]], np.float32)))
+    np.testing.assert_array_equal(ends, [[-16, 12]])
