@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -378,6 +379,33 @@ def test_export_has_all_vectors(built, tmp_path, suffix):
         table = pq.read_table(path).to_pylist()
         found = np.array([row["vector"] for row in table if row["modality"] == "audio"])
         np.testing.assert_array_equal(found.astype(np.float32), side.vectors)
+
+
+def test_searches_by_the_files_of_an_index_hold_no_more_vectors_each_time(tmp_path, monkeypatch):
+    """Each query's own file is left out of the others, so each has other ones."""
+    centres = np.random.default_rng(0).standard_normal((3, 8))
+    index = made_up.synthetic_index(tmp_path / "index", 12, 8, centres)
+    whole, read = index.vectors_in_memory("audio"), index._reader.read
+    held: list[weakref.ref] = []
+
+    def kept_track_of(*given):
+        side = read(*given)
+        held.append(weakref.ref(side.vectors))
+        return side
+
+    monkeypatch.setattr(index._reader, "read", kept_track_of)
+    for place, own in enumerate(whole.files):
+        asked = made_up.Embedded(
+            whole.times[whole.rows(place)], whole.vectors[whole.rows(place)], None, whole.padded
+        )
+        assert nearest.search(index, asked, 3, 1.0, own=own).clips[0].percentile is not None
+    # All pictures, and the sounds of the last query's others.
+    assert sum(ref() is not None for ref in held) == 2 < len(held)
+    del held[:]
+    for name in whole.files:
+        assert index.vectors_in_memory("visual", [name]).files == [name]
+    assert sum(ref() is not None for ref in held) == 1
+    assert index.vectors_in_memory("audio") is whole
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])

@@ -68,7 +68,8 @@ class Index:
         if self.manifest.get("format") != FORMAT:
             raise UserError(f"{directory} was written by another version of this program")
         self._state: list[tuple[pathlib.Path, int]] = []  # the shards of what is held
-        self._in_memory: dict[tuple[str, tuple[str, ...] | None], ModalityVectors] = {}
+        # By the modality, and whether they are of some files: of which, and their vectors.
+        self._in_memory: dict[tuple[str, bool], tuple[list[str] | None, ModalityVectors]] = {}
 
     @property
     def shards(self) -> list[pathlib.Path]:
@@ -126,6 +127,8 @@ class Index:
     ) -> ModalityVectors:
         """As `vectors`, but they stay in memory for the next call, until the index changes.
 
+        Of each modality, they are those of all files, and those of the files asked for last.
+
         Raises:
           UserError: if a shard is damaged.
         """
@@ -134,10 +137,12 @@ class Index:
         if state != self._state:
             self._in_memory.clear()
             self._state = state
-        key = modality, None if files is None else tuple(files)
-        if key not in self._in_memory:
-            self._in_memory[key] = self._reader.read(shards, modality, files)
-        return self._in_memory[key]
+        chosen = None if files is None else list(files)
+        key = modality, files is None
+        if key not in self._in_memory or self._in_memory[key][0] != chosen:
+            self._in_memory.pop(key, None)  # before the next ones are read
+            self._in_memory[key] = chosen, self._reader.read(shards, modality, files)
+        return self._in_memory[key][1]
 
 
 class Writer:
