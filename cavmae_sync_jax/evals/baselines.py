@@ -20,7 +20,10 @@ def chance(clips: int) -> dict[str, dict[str, float]]:
 
 
 def linear(
-    train: loader.Records, held_out: loader.Records, pair_spec: loader.PairSpec
+    train: loader.Records,
+    held_out: loader.Records,
+    pair_spec: loader.PairSpec,
+    strategy: str = "diagonal_mean",
 ) -> dict[str, dict[str, float]]:
     """Canonical correlations between colour statistics and mean log-mel, fitted on `train`.
 
@@ -35,7 +38,7 @@ def linear(
     projected = [
         (x - mean) @ weights for x, mean, weights in zip(statistics, means, directions, strict=True)
     ]
-    return ranking.retrieval(*projected)
+    return ranking.retrieval(*projected, strategy=strategy)
 
 
 def canonical_directions(
@@ -55,7 +58,9 @@ def _whitening(x: Float[np.ndarray, "samples dim"]) -> Float[np.ndarray, "dim di
     return vectors / np.sqrt(values + RIDGE) @ vectors.T / scale[:, None]
 
 
-def oracle(held_out: loader.Records, pair_spec: loader.PairSpec) -> dict[str, dict[str, float]]:
+def oracle(
+    held_out: loader.Records, pair_spec: loader.PairSpec, strategy: str = "diagonal_mean"
+) -> dict[str, dict[str, float]]:
     """Knows the true class that sounds in every frame (silence is a class), and nothing else.
 
     Raises:
@@ -65,7 +70,7 @@ def oracle(held_out: loader.Records, pair_spec: loader.PairSpec) -> dict[str, di
     classes = np.stack(list(records.column("frame_class")))
     chosen = np.array(pair_spec.frames) * classes.shape[1] // pair_spec.num_frames
     known = _one_hot(classes[:, chosen])
-    return ranking.retrieval(known, known)
+    return ranking.retrieval(known, known, strategy)
 
 
 def _one_hot(classes: Int[np.ndarray, "clips frames"]) -> Float[np.ndarray, "clips frames dim"]:

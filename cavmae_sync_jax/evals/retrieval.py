@@ -72,7 +72,8 @@ def run(
       strategies: of `similarity.STRATEGIES`.
       with_baselines: also scores chance and an untrained model of the same shape; a linear
         baseline, where the dataset has a split "train" to fit it on; and an oracle, where the
-        dataset knows the truth and the whole split is scored.
+        dataset knows the truth and the whole split is scored. Their aggregation is
+        `diagonal_mean`, or if that is not asked for, the first of `strategies`.
       clips: a file that lists the ids of the clips that count, see `clip_lists.read`; None: all.
       cache: see `features.extract`.
 
@@ -95,7 +96,8 @@ def run(
     scored, resampled = _scored(embedded, strategies)
     result = {"clips": len(records), **chosen, **scored}
     if with_baselines:
-        result["baselines"] = _baselines(model, records, mesh)
+        main = retrieval_metrics.main_of(strategies)
+        result["baselines"] = _baselines(model, records, mesh, main)
     result |= common.describe(model, records)
     if output is not None:
         common.write(output, "retrieval", result, format_table(result))
@@ -165,22 +167,25 @@ def _one_frame(frames: dict[str, int]) -> bool:
     return set(frames.values()) == {1}
 
 
-def _baselines(model: Pretrained, records: loader.Records, mesh: Mesh) -> dict[str, Scores]:
+def _baselines(
+    model: Pretrained, records: loader.Records, mesh: Mesh, strategy: str
+) -> dict[str, Scores]:
     pair_spec = loader.PairSpec.of(model.config)
     embedded = features.extract(features.embeddings, common.untrained(model), records, mesh)
     result = {
         "chance": baselines.chance(len(records)),
-        "untrained model": ranking.retrieval(**embedded),
+        "untrained model": ranking.retrieval(**embedded, strategy=strategy),
     }
     if FITTED_ON in records.splits:
         train = loader.Records(records.directory, FITTED_ON)
-        linear = baselines.linear(train, records, pair_spec)
+        linear = baselines.linear(train, records, pair_spec, strategy)
         result["linear (CCA of colours and mean log-mel)"] = linear
     else:
         console.log(f"no linear baseline: {records.directory} has no split {FITTED_ON!r} to fit it")
     # The oracle knows whole splits only.
     if "frame_class" in records.features and not isinstance(records, clip_lists.Selected):
-        result["oracle (true class of each frame)"] = baselines.oracle(records, pair_spec)
+        oracle = baselines.oracle(records, pair_spec, strategy)
+        result["oracle (true class of each frame)"] = oracle
     return result
 
 

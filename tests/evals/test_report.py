@@ -344,6 +344,18 @@ def test_the_command_is_one_that_a_shell_takes(folder):
     ]
 
 
+@pytest.mark.parametrize("scored", [("mean",), ("max", "mean"), ("mean", "diagonal_mean")])
+def test_retrieval_is_in_the_table_whatever_its_aggregations(scored):
+    scores = {name: both(0.1 * place, 0.5, 4.0) for place, name in enumerate(scored, 1)}
+    plain = {"untrained model": both(0.05, 0.6, 5.0)}
+    result = {"scores": scores, "baselines": plain}
+    rows = results_table.rows({"retrieval": results_table.read("retrieval", result)})
+    main = "diagonal_mean" if "diagonal_mean" in scored else scored[0]
+    assert len(rows) == 6 and {row.score.split(": ")[0] for row in rows} == {main.replace("_", " ")}
+    assert rows[0].model == scores[main]["audio_to_visual"]["R1"]
+    assert rows[0].verdict == "better than the untrained model"
+
+
 def test_the_best_trivial_baseline_is_the_one_that_is_named():
     baselines = {"chance": both(0.1, 0.2, 5.0), "linear": both(0.3, 0.1, 9.0)}
     oracle = {"oracle (truth)": both(1.0, 1.0, 1.0)}

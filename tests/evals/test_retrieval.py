@@ -286,6 +286,23 @@ def test_baselines_of_a_dataset_without_train(trained, dataset_dir, capsys):
     assert "no linear baseline: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("strategies", [["max"], ["mean", "max"], ["max", "diagonal_mean"]])
+def test_baselines_are_aggregated_as_the_model_is(trained, dataset_dir, strategies, monkeypatch):
+    rng = np.random.default_rng(1)  # each aggregation scores otherwise
+    planted = {m: rng.normal(size=(5, 4, 3)).astype(np.float32) for m in ("audio", "visual")}
+    monkeypatch.setattr(features, "extract", lambda *_, **__: planted)
+    monkeypatch.setattr(baselines, "_statistics", lambda *_, **__: list(planted.values()))
+    records = loader.Records(dataset_dir, "eval")
+    result = retrieval.run(load(trained), records, with_baselines=True, strategies=strategies)
+    main = "diagonal_mean" if "diagonal_mean" in strategies else strategies[0]
+    assert result["baselines"]["untrained model"] == result["scores"][main]
+    spec = loader.PairSpec(4, 1024, 96, 128, 32)
+    linear = {s: baselines.linear(records, records, spec, s) for s in retrieval_metrics.STRATEGIES}
+    assert result["baselines"]["linear (CCA of colours and mean log-mel)"] == linear[main]
+    for scores in (retrieval.run(load(trained), records)["scores"], linear):
+        assert sum(found == scores[main] for found in scores.values()) == 1
+
+
 def test_chance_by_hand():
     expected = {"R1": 1 / 8, "R5": 5 / 8, "R10": 1.0, "median_rank": 4.5}
     assert baselines.chance(8)["audio_to_visual"] == expected

@@ -4,13 +4,14 @@ They are dense, in float64, and use the aggregations of `inference.similarity`. 
 the same ranks at scale.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cavmae_sync_jax.inference.similarity import STRATEGIES
 
+PAPERS = "diagonal_mean"  # the paper's aggregation
 EQUAL = 1e-12  # similarities no further apart differ by float64's rounding only
 
 
@@ -21,6 +22,11 @@ PAIRED: dict[str, Callable[..., Float[np.ndarray, " pairs"]]] = {
     "mean": lambda queries, targets: np.vecdot(queries.mean(axis=1), targets.mean(axis=1)),
     "max": lambda queries, targets: (queries @ targets.mT).max(axis=(1, 2)),
 }
+
+
+def main_of(strategies: Sequence[str]) -> str:
+    """The aggregation that stands for a model: the paper's, or the first if that is not there."""
+    return PAPERS if PAPERS in strategies else strategies[0]
 
 
 def compare(

@@ -5,7 +5,8 @@ MEANINGS = {
         "Each clip's sound is a query for which all clips are ranked by their pictures, and the "
         "other way round. R@k is the share of queries whose own clip is among the first k. Higher "
         "is better. The median rank is that of the own clip; 1 is best. The table of all "
-        "evaluations has the diagonal mean, which compares frames of the same moment.",
+        "evaluations has the diagonal mean, which compares frames of the same moment, or the first "
+        "aggregation if that was not scored.",
         "Queries by sound, one per row: the log-mel, the clip's own frames and its rank, and the "
         "best matches with their similarity; the true match has a green frame",
     ),
