@@ -29,7 +29,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int16
+from jaxtyping import Bool, Float, Float32, Int, Int16
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -63,16 +63,25 @@ Mel = Float32[np.ndarray, "rows bins"]
 class Query(NamedTuple):
     """Another sound than the video's own: its file and vectors, and that of each pair, or of all.
 
-    The one of all is the mean, so that its product with a picture is their similarity.
+    The one of all is the mean, so that its product with a picture is their similarity. `silent`
+    says of each vector whether nothing is heard; the one of all counts as heard.
     """
 
     file: str
     sound: Embedded
     vectors: Float32[np.ndarray, "pairs dim"]
+    silent: Bool[np.ndarray, " pairs"]
 
     def of(self, begin: int, count: int) -> Float32[np.ndarray, "{count} dim"]:
         """The vectors of some pairs; the last one goes on."""
-        return self.vectors[np.minimum(np.arange(begin, begin + count), len(self.vectors) - 1)]
+        return self.vectors[self._places(begin, count)]
+
+    def silent_at(self, count: int) -> Bool[np.ndarray, "{count}"]:
+        """Which of the first pairs are silent."""
+        return self.silent[self._places(0, count)]
+
+    def _places(self, begin: int, count: int) -> Int[np.ndarray, "{count}"]:
+        return np.minimum(np.arange(begin, begin + count), len(self.vectors) - 1)
 
 
 def run(
@@ -126,13 +135,17 @@ def _query(model: Model, info: FileInfo, sound: str) -> Query:
     heard = reading.file_info(sound)
     if heard.kind == "picture":
         raise UserError(f"--sound={sound} is a picture: name a sound, or a video that has one")
-    embedded = model.embed_sound(sound)
-    vectors = embedded.audio
     # The sound of a video may end long before its picture.
-    seconds = (reading.sound_of(heard) if heard.kind == "video" else heard).seconds
-    if abs(seconds - info.seconds) > ALONG:
-        vectors = vectors.mean(axis=0, keepdims=True)
-    return Query(sound, embedded, vectors)
+    heard = reading.sound_of(heard) if heard.kind == "video" else heard
+    parts, silent = [], []
+    for pairs in timeline.pairs_of_file(heard, model.pair_spec):
+        parts.append(models.joined(model.embed_pairs([pairs])))
+        silent.append(_silent(pairs))
+    embedded = models.joined(parts)
+    if abs(heard.seconds - info.seconds) > ALONG:
+        mean = embedded.audio.mean(axis=0, keepdims=True)
+        return Query(sound, embedded, mean, np.zeros(1, bool))
+    return Query(sound, embedded, embedded.audio, np.concatenate(silent))
 
 
 def _still(model: Model, file: str, query: Query, method: str, folder: pathlib.Path) -> Told:
@@ -147,7 +160,7 @@ def _still(model: Model, file: str, query: Query, method: str, folder: pathlib.P
 def _video(
     model: Model, info: FileInfo, query: Query | None, method: str, folder: pathlib.Path
 ) -> Told:
-    embedded, maps, shown = _maps(model, info, query, method)
+    embedded, maps, shown, silent = _maps(model, info, query, method)
     own, pictures = embedded.audio, embedded.visual
     asked = own if query is None else query.of(0, len(own))
     constant = query is not None and len(query.vectors) == 1
@@ -161,8 +174,7 @@ def _video(
     mel: list[Mel] = []
     moments = _moments(info, embedded.times, maps, scale, fps, query, mel)
     overlay.write_video(folder / "localize.mp4", SIZE, fps, moments)
-    heard = np.concatenate(mel)
-    silent = _silent(model, heard, info.seconds, embedded.times) & (not constant)
+    silent = silent if query is None else query.silent_at(len(own))
     told = {
         "times": embedded.times.tolist(),
         "match": match.tolist(),
@@ -174,15 +186,23 @@ def _video(
         "segment": None if segments is None else segments.tolist(),
         "scale": scale._asdict(),
     }
-    _draw(told, info.seconds, shown, heard, folder / "timeline.png")
+    _draw(told, info.seconds, shown, np.concatenate(mel), folder / "timeline.png")
     return told
 
 
 def _maps(
     model: Model, info: FileInfo, query: Query | None, method: str
-) -> tuple[Embedded, Float32[np.ndarray, "pairs rows columns"], list[np.ndarray]]:
-    """A video's pairs, embedded, with the map of each, and a few pictures, evenly chosen."""
-    spec, parts, maps, shown = model.pair_spec, [], [], []
+) -> tuple[
+    Embedded,
+    Float32[np.ndarray, "pairs rows columns"],
+    list[np.ndarray],
+    Bool[np.ndarray, " pairs"],
+]:
+    """A video's pairs, embedded; the map of each; a few pictures, evenly chosen; which are silent.
+
+    A pair is silent if its window holds nothing of the video's own sound.
+    """
+    spec, parts, maps, shown, silent = model.pair_spec, [], [], [], []
     step = min(info.seconds, timeline.clip_seconds(spec)) / spec.num_frames
     done = 0
     with console.progress("localize", round(info.seconds / step), "pair") as bar:
@@ -190,13 +210,14 @@ def _maps(
             part = models.joined(model.embed_pairs([pairs]))
             asked = part.audio if query is None else query.of(done, len(part.times))
             parts.append(part)
+            silent.append(_silent(pairs))
             maps.append(model.maps(pairs.visual, asked, method))
             for time, picture in zip(part.times, pairs.visual, strict=True):
                 if time >= len(shown) * info.seconds / SHOWN:
                     shown.append(picture)
             done += len(part.times)
             bar.update(len(part.times))
-    return models.joined(parts), np.concatenate(maps), shown
+    return models.joined(parts), np.concatenate(maps), shown, np.concatenate(silent)
 
 
 def _moments(
@@ -250,18 +271,11 @@ def _heard(file: str, span: Span) -> Int16[np.ndarray, " samples"]:
     return reading.read_sound(file, span.start, span.end)
 
 
-def _silent(
-    model: Model, mel: Mel, seconds: float, times: Float[np.ndarray, " pairs"]
-) -> Bool[np.ndarray, " pairs"]:
-    """Whether nothing at all is heard in the window around each moment."""
-    window = model.pair_spec.audio_rows / audio.ROWS_PER_SECOND
-    quiet = (mel <= np.log(audio.FLOOR) + QUIET).all(axis=1)
-    # At both ends of the file, windows are moved inside it.
-    begins = np.clip(times - window / 2, 0.0, max(0.0, seconds - window))
-    per_second = len(quiet) / seconds
-    first = np.floor(begins * per_second).astype(int)
-    last = np.ceil((begins + window) * per_second).astype(int)
-    return np.array([quiet[a:b].all() for a, b in zip(first, last, strict=True)], bool)
+def _silent(pairs: timeline.Pairs) -> Bool[np.ndarray, " pairs"]:
+    """Whether nothing at all is heard in each window, as beyond the sound's end."""
+    quiet = (pairs.audio <= np.log(audio.FLOOR) + QUIET).all(axis=2)
+    rows = np.rint((1 - pairs.padded) * quiet.shape[1])[:, None]
+    return (quiet | (np.arange(quiet.shape[1]) >= rows)).all(axis=1)
 
 
 def _percentiles(
