@@ -192,7 +192,8 @@ def queries(
 
     Another clip's sound is that of another item, drawn at random. Its class differs from the one
     that sounds in the item and from its silent object's, so nothing on screen makes such a sound.
-    It is left out if an item has no such partner. In a dataset that doesn't name what sounds it is
+    For `clip`, so do the classes of all frames of its clip, which are heard in its sound, too. It
+    is left out if an item has no such partner. In a dataset that doesn't name what sounds it is
     any other clip's, which may be on screen, too. The bank has at most `BANK` of all windows,
     evenly chosen.
 
@@ -216,7 +217,7 @@ def queries(
     flat = heard.reshape(-1, heard.shape[-1])
     bank = flat[np.linspace(0, len(flat) - 1, min(BANK, len(flat))).astype(int)]
     names, sounds, generator = [OWN], [own], np.random.default_rng(seed)
-    partners = _partners(items, generator, named)
+    partners = _partners(items, generator, named, whole_clips=query == "clip")
     if partners is not None:
         names.append(OTHER)
         sounds.append(own[partners])
@@ -228,14 +229,16 @@ def queries(
 
 
 def _partners(
-    items: Items, generator: np.random.Generator, named: bool
+    items: Items, generator: np.random.Generator, named: bool, *, whole_clips: bool
 ) -> Int[np.ndarray, " items"] | None:
+    """An item of another clip for each, with nothing in its sound that is on screen in the item."""
     chosen = []
     for item in range(len(items.records)):
         fits = items.records != items.records[item]
         if named:
-            fits &= items.classes != items.classes[item]
-            fits &= items.classes != items.silent_classes[item]
+            on_screen = (items.classes[item], items.silent_classes[item])
+            hits = np.isin(items.classes, on_screen)
+            fits &= ~(np.isin(items.records, items.records[hits]) if whole_clips else hits)
         candidates = np.flatnonzero(fits)
         if not candidates.size:
             return None

@@ -239,6 +239,28 @@ def test_each_item_is_searched_for_another_sound_that_is_not_on_screen():
     assert sound_maps.queries(windows, alone, "clip", np.array([[2, 1]])).names == ("own sound",)
 
 
+def test_another_clips_whole_sound_has_no_class_that_is_on_screen():
+    records, frames = np.divmod(np.arange(12), 2)
+    classes = np.array([0, 1, 0, 2, 3, 3, 1, 3, 2, 2, 0, 0])  # two frames of each of six clips
+    silent = np.where(classes == 3, 2, -1)
+    masks = np.ones((12, 2, 2), bool)
+    items = segmentation_metrics.Items(records, frames, classes, masks, silent, masks)
+    windows = np.eye(6, dtype=np.float32)[:, None].repeat(2, axis=1)  # a clip is its own axis
+    for seed in range(20):
+        asked = sound_maps.queries(windows, items, "clip", np.zeros((0, 2), int), seed=seed)
+        for item, other in enumerate(asked.sounds[:, 1].argmax(axis=1)):
+            heard = classes[records == other]
+            assert other != records[item]
+            assert not {classes[item], silent[item]} & set(heard)
+    # Without names any other clip's sound will do.
+    asked = sound_maps.queries(windows, items, "clip", np.zeros((0, 2), int), named=False)
+    assert asked.names == ("own sound", "another clip's sound")
+    # Each other clip has a frame of the class on screen.
+    everywhere = items._replace(classes=np.tile([0, 1], 6))
+    asked = sound_maps.queries(windows, everywhere, "clip", np.zeros((0, 2), int))
+    assert asked.names == ("own sound",)
+
+
 def test_the_mean_of_a_sound_takes_each_of_its_windows_once():
     vectors = np.eye(4, dtype=np.float32)[None, [0, 0, 1, 2]]
     items = segmentation_metrics.Items(*np.zeros((2, 1), int), *[np.zeros(1, int)] * 4)
