@@ -323,7 +323,7 @@ def export(index: Index, path: pathlib.Path) -> None:
         arrays[modality] = side.vectors
     partial = path.with_name(f".{path.name}.partial")
     try:
-        _write(partial, arrays, both, index.model["dim"])
+        _write(partial, path.suffix, arrays, both, index.model["dim"])
         _replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -331,11 +331,12 @@ def export(index: Index, path: pathlib.Path) -> None:
 
 def _write(
     partial: pathlib.Path,
+    suffix: str,
     arrays: Mapping[str, np.ndarray],
     both: Mapping[str, ModalityVectors],
     dim: int,
 ) -> None:
-    if ".npz" in partial.suffixes:
+    if suffix == ".npz":
         with partial.open("wb") as file:
             np.savez(file, **arrays)
     else:
