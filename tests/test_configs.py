@@ -12,6 +12,7 @@ import pytest
 from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.models import cavmae_sync, classifier, masking
 from cavmae_sync_jax.training import finetune_step, probing, train_step
+from cavmae_sync_jax.utils import cli
 from configs import demo, finetune, pretrain, probe
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -45,6 +46,24 @@ def test_both_configs_have_the_same_keys():
             yield from keys(value, f"{prefix}{key}.") if hasattr(value, "items") else [prefix + key]
 
     assert set(keys(pretrain.get_config())) == set(keys(demo.get_config()))
+
+
+def test_every_key_that_a_message_or_a_document_names_is_there():
+    known = set()
+    for recipe in (pretrain, demo, finetune, probe):
+        for key in cli.keys(recipe.get_config()):
+            parts = key.split(".")
+            known |= {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    places = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")]
+    for folder in ("cavmae_sync_jax", "data_prep", "benchmarks", "configs", "examples"):
+        places += (ROOT / folder).rglob("*.py")
+    named = [
+        (place.name, key)
+        for place in places
+        for key in re.findall(r"--config\.([a-z_]+(?:\.[a-z_]+)*)", place.read_text())
+    ]
+    assert len(named) > 100
+    assert [(place, key) for place, key in named if key not in known] == []
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,7 @@ def _check_shared_memory(worker_bytes: int, workers: int) -> None:
         raise UserError(
             f"config.data.workers={workers} needs {needed / 1e9:.2g} GB of shared memory for its "
             f"batches, but {SHARED_MEMORY} has {free / 1e9:.2g} GB: lower --config.data.workers "
-            "or --config.data.batch_stream, or give a container more by docker run --shm-size"
+            "or --config.data.prefetch, or give a container more by docker run --shm-size"
         )
 
 

@@ -176,6 +176,38 @@ def test_evaluation_sees_every_clip_once(dataset_dir, batch_size):
     np.testing.assert_array_equal(batches[0]["visual"][0, 3], FRAMING.pair(records[0], 3)["visual"])
 
 
+def test_evaluation_goes_on_with_any_batch(dataset_dir):
+    records = loader.Records(dataset_dir, "eval")
+    rest = list(loader.clip_batches(records, FRAMING, 2, 0, 2, np.array([4, 2, 0]), start=1))
+    assert [batch["clip"][batch["valid"]].tolist() for batch in rest] == [[0]]
+
+
+def test_clips_are_drawn_by_their_weights(records):
+    weights = np.zeros(20)
+    weights[[3, 17]] = 1, 3
+    batches = take(loader.train_batches(records, FRAMING, 40, 0, 0, 0, 2, weights=weights), 5)
+    drawn = collections.Counter(np.concatenate([batch["clip"] for batch in batches]).tolist())
+    assert set(drawn) == {3, 17} and 110 < drawn[17] < 180  # 150 of 200 on average
+
+
+def test_rounding_of_the_weights_draws_no_clip_beyond_the_last():
+    highest = np.nextafter(1, 0)
+
+    class Highest(np.random.Generator):
+        def random(self):
+            return highest
+
+    choice = loader._RandomFrame(1, np.full(10, 0.1))
+    assert choice._upto[-1] == highest  # ten tenths, added one by one
+    assert choice.random_map(0, Highest(np.random.PCG64())) == (9, 0)
+
+
+def test_a_training_is_refused_before_its_first_batch(records, monkeypatch):
+    monkeypatch.setattr(records, "longest_rows", 1100)
+    with pytest.raises(UserError, match="dataset holds clips of 1100 rows"):
+        train(records)
+
+
 def test_to_device_keeps_order_and_shards(records):
     mesh = sharding.make_mesh()
     batches = loader.to_device(train(records, batch_size=8), mesh)
@@ -231,7 +263,9 @@ def test_workers_that_need_more_shared_memory_than_there_is_are_refused(records,
     (pair,) = records.pairs(0, FRAMING, [0])
     needed = 2 * 3 * 6 * sum(values.nbytes for values in pair.values())
     message = (
-        f"config.data.workers=2 needs {needed / 1e9:.2g} GB of shared memory .* has 1e-06 GB: lower"
+        f"config.data.workers=2 needs {needed / 1e9:.2g} GB of shared memory .* has 1e-06 GB: "
+        "lower --config.data.workers or --config.data.prefetch, or give a container more by "
+        "docker run --shm-size$"
     )
     with pytest.raises(UserError, match=message):
         train(records, workers=2)
