@@ -18,7 +18,7 @@ from cavmae_sync_jax.data import dataset_dir, loader
 from cavmae_sync_jax.evals import common
 from cavmae_sync_jax.evals.metrics.segmentation import Items
 from cavmae_sync_jax.inference import features, heatmaps
-from cavmae_sync_jax.media import boxes
+from cavmae_sync_jax.media import audio, boxes
 from cavmae_sync_jax.models.cavmae_sync import CavMaeSync
 from cavmae_sync_jax.utils import console
 from cavmae_sync_jax.utils.errors import UserError
@@ -142,22 +142,32 @@ def _mask(png: bytes) -> np.ndarray:
 
 
 def windows_of_silence(
-    truth: loader.Records, frames: int, share: float
+    truth: loader.Records, pair_spec: loader.PairSpec
 ) -> Int[np.ndarray, "windows record_and_frame"]:
-    """The frames whose windows, each a `share` of its clip, meet no frame in which a thing sounds.
+    """The frames of `pair_spec` whose windows meet no frame in which a thing sounds.
 
-    Each is the number of the record, and that of the frame among `frames` of each clip.
+    Each is the number of the record, and that of the frame among `num_frames` of each clip.
     """
     found = []
     for index in truth.ahead(range(len(truth))):
-        classes = truth[index]["frame_class"]
-        width = min(share, 1.0) * len(classes)
-        for frame in range(frames):
-            # A window at an edge lies inside the clip. A frame more on each side is for rounding.
-            centre = frame * len(classes) // frames
-            begin = min(max(0.0, centre - width / 2), len(classes) - width)
-            met = slice(max(0, math.floor(begin) - 1), math.ceil(begin + width) + 1)
-            if (classes[met] < 0).all():
+        record = truth[index]
+        classes, rows = record["frame_class"], len(record["fbank"])
+        seconds = audio.stored_seconds(record)
+        per_second = len(classes) / (seconds or rows / audio.ROWS_PER_SECOND)
+        for frame in range(pair_spec.num_frames):
+            window = audio.frame_time(
+                frame,
+                pair_spec.num_frames,
+                pair_spec.audio_rows,
+                sound_rows=rows,
+                seconds=seconds,
+                clip_rows=pair_spec.clip_rows,
+                spread=pair_spec.window_spread,
+            )
+            # A frame more on each side, for its class is that of one moment.
+            begin = min(math.floor(window.begin * per_second) - 1, len(classes) - 1)
+            end = math.ceil(window.end * per_second) + 1
+            if (classes[max(0, begin) : end] < 0).all():
                 found.append((index, frame))
     return np.array(found, np.int64).reshape(-1, 2)
 
@@ -297,15 +307,14 @@ class Mapper:
 
         `records` give the sounds in as many windows as `model` has frames per clip.
         """
-        data, frames = model.config.data, model.config.data.num_frames
+        frames = model.config.data.num_frames
         self._records, self._items, self._query = records, items, query
         self._images = ItemFrames(records, items, frames)
         self._extract = functools.partial(features.extract, mesh=mesh, cache=cache)
         truth = loader.Records(records.directory, records.split, TRUTH[:1], records.requests)
         self._named = truth.features["labels"].feature.names != [dataset_dir.SOUNDING]
-        share = model.module.audio_rows / data.clip_rows
         # Where nothing is marked, something may sound off screen: only names tell of silence.
-        silent = windows_of_silence(truth, frames, share)
+        silent = windows_of_silence(truth, loader.PairSpec.of(model.config))
         self._silence = silent if self._named else silent[:0]
         # A conversion's config has no loss; the temperature is then the published models'.
         trained_with = model.config.get("loss", {"temperature": heatmaps.TEMPERATURE})

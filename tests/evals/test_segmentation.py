@@ -279,29 +279,49 @@ def test_windows_that_the_edges_of_a_clip_repeat_are_told():
     np.testing.assert_allclose(found["audio"][0, 3], found["audio"][0, 4], rtol=1e-5)
 
 
+def windows(frames, rows, clip_rows=1024):
+    return loader.PairSpec(frames, clip_rows, rows, 128, 32)
+
+
 def test_windows_of_silence_meet_no_sound(clips):
     silent = loader.Records(clips, "silent", ("frame_class",))
-    assert sound_maps.windows_of_silence(silent, 4, 0.5).tolist() == [[0, i] for i in range(4)]
-    assert sound_maps.windows_of_silence(silent, 2, 0.5).tolist() == [[0, 0], [0, 1]]
+    found = sound_maps.windows_of_silence(silent, windows(4, 512))
+    assert found.tolist() == [[0, i] for i in range(4)]
+    found = sound_maps.windows_of_silence(silent, windows(2, 512))
+    assert found.tolist() == [[0, 0], [0, 1]]
     sounding = loader.Records(clips, "eval", ("frame_class",))
-    assert len(sound_maps.windows_of_silence(sounding, 4, 0.1)) == 0
+    assert len(sound_maps.windows_of_silence(sounding, windows(4, 102))) == 0
+
+
+def truth_of(classes, rows, seconds):
+    truth = mock.create_autospec(loader.Records, instance=True)
+    truth.__len__.return_value, truth.ahead.return_value = 1, [0]
+    fbank = np.zeros((rows, 128), np.float16)
+    record = {"frame_class": np.array(classes), "fbank": fbank, "seconds": seconds}
+    truth.__getitem__.return_value = record
+    return truth
 
 
 def test_silence_is_where_no_window_meets_a_sound():
-    for sounding, frames, share in ((5, 16, 416 / 1024), (10, 16, 416 / 1024), (3, 8, 0.25)):
+    for sounding, frames, rows in ((5, 16, 416), (10, 16, 416), (3, 8, 256)):
         classes = np.full(frames, -1)
         classes[sounding] = 0
-        truth = mock.create_autospec(loader.Records, instance=True)
-        truth.__len__.return_value, truth.ahead.return_value = 1, [0]
-        truth.__getitem__.return_value = {"frame_class": classes}
-        found = sound_maps.windows_of_silence(truth, frames, share)
+        truth = truth_of(classes, 998, 10.0)
+        found = sound_maps.windows_of_silence(truth, windows(frames, rows))
         silent = {frame for _, frame in found.tolist()}
         for frame in range(frames):
-            begin = audio_media.window_start(frame, frames, 1024, round(1024 * share))
-            begin *= frames / 1024
-            meets = begin < sounding + 1 and begin + share * frames > sounding
+            begin = audio_media.window_start(frame, frames, 1024, rows) * frames / 1000
+            meets = begin < sounding + 1 and begin + rows * frames / 1000 > sounding
             assert not (meets and frame in silent), (sounding, frame)
         assert silent  # those that are farther away
+
+
+@pytest.mark.parametrize(("rows", "silent"), [(416, []), (250, [0, 1]), (96, [0, 1, 2])])
+def test_a_short_clips_windows_are_a_larger_share_of_it(rows, silent):
+    # Of 5 s, 416 rows are the most, although they are less than half of a nominal clip.
+    truth = truth_of([-1, -1, -1, -1, 3, 3], 498, 5.0)
+    found = sound_maps.windows_of_silence(truth, windows(6, rows))
+    assert [frame for _, frame in found.tolist()] == silent
 
 
 def test_a_single_image_is_prompted_by_all_windows_of_its_sound(stills, tmp_path):
