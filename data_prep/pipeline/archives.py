@@ -45,6 +45,8 @@ _ERRORS = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error),
 )
 
+_folder: str | None = None  # of this process's copies, if its parent removes it
+
 
 def is_archive(path: str) -> bool:
     """Returns whether a file is an archive by its name."""
@@ -97,7 +99,7 @@ def extracted(archive: str, member: str) -> Iterator[str]:
       UserError: the disk for copies is full.
     """
     path = f"{archive}/{member}"
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         copy = Path(folder) / f"member{PurePosixPath(member).suffix}"
         try:
             opened = _opened(archive, *_state(archive))
@@ -111,15 +113,43 @@ def extracted(archive: str, member: str) -> Iterator[str]:
             raise MediaError("missing", f"There is no {path}.") from error
         except _ERRORS as error:
             if isinstance(error, OSError) and error.errno in cli.FULL:
-                raise no_room(path, folder) from error
+                raise no_room(path) from error
             raise MediaError("unreadable", f"{path} can't be read: {_why(error)}.") from error
         yield str(copy)
 
 
-def no_room(path: str, folder: str) -> UserError:
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Returns a new folder that is removed when its context ends, or when this process's is."""
+    return tempfile.TemporaryDirectory(dir=_folder, ignore_cleanup_errors=True)
+
+
+def leave_copies(shared: str) -> None:
+    """Makes all temporary folders of this process lie in one that its parent removes.
+
+    A worker that crashes or is too slow can't remove its own. What processes that are gone have
+    left there is removed, for the next one may need the room.
+    """
+    global _folder
+    for left in os.listdir(shared):
+        if _is_gone(left):
+            shutil.rmtree(Path(shared, left), ignore_errors=True)
+    _folder = str(Path(shared, str(os.getpid())))
+    Path(_folder).mkdir(exist_ok=True)
+
+
+def _is_gone(process: str) -> bool:
+    """Whether a process has ended, although nobody may have asked for its status yet."""
+    try:
+        state = Path("/proc", process, "stat").read_text(errors="replace").rpartition(")")[2]
+    except OSError:
+        return True
+    return state.split()[0] in "ZX"
+
+
+def no_room(path: str) -> UserError:
     """Returns what says that a file does not fit into the folder for copies."""
     return UserError(
-        f"{path} finds no room in {Path(folder).parent}: make room there, name a folder on a "
+        f"{path} finds no room in {tempfile.gettempdir()}: make room there, name a folder on a "
         "larger disk by the variable TMPDIR, or take fewer --workers, and start again"
     )
 

@@ -21,7 +21,7 @@ import pebble
 import threadpoolctl
 
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.pipeline import shards
+from data_prep.pipeline import archives, shards
 from data_prep.pipeline.clips import Clip, Reject
 from data_prep.pipeline.shards import Job, Record
 
@@ -71,8 +71,10 @@ class Workers:
     def __init__(self, count: int | None, time_limit: float | int):
         """Starts `count` processes (None: one per core); a call may take `time_limit` s."""
         count = count or os.cpu_count() or 1
+        self._scratch = archives.temporary_folder()
+        arguments = os.getpid(), self._scratch.name
         self._pool = pebble.ProcessPool(
-            count, initializer=start_worker, initargs=(os.getpid(),), context=context()
+            count, initializer=start_worker, initargs=arguments, context=context()
         )
         self._ahead, self._time_limit = _AHEAD * count, time_limit
 
@@ -82,6 +84,7 @@ class Workers:
     def __exit__(self, kind, error, traceback) -> None:
         self._pool.stop()
         self._pool.join()
+        self._scratch.cleanup()
 
     def results(
         self, function: Callable[..., Any], items: Iterable[Item], *arguments: Any
@@ -145,9 +148,13 @@ def context() -> multiprocessing.context.ForkServerContext:
     return chosen
 
 
-def start_worker(owner: int) -> None:
-    """Makes this process a worker of the process `owner`, with which it ends."""
+def start_worker(owner: int, folder: str) -> None:
+    """Makes this process a worker of the process `owner`, with which it ends.
+
+    Its temporary files go to `folder`, which the owner removes.
+    """
     _end_with(owner)
+    archives.leave_copies(folder)
     # Ctrl-C is the parent's to handle, and the other cores are the other workers'.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threadpoolctl.threadpool_limits(1)

@@ -1,7 +1,6 @@
 """Reads the files of a clip: pictures and sounds, copied here first if they lie in a bucket."""
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def local(path: str) -> Iterator[str]:
         with archives.extracted(*member) as copy, _named(copy, path):
             yield copy
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with archives.temporary_folder() as folder:
         copy = str(Path(folder) / Path(path).name)
         try:
             epath.Path(path).copy(copy)
@@ -49,7 +48,7 @@ def local(path: str) -> Iterator[str]:
         except OSError as error:
             if error.errno not in cli.FULL:
                 raise
-            raise archives.no_room(path, folder) from error
+            raise archives.no_room(path) from error
         with _named(copy, path):
             yield copy
 

@@ -27,6 +27,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from cavmae_sync_jax.media import audio
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
+from data_prep.pipeline import archives
 from data_prep.pipeline.clips import FBANK_DTYPES, Clip, Preparation, Reject, prepare_clip
 
 # A reader opens shards again and again if there are many; a preparation that is killed loses one.
@@ -201,8 +202,9 @@ def write_shard(
     rejects, examples, size, rows, digest = [], 0, 0, 0, hashlib.sha256()
     notes = collections.Counter()
     bucket = "://" in str(folder)
-    with tempfile.TemporaryDirectory(dir=None if bucket else str(folder)) as scratch:
-        path = Path(scratch) / shard.name
+    place = archives.temporary_folder() if bucket else tempfile.TemporaryDirectory(dir=str(folder))
+    with place as own:
+        path = Path(own) / shard.name
         writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
         try:
             for _, result in results:

@@ -15,7 +15,7 @@ from etils import epath
 from tqdm import tqdm
 
 from cavmae_sync_jax.utils.errors import UserError
-from data_prep.pipeline import executors, shards
+from data_prep.pipeline import archives, executors, shards
 from data_prep.pipeline.executors import Engine, Workers
 from data_prep.pipeline.shards import Job, Shard
 
@@ -68,11 +68,13 @@ def _delegate(
     """Starts a writer for each of `shares` of workers, and gives shards to whoever asks for one."""
     context = executors.context()
     writers: dict[Connection, Any] = {}
+    place = archives.temporary_folder()
     try:
         for share in shares:
             ours, theirs = context.Pipe()
+            owner = os.getpid(), place.name
             writer = context.Process(
-                target=_writer, args=(theirs, os.getpid(), job, folder, share, time_limit)
+                target=_writer, args=(theirs, owner, job, folder, share, time_limit)
             )
             writer.start()
             theirs.close()
@@ -94,6 +96,7 @@ def _delegate(
         for writer in writers.values():
             writer.kill()  # its workers end with it
             writer.join()
+        place.cleanup()
 
 
 def _serve(connection: Connection, todo: Iterator[Shard], done: Callable[[int], Any]) -> bool:
@@ -119,14 +122,14 @@ def _serve(connection: Connection, todo: Iterator[Shard], done: Callable[[int], 
 
 def _writer(
     connection: Connection,
-    owner: int,
+    owner: tuple[int, str],
     job: Job,
     folder: epath.Path,
     workers: int,
     time_limit: float | int,
 ) -> None:
     """Writes the shards that the process `owner` gives; the other end of what `_serve` takes."""
-    executors.start_worker(owner)
+    executors.start_worker(*owner)
 
     def given() -> Iterator[Shard]:
         connection.send(None)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,28 @@ def test_workers_need_not_compile():
     env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests/helpers'}"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.stdout == "[('a clip', 1)]\n", done.stderr
+
+
+def test_a_worker_that_is_killed_leaves_no_copy_of_an_archived_file(tmp_path):
+    (tmp_path / "copies").mkdir()
+    paths = []
+    for name in ("slow", "dies", "good"):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("a.mp4", b"some bytes")
+        paths.append(f"{tmp_path / name}.zip/a.mp4")
+    code = f"""if True:
+        from data_prep.pipeline.executors import Workers
+        from worker_state import hold_copies
+        with Workers(1, 3) as workers:
+            print([result for _, result in workers.results(hold_copies, {paths})])
+        """
+    root = pathlib.Path(__file__).parents[3]
+    env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests/helpers'}"}
+    env["TMPDIR"] = str(tmp_path / "copies")
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert "too_slow" in done.stdout and "SIGKILL" in done.stdout, done.stderr
+    assert done.stdout.endswith(", 0]\n")  # the next worker has removed them
+    assert list((tmp_path / "copies").rglob("*.mp4")) == []
 
 
 @pytest.mark.usefixtures("each_writing")
