@@ -22,22 +22,35 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
 
-def in_folder(folder: str) -> Iterator[str]:
+def in_folder(folder: str, *, all_names: bool = False) -> Iterator[str]:
     """Yields the places of a folder's files in it, without those that are hidden or deleted.
 
-    Follows links to folders, too, but goes into no folder twice.
+    Follows links to folders, too, but not in circles.
+
+    Args:
+      folder: where the files are.
+      all_names: whether a folder comes once for each name that a link gives it, not only once.
+        Links in it are followed once, so that many links to each other end.
 
     Raises:
       OSError: it or a folder in it can't be read.
     """
-    walked = set()
+    walked: set[str] = set()
+    above: dict[str, tuple[str, ...]] = {folder: ()}  # where the folders lie that one has come by
     for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        place = os.path.realpath(parent)
-        if place in walked:
+        place, outer = os.path.realpath(parent), above.pop(parent)
+        again = place in walked
+        if place in outer or (again and not all_names):
             folders.clear()
             continue
         walked.add(place)
-        folders[:] = [name for name in folders if not is_hidden(name)]
+        # In this order, each machine goes on by the same one of several names.
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not is_hidden(name) and not (again and os.path.islink(os.path.join(parent, name)))
+        )
+        above |= {os.path.join(parent, name): (*outer, place) for name in folders}
         inside = "" if parent == folder else f"{os.path.relpath(parent, folder)}/"
         yield from (inside + name for name in names if not is_hidden(name))
 

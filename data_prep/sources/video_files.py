@@ -131,8 +131,9 @@ def _videos(
     if source.is_dir():
         root, remote = str(source), in_bucket(source)
         found, damaged = [], []
+        others, real_folder = set[str](), functools.cache(os.path.realpath)
         # Of hundreds of thousands of files, making paths takes most of the time.
-        for inside in _in_bucket(source) if remote else listing.in_folder(root):
+        for inside in _in_bucket(source) if remote else listing.in_folder(root, all_names=True):
             extension = os.path.splitext(inside)[1].lower().rstrip(".")
             if archives.is_archive(inside) and not remote:
                 try:
@@ -144,7 +145,10 @@ def _videos(
             elif extension in EXTENSIONS:
                 found.append(Video(epath.Path(os.path.join(root, inside)), Path(inside)))
             else:
-                skipped[extension or "none"] += 1
+                above, name = os.path.split(os.path.join(root, inside))
+                others.add(f"{real_folder(above)}/{name}")
+        kinds = (os.path.splitext(other)[1].lower().rstrip(".") for other in others)
+        skipped.update(kind or "none" for kind in kinds)
         if damaged:
             raise UserError("; ".join(damaged))
         return sorted(found, key=lambda video: video.name.parts)

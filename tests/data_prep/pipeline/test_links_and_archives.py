@@ -74,6 +74,34 @@ def test_links_to_a_folder_beside_the_classes_are_not_lost(tmp_path):
     assert labels(root)["all/a.mp4"].labels == ("all", "cat", "dog")
 
 
+@pytest.mark.parametrize("link", ["animal", "pet"])  # before the folder and behind it
+def test_a_linked_folder_is_a_class_of_its_files(tmp_path, link):
+    files = ["dog/a.mp4", "dog/more/b.mp4", "cat/c.mp4", "dog/notes.csv"]
+    root = folder(tmp_path / "in", files, [(link, "dog")])
+    skipped = collections.Counter()
+    (root / "dog/circle").symlink_to(root)
+    rows = folder_labels.read(find(root, skipped)).rows
+    both = tuple(sorted(("dog", link)))
+    found = {video.name.name: row.labels for video, row in rows.items()}
+    assert found == {"a.mp4": both, "b.mp4": both, "c.mp4": ("cat",)}
+    assert skipped == {".csv": 1}
+
+
+def test_a_linked_folder_of_another_split_is_told(tmp_path):
+    root = folder(tmp_path / "in", ["train/dog/a.mp4"], [("test", "train")])
+    with pytest.raises(UserError, match=r"are one file in two splits"):
+        labels(root)
+
+
+def test_folders_that_link_to_each_other_end(tmp_path):
+    names = [f"{number:02d}" for number in range(20)]
+    root = folder(tmp_path / "in", [f"{name}/{name}.mp4" for name in names])
+    for name in names:
+        for other in set(names) - {name}:
+            (root / name / f"to_{other}").symlink_to(root / other)
+    assert len(find(root)) == len(names)
+
+
 def test_one_file_in_two_splits_is_told(tmp_path):
     root = folder(tmp_path / "in", ["train/dog/a.mp4"], [("test/dog/b.mp4", "train/dog/a.mp4")])
     with pytest.raises(UserError, match=r"b\.mp4 .*a\.mp4 are one file in two splits"):
