@@ -62,8 +62,9 @@ def find_videos(
     skipped = collections.Counter() if skipped is None else skipped
     absent = [] if absent is None else absent
     for source in map(epath.Path, sources):
+        others, gone = collections.Counter[str](), list[str]()  # of this source
         try:
-            videos = _videos(source, skipped, absent)
+            videos = _videos(source, others, gone)
             places = _places(videos)
         except OSError as error:
             raise UserError(
@@ -71,22 +72,24 @@ def find_videos(
             ) from error
         except ImportError as error:
             raise UserError(f"{source} needs pip install '.[gcs]' ({error})") from error
-        if not videos and absent:
+        if not videos and gone:
             raise UserError(
-                f"{source} names no file that is there, such as {absent[0]!r}: a path in a list is "
+                f"{source} names no file that is there, such as {gone[0]!r}: a path in a list is "
                 "relative to the list"
             )
         if not videos:
-            other = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common(_NAMED))
+            other = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(_NAMED))
             how = "a .txt list of paths takes files of any name"
-            if any(map(_is_packed, skipped)):
+            if any(map(_is_packed, others)):
                 how = "unpack archives of these kinds, and put their parts together"
-            elif in_bucket(source) and any(map(archives.is_archive, skipped)):
+            elif in_bucket(source) and any(map(archives.is_archive, others)):
                 how = "an archive in a bucket is not read there, so unpack it or copy it to a disk"
             raise UserError(
                 f"{source} has no media files ({' '.join(EXTENSIONS)})"
                 + (other and f", but {other}: {how}")
             )
+        skipped.update(others)
+        absent += gone
         for place, video in zip(places, videos, strict=True):
             found[place].append(video)
     return [_together(videos) for videos in found.values()]

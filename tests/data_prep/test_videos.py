@@ -1,5 +1,6 @@
 """The program that prepares a user's videos: what it finds, names, labels, splits and says."""
 
+import collections
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,21 @@ def test_sources_without_videos_are_told(tmp_path):
     listed.write_bytes(b"\xff\xfe\n")
     with pytest.raises(UserError, match="UTF-8"):
         video_files.find_videos([str(listed)])
+
+
+def test_a_source_is_not_told_what_another_one_lacks(tmp_path):
+    touch(tmp_path, "in/a.mp4", "in/b.rar", "docs/c.pdf", "empty/.hidden")
+    listed = tmp_path / "list.txt"
+    listed.write_text("in/a.mp4\ngone.mp4\n")
+    for first, second, message in [
+        (listed, "empty", r"empty has no media files \([^)]*\)$"),
+        (tmp_path / "in", "docs", r"docs has no media files .*, but 1 \.pdf: a \.txt list"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            video_files.find_videos([str(first), str(tmp_path / second)])
+    skipped, absent = collections.Counter(), []
+    video_files.find_videos([str(listed), str(tmp_path / "in")], skipped, absent)
+    assert (skipped, absent) == ({".rar": 1}, ["gone.mp4"])
 
 
 def test_ids_are_stems_unless_files_share_them():
