@@ -17,7 +17,7 @@ from jaxtyping import Int16, UInt8
 from cavmae_sync_jax.data.dataset_dir import SOUNDING
 from cavmae_sync_jax.media import audio, boxes, decoding, images
 from cavmae_sync_jax.media.errors import MediaError
-from cavmae_sync_jax.utils import clip_names, path_names
+from cavmae_sync_jax.utils import clip_names, listing, path_names
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.pipeline import readers
 from data_prep.pipeline.clips import Preparation, Recording, VideoClip, clip_name, encode_mask
@@ -257,7 +257,8 @@ def read_flickr(folder: epath.PathLike, wanted: set[str] | None) -> Benchmark:
 def _published(folder: epath.Path, names: Iterable[str]) -> list[BoxedClip]:
     """Returns the clips of pairs that lie in a folder each."""
     try:
-        paths = sorted(str(path) for path in path_names.matching(folder, "*/*"))
+        inside = path_names.matching(folder, "*/*")
+        paths = sorted(str(path) for path in inside if not listing.is_hidden(path.name))
     except (OSError, ImportError) as error:
         raise UserError(f"{folder} can't be read: {error}") from error
     if not paths:

@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import signal
 
 from cavmae_sync_jax.media.audio import SAMPLE_RATE
+from cavmae_sync_jax.utils import listing
 from cavmae_sync_jax.utils.errors import UserError
 from data_prep.synthetic import sprites
 from data_prep.synthetic.objects import Picture, Sprite
@@ -90,7 +91,7 @@ def find_assets(folder: str | Path) -> AssetObjects:
     if not folder.is_dir():
         raise UserError(f"--assets={folder} is not a folder")
     names, photos, sounds, heard = [], [], [], set()
-    for path in sorted(folder.rglob("*.png")):
+    for path in _visible(folder, "*.png"):
         sound = next((p for p in map(path.with_suffix, _SOUNDS) if p.is_file()), None)
         if sound is None or path.stem in names:
             continue
@@ -109,6 +110,12 @@ def find_assets(folder: str | Path) -> AssetObjects:
             "its sound NAME.ogg or NAME.wav"
         )
     return AssetObjects(tuple(names), tuple(photos), tuple(sounds))
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Returns what matches a pattern in a folder and its subfolders and is not hidden, in order."""
+    found = ((path, path.relative_to(folder).parts) for path in folder.rglob(pattern))
+    return sorted(path for path, parts in found if not any(map(listing.is_hidden, parts)))
 
 
 def _open(path: Path) -> Image.Image:
@@ -201,7 +208,8 @@ def find_backgrounds(folder: str | Path) -> PictureBackgrounds:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"--backgrounds={folder} is not a folder")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _PICTURES and p.is_file())
+    found = _visible(folder, "*")
+    paths = [path for path in found if path.suffix.lower() in _PICTURES and path.is_file()]
     if not paths:
         raise UserError(f"--backgrounds={folder} has no pictures ({' '.join(_PICTURES)})")
     for path in paths:

@@ -120,6 +120,8 @@ def test_flickr_with_the_consensus_of_its_annotators(tmp_path, capsys):
     assert mask_of(record)[:, :24].all() and not mask_of(record)[:, 24:].any()
     # In the layout in which it is downloaded, each pair has a folder.
     published = folders.write_flickr(tmp_path / "raw", annotations, published=True)
+    for name in ("._frame.jpg", "._sound.wav"):  # as Macs write them beside each file
+        (published / "Data/pair_10000130166" / name).write_bytes(b"\0\5\x16\7")
     first, *_ = boxes.read_flickr(published, None).splits["eval"]
     assert first.path.endswith("Data/pair_10000130166/frame.jpg")
     assert prepare_clip(first, SMALL)["frames"] == record["frames"]

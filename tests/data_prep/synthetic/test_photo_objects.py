@@ -33,6 +33,14 @@ def stamps(tmp_path):
     return folder
 
 
+def test_hidden_files_are_neither_assets_nor_backgrounds(stamps):
+    for name in ("._cat.png", "._cat.wav", "animals/._dog.png", "animals/._dog.ogg"):
+        (stamps / name).write_bytes(b"\0\5\x16\7")  # as Macs write them beside each file
+    assert photo_objects.find_assets(stamps).class_names == ("dog", "cat")
+    paths = photo_objects.find_backgrounds(stamps).paths
+    assert paths == (stamps / "animals" / "dog.png", stamps / "cat.png")
+
+
 def test_assets_are_pairs_of_a_photo_and_a_sound(stamps):
     save_photo(stamps / "dumb.png", (9, 9, 9))
     save_photo(stamps / "icon.png", (9, 9, 9), size=(40, 40))
