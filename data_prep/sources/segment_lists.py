@@ -50,8 +50,8 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
 
     AudioSet's, as published: lines of `YTID, start, end, "mid,mid"` under comments with "#".
     VGGSound's, as published: lines of `YTID,start,label,split` without a header, or of
-    `YTID_start.mp4,label`. VGGSounder's, with
-    the header `video_id,label,modality,…` and a row for each label of a test clip of VGGSound.
+    `YTID_start.mp4,label`, or of such names alone. VGGSounder's, with the header
+    `video_id,label,modality,…` and a row for each label of a test clip of VGGSound.
     Kinetics', with the header `label,youtube_id,time_start,time_end,split,…`. AudioCaps', with the
     header `audiocap_id,youtube_id,start_time,caption`, whose captions are not read. Our own: the
     header video,start,end,label,split, of which end, label and split may be left out, and start,
@@ -71,14 +71,14 @@ def read_segments(path: str | Path, split: str | None) -> list[Segment]:
         rows = iter(lines)
         first = next((cells for cells in rows if not cells[0].startswith("#")), None)
         header = tables.header_of(first or [])
-        columns = tables.columns_of(header)
+        columns, meant = tables.columns_of(header), {*_COLUMNS[1:], "start_ms"}
         if set(_VGGSOUNDER) <= set(header):
             segments = _vggsounder(lines, rows, header)
         elif set(_KINETICS) <= set(header):
             segments = [_kinetics(row, lines.where) for row in _under(lines, rows, header)]
         elif set(_AUDIOCAPS) <= set(header):
             segments = [_audiocaps(row, lines.where) for row in _under(lines, rows, header)]
-        elif "video" in columns and set(columns) & {*_COLUMNS[1:], "start_ms"}:
+        elif "video" in columns and (set(columns) & meant or set(columns) <= {"", "video"}):
             segments = _own(lines, rows, header)
         else:
             segments = _published(lines, first, rows)
@@ -121,7 +121,7 @@ def _published(lines: Lines, first: list[str] | None, rows: Iterator[list[str]])
             f"{lines.where}: {first[1]!r} is not a time in seconds, nor is the line a header with "
             f"the columns {', '.join(_COLUMNS)}"
         )
-    if len(first) == 2:
+    if len(first) <= 2:
         parse = _named_clip
     elif (len(first) == 3 and not _is_number(first[2])) or (
         len(first) == 4 and csv_files.read_split(first[3])
@@ -146,18 +146,19 @@ def _vggsound(cells: list[str], where: str) -> Segment:
 def _named_clip(cells: list[str], where: str) -> Segment:
     """Takes `YTID_000030.mp4,label`, as VGGSound's authors list what they evaluate on.
 
-    Behind YouTube's id the start may lack its zeros, and the end may follow: YTID_30_40.
+    The label may be left out. Behind YouTube's id the start may lack its zeros, and the end may
+    follow: YTID_30_40.
     """
     name, end = clip_names.without_extension(cells[0].strip()), None
     stem, start = clip_names.split_start(name)
     last = name.replace("\\", "/").rpartition("/")[2]
     if match := _NAMED_SPAN.fullmatch(last):
         stem, start, end = match.groups()
-    if len(cells) != 2 or start is None:
+    if len(cells) > 2 or start is None:
         raise UserError(
             f"{where}: need a start in seconds, or YTID_000030.mp4,label, where 000030 is it"
         )
-    labels = (cells[1].strip(),) if cells[1].strip() else ()
+    labels = tuple(filter(None, map(str.strip, cells[1:])))
     until = None if end is None else _seconds(end, where)
     return Segment(stem, _seconds(start, where), until, labels, None, True, where)
 

@@ -13,6 +13,15 @@ from data_prep.sources import csv_files
 ID = "--PJHxphWEs"
 
 
+@pytest.mark.parametrize("header", ["", "video\n", "video_id\n", ",filename\n"])
+@pytest.mark.parametrize("name", [f"{ID}_30_40", f"{ID}_000030.mp4"])
+def test_a_list_may_hold_names_alone(tmp_path, header, name):
+    index = "0," if header.startswith(",") else ""
+    made = clips(tmp_path, f"{header}{index}{name}\n", [f"{ID}.mp4"], split="eval")
+    (clip,) = made.splits["eval"]
+    assert (clip.clip_id, clip.start, clip.end, clip.labels) == (f"{ID}_000030", 30.0, 40.0, ())
+
+
 @pytest.mark.parametrize(
     "text",
     [
