@@ -25,6 +25,7 @@ _NOTHING = 1.0  # the energy of less than the last bit
 _SLOWEST, _FASTEST = 1000, 1_000_000
 # Samples are 1 at full scale; far above, they don't fit the resampler's integers.
 _LOUDEST = 2**15
+_PLANES_OUT_OF_BOUNDS = 8
 
 
 def resample(
@@ -65,7 +66,8 @@ class Channels:
         # not stay in the processor's cache.
         self._waiting, self._block = av.AudioFifo(), like.rate // 2
         self._nothing = np.zeros((self._count, 0), np.int16)
-        self._is_float = like.format.name in ("flt", "dbl")
+        can_be_read = self._count < _PLANES_OUT_OF_BOUNDS or not like.format.is_planar
+        self._is_float = like.format.packed.name in ("flt", "dbl") and can_be_read
 
     def resample(self, frame: av.AudioFrame | None) -> Int16[np.ndarray, "channels samples"]:
         """Takes a frame; returns what is ready, as 16-bit integers. None brings all that is left.
@@ -73,18 +75,16 @@ class Channels:
         Raises:
           MediaError: unreadable, where floating-point samples aren't finite.
         """
-        if frame is not None and self._is_float:
-            samples = frame.to_ndarray()
-            if not (np.abs(samples) < _LOUDEST).all():
-                raise MediaError("unreadable", f"{self._path} has samples that are no sound.")
         if frame is not None:
             frame.pts = None  # whoever calls knows the time
             self._waiting.write(frame)
             if self._waiting.samples < self._block:
                 return self._nothing
         blocks = []
-        if self._waiting.samples:
-            blocks += self._resampler.resample(self._waiting.read())
+        if (block := self._waiting.read()) is not None:
+            if self._is_float and not (np.abs(block.to_ndarray()) < _LOUDEST).all():
+                raise MediaError("unreadable", f"{self._path} has samples that are no sound.")
+            blocks += self._resampler.resample(block)
         if frame is None:
             blocks += self._resampler.resample(None)
         parts = (block.to_ndarray().reshape(-1, self._count).T for block in blocks)

@@ -43,6 +43,28 @@ def test_a_sound_alone(tmp_path, rate):
     assert audio.log_mel(waveform / 32768, 16_000).mean(0).argmax() == other.mean(0).argmax()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
+@pytest.mark.parametrize(("name", "kind"), [("a.wv", "fltp"), ("a.mka", "flt")])
+def test_floats_that_are_no_sound_are_refused(tmp_path, name, kind, value):
+    samples = tone(440, 2, 16_000).astype(np.float32)
+    for wrong in (False, True):
+        samples[9000] = value if wrong else samples[9000]
+        with av.open(str(tmp_path / name), "w") as container:
+            codec = {"fltp": "wavpack", "flt": "pcm_f32le"}[kind]
+            stream = container.add_stream(codec, rate=16_000, layout="mono", format=kind)
+            for begin in range(0, len(samples), 1000):
+                part = samples[None, begin : begin + 1000].copy()
+                frame = av.AudioFrame.from_ndarray(part, kind, "mono")
+                frame.rate, frame.pts = 16_000, begin
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        if not wrong:
+            read = sound_files.read_sound(tmp_path / name) / 32768
+            np.testing.assert_allclose(read, samples, rtol=0, atol=1e-4)
+    with pytest.raises(MediaError, match=r"has samples that are no sound\.$"):
+        sound_files.read_sound(tmp_path / name)
+
+
 def test_the_sound_of_a_video_alone(tmp_path):
     path = make_video(tmp_path / "a.mp4", codecs=(None, "aac"))
     assert pitch(sound_files.read_sound(path)) == pytest.approx(440, abs=1)
