@@ -2,7 +2,9 @@
 
 import json
 
+import benchmark_folders
 import jax
+import localisation_datasets
 import numpy as np
 import pytest
 import tiny
@@ -163,6 +165,17 @@ def test_clips_without_truth_are_cut_and_shown(model, dataset_dir, tmp_path, cap
     for wrong in ({"segments": 0}, {"tolerance": -1}):
         with pytest.raises(UserError, match="--segments"):
             temporal.run(model, records, **wrong)
+
+
+def test_pictures_that_are_marked_one_by_one_tell_no_times(scenes_dir, tmp_path, capsys):
+    # The first of AVSBench's frames has no class, although its sound may be heard.
+    folder = tmp_path / "Single-source"
+    folder = benchmark_folders.write_avsbench(folder, [("a", "dog", "test")], single=True)
+    localisation_datasets.prepare(folder, tmp_path / "data", "--layout=avsbench")
+    marked = loader.Records(tmp_path / "data", "eval")
+    assert {"frame_class", "events"} <= set(marked.features)
+    assert temporal._truth(marked, 6) is None
+    assert temporal._truth(loader.Records(scenes_dir, "eval"), 4).shape == (6, 4)
 
 
 def test_cuts_are_scored_against_the_truth(model, scenes_dir, tmp_path, capsys):
