@@ -155,7 +155,7 @@ def main() -> None:
     """Runs the command line."""
     arguments = cli.parser(__doc__)
     arguments.add_argument("--page", required=True, help="has the table of tpu_aot")
-    arguments.add_argument("--cpu_ms", type=float, default=0.73, help="core ms per example")
+    arguments.add_argument("--cpu_ms", type=float, default=0.63, help="core ms per example")
     arguments.add_argument("--record_kb", type=float, default=582, help="kB per record")
     arguments.add_argument("--worker_mb", type=float, default=400, help="MB of an idle worker")
 

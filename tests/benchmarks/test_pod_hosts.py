@@ -60,6 +60,6 @@ def test_a_page_without_the_table():
 
 def test_the_page_of_results_has_the_table_of_today():
     text, config = RESULTS.read_text(), pretrain.get_config()
-    defaults = pod_hosts.Example(0.73e-3, 582e3, pod_hosts.pair_bytes(config))
+    defaults = pod_hosts.Example(0.63e-3, 582e3, pod_hosts.pair_bytes(config))
     lines = pod_hosts.table(text, defaults, config, 400e6)
     assert "\n".join(lines) in text
