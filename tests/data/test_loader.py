@@ -64,6 +64,13 @@ def test_any_position_continues_the_same_stream(records, workers):
             np.testing.assert_array_equal(before[name], after[name])
 
 
+@pytest.mark.parametrize("weights", [None, np.arange(20.0)])
+def test_the_order_is_known_without_the_records(records, weights):
+    batches = take(loader.train_batches(records, FRAMING, 6, 3, 6, 0, 2, weights=weights), 2)
+    expected = np.concatenate([batch["clip"] for batch in batches]).tolist()
+    assert loader.order(20, 3, 6, 12, weights) == expected
+
+
 def test_seeds_differ(records):
     one, other = (take(train(records, seed=seed), 1)[0] for seed in (0, 1))
     assert one["clip"].tolist() != other["clip"].tolist()
