@@ -349,6 +349,33 @@ def test_a_shortlist_is_short_and_follows_the_index(built, model, media, tmp_pat
         approximate.shortlist(index, query, 1)
 
 
+def test_a_shortlist_is_not_of_a_shard_that_was_replaced_by_one_of_its_size(tmp_path):
+    def clip(seed):
+        rng = np.random.default_rng(seed)
+        sides = rng.normal(size=(2, 16, 8)).astype(np.float32)
+        audio, visual = sides / np.linalg.norm(sides, axis=2, keepdims=True)
+        return made_up.Embedded(np.arange(16.0), audio, visual, np.zeros(16, np.float32))
+
+    def add(name, modified, part):
+        writer = indexes.Writer(index)
+        writer.add(name, indexes.Stat(100, modified), "video", [part])
+        writer.flush()
+
+    index = made_up.synthetic_index(tmp_path / "index", 2, 8, np.eye(3, 8))
+    add("x.mp4", 1, clip(1))
+    add("y.mp4", 1, clip(2))
+    asked = clip(3)._replace(visual=None, audio=clip(3).visual)
+    sizes = [shard.stat().st_size for shard in index.shards]
+    approximate.shortlist(index, asked, 1)
+    index.shards[-1].unlink()
+    add("y.mp4", 2, clip(3))
+    assert [shard.stat().st_size for shard in index.shards] == sizes
+    graph = index.directory / "approximate" / "visual.faiss"
+    before = graph.read_bytes()
+    assert "y.mp4" in approximate.shortlist(index, asked, 1)
+    assert graph.read_bytes() != before
+
+
 def test_the_page_plays_the_moments(built, model, media, tmp_path):
     odd = tmp_path / "a <b> & 'c'.wav"
     soundfile.write(odd, noise(2, seed=5), 16_000)

@@ -5,6 +5,7 @@
 nearest vectors exactly.
 """
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -66,11 +67,14 @@ def shortlist(index: Index, query: Embedded, top: int) -> list[str]:
 
 
 def _built(index: Index, library: Any) -> pathlib.Path:
-    """The folder of the graphs, made anew if they are not of the index's shards."""
+    """The folder of the graphs, made anew if they are not of the index's shards and files."""
     folder = index.directory / FOLDER
     shards = {shard.name: shard.stat().st_size for shard in index.shards}
+    # A shard that replaces a damaged one may have its name and size, and vectors of changed files.
+    files = hashlib.sha256(json.dumps(sorted(index.known().items())).encode()).hexdigest()
+    made_of = {"shards": shards, "files": files}
     try:
-        if json.loads((folder / MANIFEST).read_text()) == shards:
+        if json.loads((folder / MANIFEST).read_text()) == made_of:
             return folder
     except (OSError, ValueError):
         pass
@@ -92,7 +96,7 @@ def _built(index: Index, library: Any) -> pathlib.Path:
             place = np.repeat(np.arange(len(side.files)), np.diff(side.offsets))
             names = pa.DictionaryArray.from_arrays(pa.array(place), pa.array(side.files))
             pq.write_table(pa.table({"file": names}), partial / f"{modality}.parquet")
-        (partial / MANIFEST).write_text(json.dumps(shards))
+        (partial / MANIFEST).write_text(json.dumps(made_of))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:
