@@ -139,7 +139,7 @@ def _files(source: pathlib.Path) -> list[str]:
             console.log(f"left out in {source}, which are not named as media: {counts}")
         return [os.path.join(source, name) for name in inside if endings[name] in _MEDIA]
     if source.suffix.lower() == ".txt" and source.is_file():
-        lines = listing.in_list(epath.Path(source))
+        lines = listing.in_list(epath.Path(source), ask_buckets=False)
         return [
             line if buckets.in_bucket(line) else str(path or source.parent / line)
             for line, path in lines

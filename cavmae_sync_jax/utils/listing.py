@@ -59,10 +59,16 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-def in_list(source: epath.Path) -> Iterator[tuple[str, epath.Path | None]]:
+def in_list(
+    source: epath.Path, *, ask_buckets: bool = True
+) -> Iterator[tuple[str, epath.Path | None]]:
     """Yields each line of a list of paths, with its file, or None where there is none.
 
     A path is relative to the list. A line that begins with # and is no file's is a comment.
+
+    Args:
+      source: the list.
+      ask_buckets: whether files in buckets are looked for; if not, their addresses have None.
 
     Raises:
       UserError: the list is no text.
@@ -75,6 +81,9 @@ def in_list(source: epath.Path) -> Iterator[tuple[str, epath.Path | None]]:
     for line in filter(None, map(str.strip, lines)):
         # Shells and spreadsheets put names with spaces into quotes.
         texts = (line, bare := line.strip("\"'"), bare.replace("\\", "/"))
+        if not ask_buckets and bare.startswith(_BUCKETS):
+            yield bare, None
+            continue
         path = next(filter(_is_file, (_path(source, text) for text in texts)), None)
         if path is not None or not line.startswith("#"):
             yield line, path

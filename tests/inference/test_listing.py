@@ -8,6 +8,7 @@ from PIL import Image, features
 
 from cavmae_sync_jax import embed
 from cavmae_sync_jax.inference import reading
+from cavmae_sync_jax.utils import listing
 from cavmae_sync_jax.utils.errors import UserError
 
 
@@ -49,12 +50,16 @@ def test_lists_as_other_programs_write_them(tmp_path, encoding):
         names(tmp_path, [tmp_path / "list.txt"])
 
 
-@pytest.mark.parametrize("listed", [False, True])
-def test_files_in_a_bucket_are_to_be_copied(tmp_path, listed):
-    source = address = "gs://bucket/a.mp4"
-    if listed:
+@pytest.mark.parametrize("line", [None, "gs://bucket/a.mp4", '"gs://bucket/a.mp4"'])
+def test_files_in_a_bucket_are_to_be_copied(tmp_path, monkeypatch, line):
+    def unreachable(path):
+        raise AssertionError(f"asked for {path}")
+
+    monkeypatch.setattr(listing, "_is_file", unreachable)
+    source = "gs://bucket/a.mp4"
+    if line:
         source = tmp_path / "list.txt"
-        source.write_text(f"{address}\n")
+        source.write_text(f"{line}\n")
     with pytest.raises(UserError, match=r"^gs://bucket/a\.mp4 lies in a bucket: copy it"):
         names(tmp_path, [source])
 
