@@ -125,10 +125,13 @@ def _truth(records: loader.Records, frames: int) -> Labels | None:
     if not {"frame_class", "events"} <= set(records.features):
         return None
     known = loader.Records(records.directory, records.split, ("frame_class",), records.requests)
-    clips = [known[i] for i in known.ahead(range(len(known)))]
-    classes = np.stack([clip["frame_class"] for clip in clips])
-    if any(not len(clip["events"]["class"]) and (clip["frame_class"] >= 0).any() for clip in clips):
-        return None
+    found = []
+    for index in known.ahead(range(len(known))):
+        clip = known[index]
+        if not len(clip["events"]["class"]) and (clip["frame_class"] >= 0).any():
+            return None
+        found.append(clip["frame_class"])
+    classes = np.stack(found)
     return classes[:, np.arange(frames) * classes.shape[1] // frames]
 
 

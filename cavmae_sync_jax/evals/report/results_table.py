@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from cavmae_sync_jax.evals.metrics import retrieval
 from cavmae_sync_jax.utils.errors import UserError
 
 UNTRAINED = "untrained model"
 ANOTHERS = "another clip's sound"
 BEATS = "beats the silent object"
-PAPERS = "diagonal mean"  # the paper's aggregation in retrieval
 RANK, ERROR = "median rank", "error"
 D_PRIME = "d_prime"  # in deviations, not a share
 # Rows of models that were trained with both modalities and see one.
@@ -162,7 +162,8 @@ def _retrieval(result: dict[str, Any]) -> Evaluation:
         }
 
     model = {name.replace("_", " "): flat(scores) for name, scores in result["scores"].items()}
-    main = PAPERS if PAPERS in model else next(iter(model))  # as the baselines are scored
+    # As the baselines are scored.
+    main = retrieval.main_of(list(result["scores"])).replace("_", " ")
     others = {name: flat(scores) for name, scores in result.get("baselines", {}).items()}
     plain = {main: others.pop(UNTRAINED)} if UNTRAINED in others else {}
     ceilings = {name: others.pop(name) for name in list(others) if name.startswith("oracle")}

@@ -5,7 +5,6 @@
 nearest vectors exactly.
 """
 
-import hashlib
 import json
 import pathlib
 import shutil
@@ -16,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cavmae_sync_jax.inference.index.store import Index
+from cavmae_sync_jax.inference.index.store import ID, Index
+from cavmae_sync_jax.inference.index.vectors import damage_of
 from cavmae_sync_jax.inference.model import Embedded
 from cavmae_sync_jax.inference.similarity import unit
 from cavmae_sync_jax.utils import cli, console
@@ -67,12 +67,9 @@ def shortlist(index: Index, query: Embedded, top: int) -> list[str]:
 
 
 def _built(index: Index, library: Any) -> pathlib.Path:
-    """The folder of the graphs, made anew if they are not of the index's shards and files."""
+    """The folder of the graphs, made anew if they are not of the index's shards."""
     folder = index.directory / FOLDER
-    shards = {shard.name: shard.stat().st_size for shard in index.shards}
-    # A shard that replaces a damaged one may have its name and size, and vectors of changed files.
-    files = hashlib.sha256(json.dumps(sorted(index.known().items())).encode()).hexdigest()
-    made_of = {"shards": shards, "files": files}
+    made_of = {shard.name: _about(shard) for shard in index.shards}
     try:
         if json.loads((folder / MANIFEST).read_text()) == made_of:
             return folder
@@ -102,6 +99,13 @@ def _built(index: Index, library: Any) -> pathlib.Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _about(shard: pathlib.Path) -> list[int | str]:
+    """What tells a shard from another one of its name; one of an older version has no id."""
+    with damage_of(shard):
+        metadata = pq.read_metadata(shard).metadata or {}
+    return [shard.stat().st_size, metadata.get(ID, b"").decode()]
 
 
 def _library() -> Any:

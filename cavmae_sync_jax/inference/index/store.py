@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ COLUMNS = ("file", "kind", "time", "padded")  # of an export, beside the vectors
 MANIFEST = "index.json"
 # A shard is written when it holds so many vectors, or so many seconds after the one before.
 MOST_VECTORS, SECONDS = 16_384, 30.0
+ID = b"shard"  # in the metadata of a shard
 GROUP = 512  # vectors that are read at once
 _REPEATED = ["file", "kind", "modality"]  # columns
 _FACTS = "file", "size", "modified"
@@ -230,6 +232,8 @@ class Writer:
                             writer.write_table(pa.concat_tables(same), GROUP)
 
                 yield write
+                # A shard that replaces a damaged one may have its name and its size.
+                writer.add_key_value_metadata({ID: uuid.uuid4().hex})
             _replace(partial, place)
         finally:
             partial.unlink(missing_ok=True)
