@@ -122,6 +122,59 @@ def test_what_the_file_system_refuses_is_one_sentence(number, file, said, monkey
     assert said is None or said in capsys.readouterr().err
 
 
+TEMPORARY = """
+import tempfile, time
+from cavmae_sync_jax.utils import cli
+
+def run(_):
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            print(folder, flush=True)
+            time.sleep(600)
+        finally:
+            print("ends", flush=True)
+            time.sleep(SECONDS)
+
+cli.main(cli.parser("A program."), run)
+"""
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+def test_sigterm_removes_what_is_temporary_and_again_ends_at_once(tmp_path, again):
+    process = subprocess.Popen(
+        [sys.executable, "-c", TEMPORARY.replace("SECONDS", "600" if again else "0")],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = pathlib.Path(process.stdout.readline().strip())
+    assert folder.parent == tmp_path and folder.is_dir()
+    process.terminate()
+    assert process.stdout.readline() == "ends\n"
+    if again:
+        process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGTERM if again else 143)
+    assert folder.exists() == again
+    assert said == ("" if again else "-c: stopped by SIGTERM\n")
+
+
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.default_int_handler])
+def test_sigterm_stays_with_whoever_listens_already(before, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["program"])
+    handlers = []
+    default = signal.signal(signal.SIGTERM, before)
+    try:
+        cli.main(
+            cli.parser("A program."), lambda _: handlers.append(signal.getsignal(signal.SIGTERM))
+        )
+    finally:
+        after = signal.signal(signal.SIGTERM, default)
+    assert handlers == [before] and after == before
+
+
 def test_help_shows_defaults_that_are_values():
     assert "moments to find (default: 10)" in " ".join(
         call_here("cavmae_sync_jax.search", "--help")[1].split()

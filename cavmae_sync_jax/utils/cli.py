@@ -2,8 +2,8 @@
 
 The exit status is 0 only on success. It is 2 after a user's mistake, with one sentence on stderr
 and no traceback. It is 3 if the work is done, but does not meet what a flag demands. It is 130
-after Ctrl-C, and 143 after SIGTERM if a program saves before it stops. Any other error is a defect
-and keeps its traceback.
+after Ctrl-C and 143 after SIGTERM, which both let a program remove its temporary files. Any other
+error is a defect and keeps its traceback.
 """
 
 import argparse
@@ -15,8 +15,10 @@ import importlib.metadata
 import io
 import os
 import runpy
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import flags, logging
@@ -63,6 +65,33 @@ def refuse_existing(destination: epath.PathLike) -> None:
     """
     if epath.Path(destination).exists():
         raise UserError(f"{destination} exists already: delete it or give another name")
+
+
+class _Sigterm(KeyboardInterrupt):
+    """SIGTERM, which ends a program as Ctrl-C does, so that it removes its temporary files."""
+
+
+@contextlib.contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Has SIGTERM raise an error; a second one ends the program at once, as it does by default."""
+    program = os.getpid()
+
+    def stop(number: int, frame: Any) -> None:
+        del frame
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != program:  # a forked process has nothing to remove
+            os.kill(os.getpid(), number)
+        raise _Sigterm
+
+    is_main = threading.current_thread() is threading.main_thread()  # it alone may set handlers
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -133,7 +162,7 @@ def main(
             given.append(_only(arguments, rest, "--config."))
         else:
             _only(arguments, rest)
-        with within():
+        with _sigterm_unwinds(), within():
             run(*given)
     except UserError as error:
         sys.exit(_report_error(arguments.prog, str(error), 2))
@@ -141,6 +170,8 @@ def main(
         sys.exit(_report_error(arguments.prog, str(verdict), 3))
     except Terminated as stop:
         sys.exit(_report(arguments.prog, f"stopped: {stop}", stop.status))
+    except _Sigterm:
+        sys.exit(_report(arguments.prog, "stopped by SIGTERM", 143))
     except KeyboardInterrupt:
         sys.exit(_report(arguments.prog, "stopped by Ctrl-C", 130))
     except OSError as error:

@@ -1,5 +1,6 @@
 """Engines: what a killed, hanging or failing clip costs, kills and resumption, Apache Beam."""
 
+import contextlib
 import csv
 import importlib
 import os
@@ -313,12 +314,14 @@ def folder(tmp_path_factory):
 FLAGS = ("--eval_share=0", "--num_frames=2", "--image_size=16", "--workers=2")
 
 
-def is_group(number):
-    try:
-        os.killpg(number, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def wait_for_end_of_group(number):
+    """Waits until a program's workers and their server have ended, too."""
+    deadline = time.monotonic() + 20
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(number, 0)
+            time.sleep(0.01)
+        pytest.fail("workers outlive their parent")
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
@@ -344,10 +347,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     assert process.stdout.readline() == "(0, None) (0, None)\n"
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
-    while is_group(process.pid):
-        assert time.monotonic() < deadline, "workers outlive their parent"
-        time.sleep(0.01)
+    wait_for_end_of_group(process.pid)
 
 
 @pytest.mark.parametrize("workers_of_a_writer", [16, pytest.param(1, marks=pytest.mark.release)])
@@ -364,9 +364,7 @@ def test_a_killed_preparation_goes_on(tmp_path, folder, workers_of_a_writer):
         time.sleep(0.01)
     process.kill()
     process.wait()
-    while is_group(process.pid):  # its workers and their server
-        assert time.monotonic() < deadline, "workers outlive their parent"
-        time.sleep(0.01)
+    wait_for_end_of_group(process.pid)
     assert not (output / "videos").exists()
     again = videos_program(
         folder, f"--output={output}", *FLAGS, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -388,6 +386,28 @@ def test_a_killed_preparation_goes_on(tmp_path, folder, workers_of_a_writer):
         "summary.json",
         "videos",
     ]
+
+
+@pytest.mark.parametrize("workers_of_a_writer", [16, pytest.param(1, marks=pytest.mark.release)])
+def test_sigterm_leaves_no_copies_of_archived_files(tmp_path, folder, workers_of_a_writer):
+    archive = tmp_path / "videos.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for number in range(200):
+            file.write(folder.parent / "v000.mp4", f"{number}.mp4")
+    with tempfile.TemporaryDirectory() as copies:
+        process = videos_program(
+            archive, f"--output={tmp_path / 'out'}", *FLAGS, stderr=subprocess.PIPE,
+            workers_of_a_writer=workers_of_a_writer, env={**os.environ, "TMPDIR": copies},
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not list(pathlib.Path(copies).rglob("*.mp4")):
+            assert process.poll() is None and time.monotonic() < deadline
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+        assert os.listdir(copies) == []
+    assert process.returncode == 143, said
+    assert said.endswith(": stopped by SIGTERM\n") and "Traceback" not in said
+    wait_for_end_of_group(process.pid)
 
 
 @pytest.mark.release
