@@ -5,8 +5,9 @@ import optax
 import pytest
 import tiny
 
+from cavmae_sync_jax.distributed import sharding
 from cavmae_sync_jax.models import cavmae_sync, masking
-from cavmae_sync_jax.training import augmentation, train_step
+from cavmae_sync_jax.training import augmentation, losses, train_step
 from cavmae_sync_jax.utils.modalities import AUDIO, MODALITIES, VISUAL
 
 
@@ -77,6 +78,97 @@ def test_noise_and_time_shift_are_drawn_anew_and_only_if_asked_for(samples):
     assert np.abs(first - other).max() > 0.1
 
 
+@pytest.fixture(scope="module")
+def step():
+    """A model in float32, its parameters, and the loss of a batch's step 3 with its gradients."""
+    config = tiny.config(model__depth=1, loss__contrast_weight=0.5, loss__reconstruction_weight=3.0)
+    module = cavmae_sync.from_config(config.model)
+    rng = np.random.default_rng(0)
+    batch = {
+        AUDIO: jnp.asarray(rng.normal(-5, 4, (8, *module.raw_shape(AUDIO))), jnp.float32),
+        VISUAL: jnp.asarray(rng.integers(0, 256, (8, *module.raw_shape(VISUAL)), np.uint8)),
+    }
+
+    def run(params, microbatches):
+        with config.unlocked():
+            config.microbatches = microbatches
+        number = jnp.int32(3)
+        return train_step.loss_and_grads(module, config, params, batch, number, 0.75)
+
+    # Random parameters are off the symmetric start, where many gradients are nearly zero.
+    params = jax.tree.map(
+        lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(np.float32),
+        jax.jit(module.init_params)(jax.random.key(1)),
+    )
+    with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])):
+        compiled = jax.jit(run, static_argnums=1)
+        yield config, module, params, batch, compiled
+
+
+def test_the_gradient_is_the_slope_of_both_losses(step):
+    _, _, params, _, run = step
+    scalars, grads = run(params, 1)
+    parts = scalars["reconstruction_audio"] + scalars["reconstruction_visual"]
+    expected = 0.5 * scalars["contrast"] + 3 * parts
+    assert float(scalars["loss"]) == pytest.approx(float(expected), rel=1e-6)
+    norm = float(optax.global_norm(grads))
+
+    def loss(distance):
+        along = jax.tree.map(lambda x, g: x + distance * g / norm, params, grads)
+        return float(run(along, 1)[0]["loss"])
+
+    assert (loss(2e-3) - loss(-2e-3)) / 4e-3 == pytest.approx(norm, rel=2e-3)
+
+
+def test_microbatches_change_neither_loss_nor_gradient(step):
+    _, _, params, _, run = step
+    (scalars, grads), (others, other_grads) = (run(params, count) for count in (1, 4))
+    assert others == pytest.approx({k: float(v) for k, v in scalars.items()}, rel=1e-5)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_reconstructed_is_masked_and_what_is_seen_is_kept(step, monkeypatch):
+    config, module, params, batch, _ = step
+    samples = train_step._samples(module, config, batch, jnp.int32(3), 0.75)
+    # What the losses get: the predictions are not computed, for nobody asks for them.
+    monkeypatch.setattr(losses, "reconstruction", lambda predictions, hidden: hidden)
+    hidden = jax.jit(lambda: train_step._forward(module, params, samples)[1])()
+    for m in MODALITIES:
+        patches = module.patchify(m, batch[m])
+        places = np.asarray(samples.masked[m])
+        assert places.shape[1] == round(0.75 * patches.shape[1])
+        np.testing.assert_array_equal(
+            hidden[m], np.take_along_axis(np.asarray(patches), places[..., None], 1)
+        )
+        both = np.concatenate([places, samples.keep[m]], axis=1)
+        assert (np.sort(both, axis=1) == np.arange(patches.shape[1])).all()
+
+
+def test_the_optimiser_of_a_config_by_hand():
+    recipe = {"learning_rate": 0.1, "warmup_share": 0.2, "learning_rate_floor": 0.05, "l2": 0.5}
+    config = tiny.config(schedule="cosine", adam_b1=0.6, adam_b2=0.75, **recipe)
+    _, rate = train_step.make_optimizer(config, 10, 5.0)
+    rates = [0, 0.05, 0.1, 0.0525, 0.005]  # the cosine's middle is between peak and floor
+    assert [float(rate(step)) for step in (0, 1, 2, 6, 10)] == pytest.approx(rates, abs=1e-7)
+    config.schedule, config.warmup_share = "halving", 0.0
+    optimizer, rate = train_step.make_optimizer(config, 60, 5.0, (2, 3), {"w": 2.0, "v": 0.0})
+    # Halved after two epochs, and then after every third.
+    assert [float(rate(step)) for step in (9, 10, 24, 25)] == pytest.approx(
+        [0.1, 0.05, 0.05, 0.025]
+    )
+    params = {"w": jnp.full(1, 2.0), "v": jnp.ones(1)}
+    state, moved = optimizer.init(params), []
+    for gradient in (1.0, 3.0):
+        grads = jax.tree.map(lambda x, g=gradient: jnp.full_like(x, g), params)
+        updates, state = optimizer.update(grads, state, params)
+        moved.append(float(updates["w"][0]))
+        assert not updates["v"].any()
+    # The L2 term makes the gradients 2 and 4. Their means are 0.4·(2·0.6 + 4) / 0.64 and
+    # 0.25·(4·0.75 + 16) / 0.4375 of the squares.
+    assert moved == pytest.approx([-0.2, -0.2 * 3.25 / np.sqrt(0.25 * 19 / 0.4375)], rel=1e-5)
+
+
 def test_the_ratio_of_a_step_is_drawn_evenly():
     ratios = (0.5, 0.7, 0.9)
     drawn = [train_step.batch_ratio(ratios, 3, step) for step in range(300)]
@@ -87,7 +179,7 @@ def test_the_ratio_of_a_step_is_drawn_evenly():
 
 
 def test_weights_are_averaged_after_the_given_steps_and_no_others():
-    optimizer = optax.sgd(0.5)
+    optimizer = optax.sgd(0.5, momentum=0.0)
     state = train_step.init_averaged({"w": jnp.full(4, 10.0)}, optimizer)
     used = []
     for _ in range(7):
