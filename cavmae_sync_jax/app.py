@@ -1,4 +1,4 @@
-"""Serves a page on this machine: match and heat map of a file, search, and what a model knows.
+"""Serves a page on this machine: match and heat map of a file, search, and a model's scores.
 
 Examples:
   python -m cavmae_sync_jax.app --checkpoint=runs/sync
@@ -9,7 +9,7 @@ comes from. The second one searches in an index of python -m cavmae_sync_jax.emb
 shows the training's curves and the scores of evaluations, if the workdir has them.
 
 Only this machine reaches the page, and the page reaches nothing else. Uploads are deleted when the
-program ends; Ctrl-C ends it. It needs Gradio: pip install -e ".[app]".
+program ends; Ctrl-C ends it. A file may last ten minutes. It needs Gradio: pip install -e ".[app]".
 """
 
 import argparse
@@ -240,7 +240,7 @@ def build(handlers: Handlers, largest: int) -> Any:
             asked = gradio.HTML(elem_classes="said", elem_id="asked")
             hits = gradio.HTML(elem_classes="hits", elem_id="hits")
             search_now.click(find, [file, sound], [asked, hits], **one_at_a_time)
-        with gradio.Tab("What the model knows"):
+        with gradio.Tab("About the model"):
             known = gradio.HTML(elem_classes="known", elem_id="known")
             page.load(handlers.known, None, known, show_progress="hidden", **one_at_a_time)
     return page

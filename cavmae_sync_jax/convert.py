@@ -21,9 +21,9 @@ file's: --config.model.audio_rows=1024. For a CAV-MAE, --config.model.global_tok
 that it was trained with sound alone, and --config.classifier.loss=ce that a clip has one class.
 
 A SOURCE folder (a workdir or a conversion) is written as a file for the authors' classes. A
-DESTINATION NAME.onnx becomes NAME.audio.onnx and NAME.visual.onnx, the encoders in float32. Either
-may be a repository of the Hugging Face Hub. It gets the weights and the config only, and a new one
-is private. Log in with `hf auth login` first.
+DESTINATION NAME.onnx becomes NAME.audio.onnx and NAME.visual.onnx, the encoders in float32. SOURCE
+or DESTINATION may be a repository of the Hugging Face Hub. It gets the weights and the config only,
+and a new one is private. Log in with `hf auth login` first.
 """
 
 import argparse

@@ -4,9 +4,9 @@ Examples:
   python -m cavmae_sync_jax.embed VIDEOS --checkpoint=runs/sync --output=runs/index
   python -m cavmae_sync_jax.embed a.mp4 b.wav c.jpg --checkpoint=runs/sync --output=runs/index
 
-Each source is a file, a folder or a text file with a path per line. Of a folder, the files are
-taken that are named as media and are not hidden. The others are counted. Files that the index holds
-already are skipped; changed ones are embedded again. After an interruption, repeat the command.
+Each source is a file, a folder or a text file with a path per line. In a folder, files that are
+hidden or that have no extension of media are only counted. Files that the index holds already are
+skipped; changed ones are embedded again. After an interruption, repeat the command.
 
 There is a pair of vectors every 10/16 s. A file that can't be read is reported and skipped.
 python -m cavmae_sync_jax.search searches the index. It consists of Parquet files, which pandas or

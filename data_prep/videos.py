@@ -12,7 +12,7 @@ Labels are optional. --labels is a CSV with the header video,label and a row for
 video. A video is a file's name, or its path inside SOURCE, with or without the extension. A third
 column, split, says which split a video goes to: train, eval (or test), val. Without it a hash of
 the file's name decides. So all clips of a file stay together, and files keep their split when
-others are added. With a copy of a file, or a link to it, another of its names may decide.
+others are added. If a file has copies or links, any one of their names decides.
 
 With --labels_from=folders a video's class is the folder it lies in: class/file, or split/class/file
 inside SOURCE if all outermost folders are called train, eval, test, val or the like.

@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import timing
 from cavmae_sync_jax.ablations import rendering, tables
 from cavmae_sync_jax.ablations import scores as ablation_scores
+from cavmae_sync_jax.evals.report import texts
 from cavmae_sync_jax.utils import cli
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -59,7 +60,7 @@ def sections(results: Mapping[str, Any], remarks: Mapping[str, str]) -> list[str
         lines += ["", timing.table(rendering.CLAIMS_HEAD, rendering.claims(result))]
         seeds = ", ".join(map(str, result["seeds"]))
         name = "Seeds" if len(result["seeds"]) > 1 else "Seed"
-        data = "; ".join(dict.fromkeys(result["data"].values()))
+        data = "; ".join(map(texts.data_text, dict.fromkeys(result["data"].values())))
         lines += ["", f"{name} {seeds}; {data}.", f"Measured with {result['measured']}."]
         if result["missing"]:
             lines.append(f"Not finished: {', '.join(result['missing'])}.")

@@ -80,7 +80,7 @@ def run(config: ConfigDict, batches: Sequence[int], timed: bool, clips: Sequence
             each = first.setdefault((row.kind, "time"), spread.median / size)
             line += [spread.text(), f"{spread.median / size / each:.2f}"]
         cells.append(line)
-    head = ["", "", "GFLOP a sample", "×", "GiB of activations", "× a sample"]
+    head = ["", "", "GFLOP per sample", "×", "GiB of activations", "× per sample"]
     print(timing.table(head + ["s per step", "× per sample"] * timed, cells), flush=True)
     if clips:
         score(clips)
@@ -106,7 +106,7 @@ def score(counts: Sequence[int]) -> None:
         spread = timing.Spread.of(timing.interleaved({"": call}, repeats=3)[""])
         first = first or spread.median / count**2
         cells.append([f"{count:,}", spread.text(), f"{spread.median / count**2 / first:.2f}"])
-    print(timing.table(["evaluated clips", "s to rank them", "× a pair"], cells))
+    print(timing.table(["evaluated clips", "s to rank them", "× per pair"], cells))
 
 
 def main() -> None:

@@ -338,8 +338,9 @@ def run(
         output.write_text(json.dumps({**about, "steps": steps, "rows": stored}, indent=1) + "\n")
     print(machine)
     print(
-        f"{dtype.name}, {per_sample / 1e9:.3g} GFLOP a sample, matrices at {max(rates) / 1e12:.3g} "
-        f"TFLOP/s, median (lowest–highest) of {repeats} repeats of {steps} steps\n"
+        f"{dtype.name}, {per_sample / 1e9:.3g} GFLOP per sample, matrices at "
+        f"{max(rates) / 1e12:.3g} TFLOP/s, median (lowest–highest) of {repeats} repeats of "
+        f"{steps} steps\n"
     )
     print(timing.table([*COLUMNS, *(f"× PyTorch {how}" for how in peers)], rows), flush=True)
 

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 from cavmae_sync_jax.ablations import scores as ablation_scores
 from cavmae_sync_jax.ablations.tables import column
-from cavmae_sync_jax.evals.report import published
+from cavmae_sync_jax.evals.report import published, texts
 
 OURS, PAPERS = "#1a55a8", "#8a8f98"
 
@@ -54,7 +54,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             f"The paper's figures ({result['paper']}) are of other data and a model of 190 M "
             "parameters. A cell without one is one of which we have no reliable text."
         )
-    lines += [f"{name}: {identity}." for name, identity in result["data"].items()]
+    lines += [f"{name}: {texts.data_text(data)}." for name, data in result["data"].items()]
     lines += [f"{reason}." for reason in dict.fromkeys(result["left_out"].values())]
     lines += [
         f"{name} is not among the scores of {', '.join(f'“{row}”' for row in rows)}."

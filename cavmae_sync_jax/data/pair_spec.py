@@ -1,4 +1,7 @@
-"""How a clip becomes pairs: a frame, and the window of sound that belongs to it."""
+"""How a clip becomes pairs: a frame, and the window of sound that belongs to it.
+
+`media.audio.frame_time` and `window_start` are the rule for windows; this module applies it.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

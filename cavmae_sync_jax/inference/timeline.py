@@ -28,7 +28,7 @@ from cavmae_sync_jax.utils.modalities import AUDIO, VISUAL
 BLOCK_SECONDS, LONGEST_BLOCK, BLOCKS = 60.0, 240.0, 100
 STORED_FRAMES = 16  # as data_prep stores, if nobody asks for another number
 # The reference spreads a clip's 10 s over 1024 rows, although they have 998.
-_ROWS_A_SECOND = 102.4
+_ROWS_PER_SECOND = 102.4
 _RAGGED = 1.05  # a file up to this many clips long is one clip, as in preparation
 _HOP = audio.SAMPLE_RATE // audio.ROWS_PER_SECOND  # samples from row to row
 
@@ -49,7 +49,7 @@ class Pairs(NamedTuple):
 
 def clip_seconds(spec: PairSpec) -> float:
     """The length of the clips that a model was trained on: 10 s for the paper's 1024 rows."""
-    return spec.clip_rows / _ROWS_A_SECOND
+    return spec.clip_rows / _ROWS_PER_SECOND
 
 
 def pairs_of_file(

@@ -27,7 +27,7 @@ def both(r1, r5, rank):
 
 ABOUT = {
     "checkpoint": {"directory": "runs/x", "step": 7},
-    "data": {"identity": f"{HOSTILE}/1.0.0, split val: 8 clips, 9 bytes", "directory": "data/x"},
+    "data": {"identity": f"{HOSTILE}/1, split val: 8 clips, 9 KiB bytes", "directory": "data/x"},
     "version": "0.1.0",
 }
 RESULTS = {
@@ -179,6 +179,7 @@ def test_the_page_needs_nothing_else_and_has_everything(folder, capsys):
         assert (str(picture.width), str(picture.height)) == (image["width"], image["height"])
     words = "\n".join(found.words)
     assert HOSTILE in words and HOSTILE not in text
+    assert "8 clips, 9 KiB" in words and "KiB bytes" not in text
     for row in results_table.rows(
         {name: results_table.read(name, r) for name, r in RESULTS.items() if name != "mine"}
     ):

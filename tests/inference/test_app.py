@@ -185,7 +185,7 @@ def test_search_plays_what_it_finds_at_its_moment(page, folder, model, address):
 
 
 def test_what_the_model_knows(page, workdir):
-    browser.click(page, "What the model knows")
+    browser.click(page, "About the model")
     browser.until(lambda: page.find_elements("css selector", "#known dl"))
     shown = "\n".join(browser.texts(page, "#known"))
     assert str(workdir) in shown and "Retrieval" in shown and "25.0" in shown

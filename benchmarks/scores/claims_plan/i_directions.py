@@ -2,7 +2,7 @@
 
 TITLE = "Directions of the contrast"
 ROWS = {
-    "one way": {"row": "contrast_one_way", "title": "sounds compete for a picture"},
+    "one way": {"row": "contrast_one_way", "title": "visual → audio only"},
     "both ways": {"title": "both directions"},
 }
 COLUMNS = ["retrieval/visual_to_audio/R1", "retrieval/audio_to_visual/R1"]

@@ -11,7 +11,7 @@ from etils import epath
 from cavmae_sync_jax.evals.report import curves, markup, published, results_table
 from cavmae_sync_jax.evals.report.markup import Node
 from cavmae_sync_jax.evals.report.results_table import Evaluation, ScoreRow
-from cavmae_sync_jax.evals.report.texts import MEANINGS
+from cavmae_sync_jax.evals.report.texts import MEANINGS, data_text
 from cavmae_sync_jax.utils import path_names
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -66,7 +66,7 @@ def _about(result: Any) -> dict[str, str]:
         "step": _at(result, "checkpoint", "step"),
         FINE_TUNED_FROM: _at(result, "init_from") or None,
         "embeddings": _at(result, "embeddings", "file"),
-        "dataset": _at(result, "data", "identity"),
+        "dataset": data_text(_at(result, "data", "identity") or "") or None,
         "dataset's folder": _at(result, "data", "directory"),
         "code version": _at(result, "version"),
     }

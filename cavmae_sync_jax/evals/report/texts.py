@@ -1,5 +1,11 @@
 """The report's texts about each evaluation and its picture, and the report's CSS."""
 
+
+def data_text(identity: str) -> str:
+    """A dataset's identity as it is shown: stored ones have "bytes" behind "9 KiB", too."""
+    return identity.replace("iB bytes", "iB")
+
+
 MEANINGS = {
     "retrieval": (
         "Each clip's sound is a query for which all clips are ranked by their pictures, and the "
