@@ -93,7 +93,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
                 "augment_audio": False,
                 "workers": 0,
                 "prefetch": 2,
-                "requests": 64,
+                "requests": 128,
             },
             "model": {
                 "image_size": 64,
