@@ -36,7 +36,10 @@ MODULES = {
     "data/pair_spec": (PREPARED,),
     "data/loader": (PREPARED,),
     "data/disk_shards": ("tests/data/test_disk_shards.py",),
-    "checkpoints/manager": ("tests/checkpoints/test_manager.py",),
+    "checkpoints/manager": (
+        "tests/checkpoints/test_manager.py",
+        "tests/checkpoints/test_stored_state.py",
+    ),
     "evals/metrics/average_precision": ("tests/evals/test_classification_metrics.py",),
     "evals/metrics/bootstrap": ("tests/evals/test_bootstrap.py",),
     "evals/metrics/classification": ("tests/evals/test_classification_metrics.py",),
