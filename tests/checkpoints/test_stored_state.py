@@ -170,15 +170,18 @@ def test_the_weights_to_use_are_the_average_once_there_is_one(tmp_path, averaged
 
 def test_a_workdir_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     place = tmp_path / "new"
-    with monkeypatch.context() as patch, pytest.raises(UserError) as error:
+    full, refused = OSError("No space left on device"), UserError("can't")
+    refused.__cause__ = full
+    for error in (full, refused):
 
-        def full(*_, **__):
-            raise UserError("can't") from OSError("No space left on device")
+        def fail(*_, error=error, **__):
+            raise error
 
-        patch.setattr(manager.Checkpoints, "save", full)
-        manager.write(place, state_of(1), tiny.config())
-    assert str(error.value) == f"{place} can't be written: No space left on device"
-    assert list(tmp_path.iterdir()) == []
+        with monkeypatch.context() as patch, pytest.raises(UserError) as raised:
+            patch.setattr(manager.Checkpoints, "save", fail)
+            manager.write(place, state_of(1), tiny.config())
+        assert str(raised.value) == f"{place} can't be written: No space left on device"
+        assert list(tmp_path.iterdir()) == []
     manager.write(place, state_of(1), tiny.config())
     with pytest.raises(UserError, match="exists already: delete it or give another name"):
         manager.write(place, state_of(2), tiny.config())
@@ -189,6 +192,8 @@ def test_a_workdir_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_what_holds_no_checkpoints_gets_advice(copy, tmp_path):
     (tmp_path / "sync.pth").touch()
     assert told(tmp_path / "sync.pth").endswith("sync.pth FOLDER makes a folder with them")
+    (tmp_path / "notes.txt").touch()
+    assert told(tmp_path / "notes.txt").endswith("give the folder of a training or a conversion")
     assert told(tmp_path) == f"{tmp_path} holds no checkpoints: give {copy}"
     (tmp_path / "empty").mkdir()
     assert told(tmp_path / "empty").endswith("give the folder of a training or a conversion")
