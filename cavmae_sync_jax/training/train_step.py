@@ -1,5 +1,6 @@
 """The train step: one pure function of (state, batch), jitted and sharded, and its state."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -109,9 +110,9 @@ def updated(
 
 def ends_of_epochs(first: int, steps: int, steps_per_epoch: float) -> tuple[int, ...]:
     """The steps at whose end the epochs from the `first` (counted from 1) are over."""
-    # The steps of whole epochs were rounded; half an epoch at the end is none.
-    epochs = range(first, 1 + int((steps + 0.5) / steps_per_epoch))
-    return tuple(min(steps, round(epoch * steps_per_epoch)) for epoch in epochs)
+    # Rounded as the steps of the training are, so that its last epoch ends with them.
+    ends = (round(epoch * steps_per_epoch) for epoch in itertools.count(first))
+    return tuple(itertools.takewhile(lambda end: end <= steps, ends))
 
 
 def batch_ratio(ratios: tuple[float, ...], seed: int, step: int) -> float:

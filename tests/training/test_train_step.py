@@ -212,6 +212,9 @@ def test_a_state_without_average_uses_its_parameters():
         (1, 9, 2.5, (2, 5, 8)),
         (1, 11, 2.5, (2, 5, 8, 10)),
         (1, 9, 2.3, (2, 5, 7, 9)),
+        # So many clips divided by the batch that 15 epochs have half a step too many.
+        (14, 16, 11 / 10, (15, 16)),
+        (15, 132, 53 / 6, (132,)),
     ],
 )
 def test_the_ends_of_epochs_by_hand(first, steps, steps_per_epoch, expected):
