@@ -123,8 +123,11 @@ def train(
     if workdir is not None and not os.fspath(workdir):
         raise UserError("--workdir is empty: name a folder")
     run = _Run(task, None if workdir is None else epath.Path(workdir))
-    run.begin(resume_step)
-    step_function, batches = task.step_function(run.shardings), task.batches(run.examples)
+    with contextlib.ExitStack() as unless_begun:
+        unless_begun.callback(run.close)  # else whoever keeps the error keeps the workdir's lock
+        run.begin(resume_step)
+        step_function, batches = task.step_function(run.shardings), task.batches(run.examples)
+        unless_begun.pop_all()
     scores: dict[str, float] | None = None
     with (
         preemption.preemption_guard() as should_stop,

@@ -90,3 +90,14 @@ def test_only_one_program_trains_on_a_workdir(tmp_path):
     assert loop.train(Counting(4), tmp_path)[1] == {"R1": 4}
     with pytest.raises(UserError, match="--workdir is empty: name a folder"):
         loop.train(Counting(4), "")
+
+
+@pytest.mark.parametrize("step", [None, 3], ids=["other settings", "no such step"])
+def test_a_refused_start_keeps_nothing(tmp_path, step):
+    loop.train(Counting(2), tmp_path)
+    other = Counting(4)
+    other.changed = lambda stored: [] if step else ["the seed was 0 and is now 1"]
+    with pytest.raises(UserError, match=r"can't be resumed|no checkpoint of step") as kept:
+        loop.train(other, tmp_path, step)
+    # A notebook keeps the error, and with it all that the training held.
+    assert loop.train(Counting(4), tmp_path)[1] == {"R1": 4} and kept.tb is not None
