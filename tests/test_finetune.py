@@ -253,6 +253,7 @@ def test_a_step_of_each_recipe_at_full_size_has_its_shapes(variant):
         ({"classifier__stream": "video"}, "classifier.stream='video' must be one of both, audio"),
         ({"classifier__loss": "mse"}, "classifier.loss='mse' must be one of bce, ce"),
         ({"average_from": 9}, "average_from=9 must be from 1 to config.epochs=4"),
+        ({"epochs": np.inf}, "config.epochs=inf must be a finite number"),
         ({"epochs": 0.5}, "config.epochs=0.5 must be at least 1: the weights after whole epochs"),
         ({"adam_b2": 1.0}, "adam_b2=1.0 must be from 0 to below 1"),
         ({"mixup": 1.5}, "config.mixup=1.5 must be from 0 to 1"),

@@ -1,5 +1,6 @@
 """Checks of a training's settings, and which of them a resumed run may change."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -124,15 +125,22 @@ def require_one_of(config: ConfigDict, key: str, allowed: Iterable[str]) -> None
 
 
 def require_at_least(config: ConfigDict, key: str, least: int) -> None:
-    """Refuses a value below `least`."""
+    """Refuses a value below `least`, or one that is not finite."""
+    _require_finite(config, key)
     if cli.value(config, key) < least:
         raise UserError(f"config.{key}={cli.value(config, key)} must be at least {least}")
 
 
 def require_above_0(config: ConfigDict, key: str) -> None:
-    """Refuses a value that is not above 0."""
+    """Refuses a value that is not above 0, or not finite."""
+    _require_finite(config, key)
     if not cli.value(config, key) > 0:
         raise UserError(f"config.{key}={cli.value(config, key)} must be above 0")
+
+
+def _require_finite(config: ConfigDict, key: str) -> None:
+    if not math.isfinite(cli.value(config, key)):
+        raise UserError(f"config.{key}={cli.value(config, key)} must be a finite number")
 
 
 def require_share(config: ConfigDict, key: str) -> None:
