@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from ml_collections import ConfigDict
 from small_weights import HEADS, SMALL, make, refused
 
 from benchmarks.inference import convert as sizes
@@ -175,6 +176,17 @@ def test_the_probe_head(tmp_path):
     assert all(np.array_equal(back[name], state[name]) for name in state)
     with pytest.raises(UserError, match="holds a probe's head, not a model"):
         load(str(tmp_path / "ours"))
+
+
+def test_a_linear_probe_goes_there_and_back(tmp_path):
+    settings = {"width": 16, "depth": 0, "heads": 4, "mlp_ratio": 4.0, "classes": 3}
+    params = ProbeHead(**settings).init_params(jax.random.key(0))
+    manager.write(tmp_path / "ours", {"params": params}, ConfigDict({"head": settings}))
+    assert convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "linear.pth")) == 4
+    convert.import_weights(str(tmp_path / "linear.pth"), str(tmp_path / "again"))
+    with manager.opened(tmp_path / "again") as stored:
+        assert ProbeHead(**stored.config.head).depth == 0 and stored.config.head.classes == 3
+        jax.tree.map(np.testing.assert_array_equal, stored.weights(), params)
 
 
 def test_a_failed_write_leaves_nothing(small, tmp_path, monkeypatch):

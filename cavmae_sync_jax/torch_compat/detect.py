@@ -89,7 +89,7 @@ def kind_of(state: Mapping[str, np.ndarray], source: str) -> Kind:
         if "mlp_head.1.weight" in state:
             return FINE_TUNED
         return SYNC if state.keys() & {"cls_token_a", "cls_token_v", "register_tokens"} else CAV_MAE
-    if "cls_cls_token" in state and "classifier_head.weight" in state:
+    if "classifier_head.weight" in state:
         return HEAD
     raise UserError(
         f"{source} holds no CAV-MAE Sync, CAV-MAE (fine-tuned or not), MAE ViT or probe's head: "
@@ -134,11 +134,12 @@ def infer(state: Mapping[str, np.ndarray], kind: Kind, audio_bins: int | None = 
     """
     shapes = _Shapes(state)
     if kind is HEAD:
-        width = shapes.size("cls_cls_token", 2, 768)
+        width = shapes.size("classifier_head.weight", 1, 768)
+        depth = shapes.layers("classifier_layers", 2 if "cls_cls_token" in state else 0)
         head = {
             "width": width,
-            "depth": shapes.layers("classifier_layers", 2),
-            "heads": PROBE_HEADS.get(width, 0),
+            "depth": depth,
+            "heads": PROBE_HEADS.get(width, 0) if depth else 1,  # a linear probe has none
             "mlp_ratio": shapes.ratio("classifier_layers", width),
             "classes": shapes.size("classifier_head.weight", 0, 1),
         }
