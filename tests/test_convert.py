@@ -1,6 +1,7 @@
 """Conversions by the command line and what comes of them: every kind of file, both ways."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from benchmarks.inference import convert as sizes
 from cavmae_sync_jax import convert, train
 from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.checkpoints.pretrained import load
+from cavmae_sync_jax.data import loader
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.models.patches import Grid, sincos_positions
 from cavmae_sync_jax.models.probe_head import ProbeHead
@@ -187,6 +189,33 @@ def test_a_linear_probe_goes_there_and_back(tmp_path):
     with manager.opened(tmp_path / "again") as stored:
         assert ProbeHead(**stored.config.head).depth == 0 and stored.config.head.classes == 3
         jax.tree.map(np.testing.assert_array_equal, stored.weights(), params)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model__registers_in_joint": True, "data__clip_rows": 512},
+        {"model__learned_positions": True, "model__audio_bins": 64},
+        {"model__mlp_ratio": 3.3, "model__decoder_width": 64},  # 52 / 16 is 3.25
+    ],
+    ids=["joint registers", "mel bands", "ratio"],
+)
+def test_a_file_read_back_with_the_flags_that_were_said_is_the_same_model(
+    tmp_path, monkeypatch, capsys, settings
+):
+    monkeypatch.setitem(detect.HEADS, 16, 4)  # widths that are known with other heads
+    monkeypatch.setitem(detect.DECODER_HEADS, 8, 4)
+    config = tiny.config(model__remat="none", **settings)
+    params = cavmae_sync.from_config(config.model).init_params(jax.random.key(0))
+    if config.model.learned_positions:
+        params["encoders_audio"]["positions"] += 1
+    manager.write(tmp_path / "ours", {"params": params}, config)
+    convert.export_weights(str(tmp_path / "ours"), str(tmp_path / "file.pth"))
+    flags = re.findall(r"--config\.\S+", capsys.readouterr().err)
+    convert.import_weights(str(tmp_path / "file.pth"), str(tmp_path / "again"), flags)
+    ours, again = (load(str(tmp_path / name)) for name in ("ours", "again"))
+    assert again.module == ours.module
+    assert loader.PairSpec.of(again.config) == loader.PairSpec.of(ours.config)
 
 
 def test_a_failed_write_leaves_nothing(small, tmp_path, monkeypatch):

@@ -225,15 +225,20 @@ def _is_sin_cos(positions: np.ndarray, grid: Grid) -> bool:
 
 # What a file does not tell, and what changes a model's numbers.
 UNSAID = (
-    *("data.num_frames", "data.window_spread", "model.audio_mean", "model.audio_std"),
-    *("classifier.tokens", "classifier.stream", "classifier.loss"),
+    *("data.num_frames", "data.clip_rows", "data.window_spread"),
+    *("model.heads", "model.decoder_heads", "model.mlp_ratio", "model.registers_in_joint"),
+    *("model.audio_bins", "model.audio_mean", "model.audio_std"),
+    *("classifier.tokens", "classifier.stream", "classifier.loss", "head.heads"),
 )
 
 
 def unsaid(config: ConfigDict, state: Mapping[str, np.ndarray]) -> list[str]:
     """The flags for settings of a model that a reader of its file would take otherwise."""
-    read = infer(state, kind_of(state, "the file"))
+    kind = kind_of(state, "the file")
+    read = infer(state, kind)
     known = set(cli.keys(config)) & set(cli.keys(read))
+    if kind is FINE_TUNED:
+        known.discard("model.decoder_heads")  # of the decoder that it began with, which is gone
     return [
         f"--config.{key}={cli.value(config, key)}"
         for key in UNSAID
