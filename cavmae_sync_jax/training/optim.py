@@ -97,5 +97,10 @@ def running_mean(
       The new mean and count.
     """
     count = count + take
-    share = jnp.where(take, 1 / jnp.maximum(count, 1), 0)
-    return jax.tree.map(lambda m, v: m + share * (v - m), mean, values), count
+    first, share = take & (count == 1), jnp.where(take, 1 / jnp.maximum(count, 1), 0)
+
+    def moved(mean: Array, value: Array) -> Array:
+        # The first moment as it is: what was there before would leave its rounding in it.
+        return jnp.where(first, value, mean + share * (value - mean))
+
+    return jax.tree.map(moved, mean, values), count

@@ -119,3 +119,12 @@ def test_weights_are_averaged_over_the_moments_that_count():
             np.testing.assert_array_equal(mean["w"], 7)
     np.testing.assert_allclose(mean["w"], 10 / 3, rtol=1e-6)
     assert int(count) == 3
+
+
+@pytest.mark.parametrize("before", [7.0, np.nan], ids=["other weights", "nothing"])
+def test_an_average_of_equal_weights_has_their_bits(before):
+    weights = np.float32([0.1, -3e-9, 2 / 3])
+    mean, count = jnp.full(3, before, jnp.float32), jnp.int32(0)
+    for take in (False, True, True, False, True):
+        mean, count = optim.running_mean(mean, count, jnp.asarray(weights), jnp.bool_(take))
+    np.testing.assert_array_equal(mean, weights)
