@@ -200,7 +200,9 @@ def _remove(folder: epath.Path) -> None:
 
 
 def _steps(folder: epath.Path) -> list[int]:
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    found = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    # Orbax takes a copy that someone has called `best_8` or `08` for step 8, too.
+    return sorted({step for step in found if (folder / str(step)).is_dir()})
 
 
 def _require(step: int, steps: list[int], folder: epath.Path) -> None:

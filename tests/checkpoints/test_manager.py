@@ -125,6 +125,20 @@ def test_a_workdir_may_be_called_like_a_step(saved, tmp_path, name):
     assert read(workdir / "checkpoints/4")[0] == 4
 
 
+@pytest.mark.parametrize("name", ["best_12", "damaged_8", "012"])
+def test_a_copy_beside_the_checkpoints_is_none_of_them(saved, tmp_path, name):
+    folder = shutil.copytree(saved, tmp_path / "run") / "checkpoints"
+    shutil.copytree(folder / "8", folder / name)
+    shutil.rmtree(folder / "8")
+    checkpoints = manager.Checkpoints(tmp_path / "run", keep=5)
+    assert checkpoints.finished == [4] and checkpoints.latest == read(tmp_path / "run")[0] == 4
+    checkpoints.set_aside_after(4)
+    checkpoints.close()
+    assert (folder / name).is_dir()
+    shutil.rmtree(folder / "4")
+    assert not manager.exists(tmp_path / "run")
+
+
 def test_newer_checkpoints_are_set_aside(tmp_path):
     save(tmp_path, 4, 8, 12)
     for _ in range(2):
