@@ -22,7 +22,7 @@ from cavmae_sync_jax.distributed import hardware
 from cavmae_sync_jax.evals import in_training
 from cavmae_sync_jax.models import cavmae_sync
 from cavmae_sync_jax.training import clip_task, config_checks, loop, train_step
-from cavmae_sync_jax.utils import console
+from cavmae_sync_jax.utils import cli, console
 from cavmae_sync_jax.utils.modalities import MODALITIES
 
 
@@ -39,7 +39,7 @@ class Pretraining(clip_task.ClipTask):
         self.module = cavmae_sync.from_config(self.config.model)
         config_checks.check_pretraining(self.config, self.module)
         if self.held_out is not None:
-            in_training.check(self.config.evaluations, self.held_out)
+            in_training.check(cli.value(self.config, "evaluations"), self.held_out)
         self.optimizer, self.rate = train_step.make_optimizer(
             self.config, self.steps, self.steps_per_epoch
         )

@@ -50,8 +50,10 @@ def check(config: ConfigDict, devices: int) -> None:
     """Refuses settings that no later stage would understand, of what all trainings share.
 
     Raises:
-      UserError: naming the key and what it takes.
+      UserError: naming the key and what it takes, or one that is missing.
     """
+    for key in ("init_from", "data.augment_audio"):
+        cli.value(config, key)  # of any value, but there
     require_one_of(config, "schedule", optim.SCHEDULES)
     require_one_of(config, "data.window_spread", audio.SPREADS)
     for least, keys in (
@@ -105,7 +107,7 @@ def check_pretraining(config: ConfigDict, module: CavMaeSync) -> None:
             f"be told from: raise config.batch_size={config.batch_size}"
         )
     fewest = min(grid.patches for grid in module.grids.values())
-    ratios = config.mask.ratios
+    ratios = cli.value(config, "mask.ratios")
     if not ratios or not all(
         isinstance(ratio, float) and 0 < ratio < 1 and masking.kept_patches(fewest, ratio)
         for ratio in ratios
@@ -161,7 +163,7 @@ def with_statistics(config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: the dataset has no statistics.
     """
-    if not config.data.own_statistics:
+    if not cli.value(config, "data.own_statistics"):
         return config
     config = config.copy_and_resolve_references()
     found = dataset_dir.read_statistics(dataset_dir.find(config.data.dir))

@@ -291,8 +291,17 @@ def _check_overrides(overrides: Sequence[str], config: ConfigDict, name: str) ->
 
 
 def value(config: ConfigDict, key: str) -> Any:
-    """The value at a dotted key."""
-    return functools.reduce(lambda section, name: section[name], key.split("."), config)
+    """The value at a dotted key.
+
+    Raises:
+      UserError: if a config file, such as a copy of an older one, has no such key.
+    """
+    try:
+        return functools.reduce(lambda section, name: section[name], key.split("."), config)
+    except KeyError as error:
+        raise UserError(
+            f"the config has no key {key!r}: add it to its file, as the files in configs/ have it"
+        ) from error
 
 
 def _config_flag(argv: Sequence[str], config: ConfigDict | None = None) -> ConfigDict:

@@ -7,6 +7,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from cavmae_sync_jax.training import config_checks
+from cavmae_sync_jax.utils.errors import UserError
 from configs import probe
 
 
@@ -41,3 +42,13 @@ def test_what_may_change_and_what_may_not():
 def test_another_kind_of_training_is_told_in_a_sentence(before, now, key):
     (told,) = config_checks.changed(stored(before), now)
     assert told.startswith(f"it holds another kind of training (without {key}")
+
+
+@pytest.mark.parametrize("key", ["data.own_statistics", "microbatches", "data.requests", "l2"])
+def test_a_key_that_a_config_file_lacks_is_told(key):
+    config = tiny.config()
+    section, _, name = key.rpartition(".")
+    with config.unlocked():
+        del (config[section] if section else config)[name]
+    with pytest.raises(UserError, match=f"the config has no key '{key}': add it to its file"):
+        config_checks.check(config_checks.with_statistics(config), devices=1)
