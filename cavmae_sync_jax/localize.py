@@ -137,12 +137,14 @@ def _query(model: Model, info: FileInfo, sound: str) -> Query:
         raise UserError(f"--sound={sound} is a picture: name a sound, or a video that has one")
     # The sound of a video may end long before its picture.
     heard = reading.sound_of(heard) if heard.kind == "video" else heard
+    along = info.kind != "picture" and abs(heard.seconds - info.seconds) <= ALONG
+    heard = heard._replace(seconds=info.seconds) if along else heard  # for the same moments
     parts, silent = [], []
     for pairs in timeline.pairs_of_file(heard, model.pair_spec):
         parts.append(models.joined(model.embed_pairs([pairs])))
         silent.append(_silent(pairs))
     embedded = models.joined(parts)
-    if abs(heard.seconds - info.seconds) > ALONG:
+    if not along:
         mean = embedded.audio.mean(axis=0, keepdims=True)
         return Query(sound, embedded, mean, np.zeros(1, bool))
     return Query(sound, embedded, embedded.audio, np.concatenate(silent))
@@ -174,14 +176,13 @@ def _video(
     mel: list[Mel] = []
     moments = _moments(info, embedded.times, maps, scale, fps, query, mel)
     overlay.write_video(folder / "localize.mp4", SIZE, fps, moments)
+    others = own[~silent] if constant else None
     silent = silent if query is None else query.silent_at(len(own))
     told = {
         "times": embedded.times.tolist(),
         "match": match.tolist(),
         "silent": silent.tolist(),
-        **_percentiles(
-            match, pictures, asked, own if constant else None, silent, info.kind != "mute"
-        ),
+        **_percentiles(match, pictures, asked, others, silent),
         "peak": [_peak(small) for small in maps],
         "segment": None if segments is None else segments.tolist(),
         "scale": scale._asdict(),
@@ -282,28 +283,27 @@ def _percentiles(
     match: Float[np.ndarray, " pairs"],
     pictures: Float32[np.ndarray, "pairs dim"],
     asked: Float32[np.ndarray, "pairs dim"],
-    own: Float32[np.ndarray, "pairs dim"] | None,
+    own: Float32[np.ndarray, "heard dim"] | None,
     silent: Bool[np.ndarray, " pairs"],
-    has_sound: bool,
 ) -> dict[str, Any]:
     """Each match's place among those of its picture with other sounds, and which these are.
 
     A sound that goes along with the video is compared with its other moments. One that is the same
-    at all moments is compared with the video's `own`. A video without sound has none to compare.
+    at all moments is compared with the video's `own` that are heard, of which there may be none.
     Silent moments have no percentile, and are not among the others.
     """
-    along = own is None
     heard = np.flatnonzero(~silent)
-    if not (along or has_sound) or not len(heard):
+    sounds, known = (asked, heard) if own is None else (own, np.arange(len(own)))
+    if not len(known):
         return {"percentile": None, "percentile_among": None}
-    chosen = heard[np.unique(np.linspace(0, len(heard) - 1, OTHERS).astype(int))]
-    others = (asked if along else own)[chosen]
+    chosen = known[np.unique(np.linspace(0, len(known) - 1, OTHERS).astype(int))]
+    others = sounds[chosen]
     found: list[float | None] = [None] * len(match)
     for number, value, picture in zip(heard.tolist(), match[heard], pictures[heard], strict=True):
         theirs = (others @ picture).astype(np.float64)
-        theirs = theirs[chosen != number] if along else theirs
+        theirs = theirs[chosen != number] if own is None else theirs
         found[number] = similarity.percentile(float(value), theirs) if len(theirs) else 50.0
-    return {"percentile": found, "percentile_among": OTHER_MOMENTS if along else OWN_SOUNDS}
+    return {"percentile": found, "percentile_among": OTHER_MOMENTS if own is None else OWN_SOUNDS}
 
 
 def sentences(told: Told) -> list[str]:

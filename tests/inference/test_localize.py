@@ -169,6 +169,60 @@ def test_a_video_that_is_silent_throughout_says_nothing(folder, model):
     ]
 
 
+@pytest.mark.parametrize("beyond", [0.35, -0.35])
+@pytest.mark.parametrize("seconds", [3, 12])  # a clip, and a longer file
+def test_a_sound_of_nearly_the_videos_length_is_heard_at_its_moments(
+    folder, model, seconds, beyond
+):
+    waves = noise(seconds + 1, seed=3)
+    names = {}
+    for name, length in (("exact", seconds), ("nearly", seconds + beyond)):
+        names[name] = str(folder / f"{name}_{seconds}_{beyond}.wav")
+        soundfile.write(names[name], waves[: round(length * 16_000)], 16_000)
+    file = str(noisy_video(folder / f"silent_{seconds}.mkv", seconds))
+    exact, nearly = (
+        localize.run(model, file, folder / "nearly", sound=sound, method="cosine")
+        for sound in names.values()
+    )
+    assert nearly["percentile_among"] == exact["percentile_among"] == "the sounds of other moments"
+    assert len(nearly["match"]) == len(exact["match"])
+    # Windows that the sound's end does not touch hold the same.
+    times, window = np.array(exact["times"]), model.pair_spec.audio_rows / 100
+    same = times + window / 2 < seconds - 0.5
+    assert same.sum() > len(same) / 2
+    found, expected = (np.array(told["match"])[same] for told in (nearly, exact))
+    assert np.abs(found - expected).max() < 1e-3 < np.ptp(expected)
+
+
+@pytest.mark.parametrize("seconds", [6, 12])  # a clip, and a longer file
+def test_a_constant_sound_is_not_compared_with_silent_moments(folder, model, seconds):
+    """The video's own sounds are the others, and of these only the ones that are heard."""
+    waves = noise(seconds, seed=3)
+    waves[2 * 16_000 :] = 0
+    file = noisy_video(folder / f"quiet_{seconds}.mkv", seconds, waves=waves[None])
+    short = folder / "another.wav"
+    soundfile.write(short, noise(1, seed=7), 16_000)
+    own = localize.run(model, str(file), folder / "quiet", method="cosine")
+    told = localize.run(model, str(file), folder / "quiet", sound=str(short), method="cosine")
+    heard = ~np.array(own["silent"])
+    assert 0 < heard.sum() < len(heard) and not any(told["silent"])
+    embedded = model.embed_video(file)
+    expected = [
+        similarity.percentile(value, (embedded.audio[heard] @ picture).astype(float))
+        for value, picture in zip(told["match"], embedded.visual, strict=True)
+    ]
+    assert told["percentile"] == pytest.approx(expected, abs=100 / heard.sum())
+
+
+def test_a_video_that_is_silent_throughout_has_no_sounds_to_compare_with(folder, model):
+    file = noisy_video(folder / "mutely.mkv", 4, waves=0 * noise(4)[None])
+    short = folder / "another.wav"
+    soundfile.write(short, noise(1, seed=7), 16_000)
+    told = localize.run(model, str(file), folder / "mutely", sound=str(short), method="cosine")
+    assert told["percentile"] is None and told["percentile_among"] is None
+    assert len(localize.sentences(told)) == 1
+
+
 def test_a_video_whose_sound_ends_early_is_not_heard_along(folder, model, video):
     """Its file is as long as the video, but its sound is not: the mean of its windows counts."""
     half = noisy_video(folder / "half.mp4", 12, waves=noise(5, seed=3)[None])
