@@ -27,7 +27,7 @@ from typing import Any
 import jax
 
 from cavmae_sync_jax import localize, search
-from cavmae_sync_jax.checkpoints import hub, manager
+from cavmae_sync_jax.checkpoints import hub
 from cavmae_sync_jax.evals.report import overview
 from cavmae_sync_jax.inference import model as models
 from cavmae_sync_jax.inference import reading, workers
@@ -129,7 +129,7 @@ class Handlers:
         model = self.model
         spec, sizes = model.pair_spec, model.config.model
         parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-        workdir = _workdir(os.fspath(hub.local(model.directory)))
+        workdir = overview.workdir_of(os.fspath(hub.local(model.directory)))
         pieces = [
             overview.facts(
                 [
@@ -144,7 +144,9 @@ class Handlers:
         ]
         parts = [("Training", lambda: overview.training(workdir))]
         for folder in (workdir / overview.EVALS, workdir.parent / overview.EVALS):
-            parts.append(("Scores", lambda folder=folder: overview.scores(folder, str(workdir))))
+            parts.append(
+                ("Scores", lambda folder=folder: overview.scores(folder, workdir, model.step))
+            )
         for title, part in parts:
             try:
                 piece = part()
@@ -335,13 +337,6 @@ def _gradio() -> Any:
 def _paragraph(text: str, kind: str = "") -> str:
     role = 'role="alert"' if kind else ""
     return f'<p class="{kind}" {role}>{html.escape(text)}</p>'
-
-
-def _workdir(directory: str) -> pathlib.Path:
-    path = pathlib.Path(directory)
-    if (path / manager.FOLDER).is_dir():  # whatever it and the folder around it are called
-        return path
-    return next((p.parent for p in (path, path.parent) if p.name == manager.FOLDER), path)
 
 
 def main() -> None:

@@ -48,7 +48,8 @@ def folder(tmp_path_factory, workdir, model):
     (workdir / "evals").mkdir()
     ranks = {"R1": 0.25, "R5": 0.5, "R10": 0.75, "median_rank": 3.0}
     scores = {way: ranks for way in ("audio_to_visual", "visual_to_audio")}
-    result = {"scores": {"diagonal_mean": scores}, "checkpoint": {"directory": str(workdir)}}
+    checkpoint = {"directory": str(workdir), "step": 0}
+    result = {"scores": {"diagonal_mean": scores}, "checkpoint": checkpoint}
     (workdir / "evals" / "retrieval.json").write_text(json.dumps(result))
     return place
 

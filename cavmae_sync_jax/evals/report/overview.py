@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from cavmae_sync_jax.checkpoints import manager
 from cavmae_sync_jax.evals.report import curves, results_table
 from cavmae_sync_jax.utils.errors import UserError
 
@@ -37,12 +38,21 @@ def training(workdir: pathlib.Path) -> str | None:
     return pictures + _table(("metric", "last value", "at step"), ends)
 
 
-def scores(folder: pathlib.Path, model: str) -> str | None:
+def workdir_of(directory: str) -> pathlib.Path:
+    """The workdir of a checkpoint, which may be named by its own folder or the one around it."""
+    path = pathlib.Path(directory)
+    if (path / manager.FOLDER).is_dir():  # whatever it and the folder around it are called
+        return path
+    return next((p.parent for p in (path, path.parent) if p.name == manager.FOLDER), path)
+
+
+def scores(folder: pathlib.Path, workdir: pathlib.Path, step: int) -> str | None:
     """The scores and pictures that evaluations of a model left in a folder; None if there are none.
 
     Args:
       folder: the evaluations' `--output`.
-      model: the model's folder; results of other models are left out.
+      workdir: of the model; results of other models are left out.
+      step: of the model, for other steps are other models.
 
     Raises:
       UserError: if a file is not what its name says.
@@ -54,12 +64,16 @@ def scores(folder: pathlib.Path, model: str) -> str | None:
             continue
         try:
             result = json.loads(path.read_text())
-            theirs = result["checkpoint"]["directory"]
+            if "embeddings" in result:  # of another system
+                continue
+            checkpoint = result["checkpoint"]
+            directory, of_step = checkpoint["directory"], checkpoint["step"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not the JSON of an evaluation: {error!r}") from error
         # A relative name is one from the folder that the evaluation ran in, which lies above.
         places = (pathlib.Path(), *folder.resolve().parents)
-        if pathlib.Path(model).resolve() not in {(place / theirs).resolve() for place in places}:
+        theirs = {workdir_of(str(place / directory)).resolve() for place in places}
+        if workdir.resolve() not in theirs or of_step != step:
             continue
         found = results_table.read(name, result)
         if found is None:
