@@ -36,7 +36,7 @@ def page(
         "table": ("Scores", [_scores(result), *map(_note, rendering.notes(result))])
     }
     if picture is not None:
-        shown = [(epath.Path(f"table_{result['table']}.png"), picture)]
+        shown = [(f"table_{result['table']}.png", picture)]
         alt = "A panel per score: mean and interval of each row, and the paper's figure"
         sections["table"][1].extend(markup.figures(shown, alt))
     if result["baseline"] and len(result["rows"]) > 1:
@@ -101,7 +101,7 @@ def _curves(plan: Plan, workdir: epath.PathLike) -> list[Node]:
     if picture is None:
         return []
     alt = "A panel per metric over the steps, a colour per row, a line per seed"
-    return list(markup.figures([(epath.Path("curves.png"), picture)], alt))
+    return list(markup.figures([("curves.png", picture)], alt))
 
 
 def _names_so_far(plan: Plan, row_name: str) -> Iterator[list[str]]:
@@ -123,7 +123,7 @@ def _pictures(plan: Plan, workdir: epath.PathLike) -> Iterator[tuple[str, list[N
                 if spec.evaluation != name or str(path) in figures or not path.exists():
                     continue
                 title = f"{row.title}, seed {seed}, {spec.folder}"
-                shown = [(epath.Path(title), path.read_bytes())]
+                shown = [(title, path.read_bytes())]
                 (figures[str(path)],) = markup.figures(shown, "what the evaluation drew")
         if figures:
             yield name, [node("div", *figures.values(), class_="beside")]

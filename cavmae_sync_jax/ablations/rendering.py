@@ -1,7 +1,7 @@
 """A table of ablations as Markdown and as a picture."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -101,17 +101,24 @@ def _why_none(claim: Mapping[str, Any]) -> str:
 def markdown(result: Mapping[str, Any]) -> str:
     """The table of `scores.collect` with its notes."""
     names = ablation_scores.columns_of(result) or list(result["columns"])
-    lines = [f"# {result['title']}", ""]
-    lines.append(f"| | {' | '.join(head(result, names))} |")
-    lines.append("|---" * (1 + len(names)) + "|")
+    rows = [["", *head(result, names)]]
     for row in result["rows"].values():
         cells = [cell(name, row["scores"][name], row["paper"].get(name)) for name in names]
-        lines.append(f"| {row['title']} | {' | '.join(cells)} |")
+        rows.append([row["title"], *cells])
+    lines = [f"# {result['title']}", "", *_grid(rows)]
     if judged := claims(result):
-        lines += ["", f"| {' | '.join(CLAIMS_HEAD)} |", "|---" * len(CLAIMS_HEAD) + "|"]
-        lines += [f"| {' | '.join(cells)} |" for cells in judged]
+        lines += ["", *_grid([CLAIMS_HEAD, *judged])]
     lines += ["", *(f"{note}\n" for note in notes(result))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _grid(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a table in Markdown, whose first row is its head; a bar in a cell ends no cell."""
+    for number, cells in enumerate(rows):
+        line = " | ".join(text.replace("|", "\\|") for text in cells)
+        yield f"| {line} |"
+        if not number:
+            yield "|---" * len(cells) + "|"
 
 
 def picture(result: Mapping[str, Any]) -> bytes | None:

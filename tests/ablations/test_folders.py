@@ -150,6 +150,25 @@ def test_a_probe_of_one_stream_has_files_of_its_own_name(tmp_path, dataset_dir, 
     assert [name for name in made if shown[name] in pictures] == [file] * (file is not None)
 
 
+@pytest.mark.parametrize("title", ["w/o registers", "a|b", "gs://x", "λ/2 | 4"])
+def test_a_rows_title_is_whole_wherever_it_stands(tmp_path, dataset_dir, title):
+    text = f"ROWS = {{'a': {{'title': {title!r}}}}}\nCOLUMNS = ['retrieval/visual_to_audio/R1']"
+    claim = {"text": title, "row": "a", "than": "a", "column": "retrieval/visual_to_audio/R1"}
+    ablation = ablation_of(tmp_path, f"{text}\nCLAIMS = [{claim}]", dataset_dir)
+    found = {"scores": {"diagonal_mean": {"visual_to_audio": {"R1": 0.75}}}}
+    finish(ablation, {"retrieval": found})
+    ((_, (beside,)),) = page._pictures(ablation.plan, ablation.workdir)
+    (caption,) = beside.iter("figcaption")
+    assert caption.text == f"{title}, seed 0, retrieval: what the evaluation drew."
+    lines = rendering.markdown(scores.collect(ablation.sources, {}, {}, [])).splitlines()
+    shown = title.replace("|", "\\|")
+    table, claims = lines[2:5], lines[6:9]
+    assert table[2] == f"| {shown} | 75.0 |"
+    assert claims[2].startswith(f"| {shown} | visual → audio R@1, % | +0.0 | ")
+    for part, bars in ((table, 3), (claims, 5)):
+        assert {line.replace("\\|", "").count("|") for line in part} == {bars}
+
+
 def test_a_score_that_an_evaluation_lacks_is_named(tmp_path, dataset_dir, capsys):
     text = """
 ROWS = {"a": {}, "b": {"strategy": "max"}}

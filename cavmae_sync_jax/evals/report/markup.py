@@ -76,16 +76,17 @@ def table(
     return node("div", whole, class_="wide", tabindex="0")
 
 
-def figures(pictures: Iterable[tuple[epath.Path, bytes]], alt: str) -> Iterator[Node]:
-    """Pictures with their names and a description.
+def figures(pictures: Iterable[tuple[epath.Path | str, bytes]], alt: str) -> Iterator[Node]:
+    """Pictures with their names, of which those of files are short, and a description.
 
     Raises:
       UserError: if one is not a PNG.
     """
-    for path, data in pictures:
+    for source, data in pictures:
         if data[:8] != PNG or data[12:16] != b"IHDR" or len(data) < 24:
-            raise UserError(f"{path} is not a PNG picture")
+            raise UserError(f"{source} is not a PNG picture")
         width, height = struct.unpack(">II", data[16:24])
-        source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        image = node("img", src=source, alt=alt, width=str(width), height=str(height))
-        yield node("figure", image, node("figcaption", f"{path.name}: {alt}."))
+        address = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        image = node("img", src=address, alt=alt, width=str(width), height=str(height))
+        name = source if isinstance(source, str) else source.name
+        yield node("figure", image, node("figcaption", f"{name}: {alt}."))
