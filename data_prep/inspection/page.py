@@ -22,8 +22,9 @@ from matplotlib.ticker import AutoLocator
 from PIL import Image
 
 from cavmae_sync_jax.media import audio
+from cavmae_sync_jax.utils.errors import UserError
 
-DPI = 150
+DPI, MOST_PIXELS = 150, 2**16  # of a picture's height, which matplotlib draws
 TRUTH_COLOUR = "#2fd6c3"
 WINDOW_COLOURS = ("#0072b2", "#d55e00", "#cc79a7")
 _MASK_OPACITY = 0.35
@@ -67,6 +68,9 @@ def compose(
       class_names: of the dataset.
       settings: see `PageSettings`; no clip has more rows than `clip_rows`, except for a ragged end.
       title: the page's first line.
+
+    Raises:
+      UserError: if the page would be higher than a picture can be.
     """
     columns = min(2, len(records))
     events = [_events(record, class_names) for record in records]
@@ -75,6 +79,9 @@ def compose(
     line = _TITLE + _SIDE + _GAP + (bars + lanes) * _LANE + _GAP + _LOG_MEL + _AXIS
     width = 2 * _MARGIN + columns * (_WIDTH + _GUTTER) - _GUTTER
     height = _HEADER + -(-len(records) // columns) * line
+    if height * DPI >= MOST_PIXELS:
+        most = columns * int((MOST_PIXELS / DPI - _HEADER) / line)
+        raise UserError(f"--clips={len(records)} is too many for one page: draw {most} at most")
     figure = Figure(figsize=(width, height), dpi=DPI)
     _draw_header(figure, title, settings, "frame_class" in records[0])
     fbanks = [_log_mel(record) for record in records]

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from inspected_datasets import with_truth
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from cavmae_sync_jax.media import audio
+from cavmae_sync_jax.utils.errors import UserError
 from data_prep.inspection import page as inspection_page
 from data_prep.inspection.dataset import RawRecords
 
@@ -62,6 +64,23 @@ def test_what_a_page_marks(truth):
     assert (title, labels) == ("a title", "cat, dog")
     assert "60 rows" in legend and "what sounds" in legend
     assert clip_id.startswith("xxx") and "…" in clip_id and clip_id.endswith("xxx")
+
+
+def test_more_clips_than_a_picture_holds_are_refused(truth, monkeypatch, tmp_path):
+    _, record = RawRecords(truth, "train")[0]
+    pair_spec = inspection_page.PageSettings(audio_rows=60, clip_rows=1024)
+
+    def page(clips):
+        return inspection_page.compose([record] * clips, truth.class_names, pair_spec, "a title")
+
+    with pytest.raises(UserError, match=r"--clips=1000 is too many for one page: draw \d+ at most"):
+        page(1000)
+    monkeypatch.setattr(inspection_page, "MOST_PIXELS", 1100)
+    with pytest.raises(UserError, match=r"--clips=9 is too many for one page: draw 4 at most"):
+        page(9)
+    inspection_page.save(page(4), tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as image:
+        assert image.height < 1100
 
 
 def test_no_text_overlaps(truth):
