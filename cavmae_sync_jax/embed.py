@@ -89,6 +89,7 @@ def run(
                     refused += 1
                     kept = "; the index keeps the vectors of its earlier contents"
                     console.log(f"refused: {error}{kept if file in known else ''}")
+                    writer.flush_if_due()
                 bar.update()
     if refused and not embedded and refused == len(found):
         raise UserError(f"none of the {refused} files could be embedded; the reasons are above")

@@ -143,6 +143,29 @@ def test_a_large_file_gets_shards_as_it_comes(model, media, tmp_path, monkeypatc
     np.testing.assert_allclose(side.vectors[side.rows(0)], whole.visual, atol=1e-6)
 
 
+@pytest.mark.parametrize("limit", ["SECONDS", "MOST_VECTORS"])
+def test_what_was_embedded_does_not_wait_for_a_long_file(tmp_path, monkeypatch, limit):
+    index = made_up.synthetic_index(tmp_path / "index", 0, 8, np.eye(3, 8))
+    rng, kept = np.random.default_rng(0), []
+    short, *long = made_up.embedded(rng, np.eye(3, 8), 5)
+    writer = indexes.Writer(index)
+    writer.add("short.mp4", indexes.Stat(1, 1), "video", [short])
+    assert not index.known()
+    monkeypatch.setattr(indexes, limit, {"SECONDS": 0.0, "MOST_VECTORS": 48}[limit])
+
+    def parts():
+        for part in long:
+            yield part
+            kept.append(list(index.known()))
+
+    writer.add("long.mp4", indexes.Stat(2, 2), "video", parts())
+    writer.flush()
+    assert kept[1:] == [["short.mp4"]] * 3 and list(index.known()) == ["short.mp4", "long.mp4"]
+    vectors = np.concatenate([part.visual for part in long])
+    side = index.vectors("visual", ["long.mp4"])
+    np.testing.assert_array_equal(side.vectors, vectors)
+
+
 def test_kill_loses_nothing_that_was_written(workdir, model, media, tmp_path):
     files = [tmp_path / f"{n}.wav" for n in range(40)]
     for n, file in enumerate(files):

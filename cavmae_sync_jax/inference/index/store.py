@@ -168,10 +168,12 @@ class Writer:
         with contextlib.ExitStack() as stack:
             large = None
             for part in parts:
+                self.flush_if_due()  # so that earlier files do not wait for a long one
                 tables += self._tables(file, stat, kind, part)
                 pairs += len(part.times)
                 if sum(map(len, tables)) >= MOST_VECTORS:
                     # It gets a shard of its own, so memory does not grow with its length.
+                    self.flush()  # before it, for two shards at a time would have one name
                     large = large or stack.enter_context(self._shard())
                     large(tables)
                     tables = []
@@ -179,18 +181,21 @@ class Writer:
                 large(tables)
                 tables = []
         self._waiting += tables
+        self.flush_if_due()
+        return pairs
+
+    def flush_if_due(self) -> None:
+        """Writes what is waiting if it is much or has waited for long."""
         full = sum(map(len, self._waiting)) >= MOST_VECTORS
         if full or time.monotonic() - self._written >= SECONDS:
             self.flush()
-        return pairs
 
     def flush(self) -> None:
         """Writes what is waiting."""
         if self._waiting:
             with self._shard() as write:
                 write(self._waiting)
-        self._waiting = []
-        self._written = time.monotonic()
+        self._waiting, self._written = [], time.monotonic()
 
     def _tables(self, file: str, stat: Stat, kind: str, part: Embedded) -> list[pa.Table]:
         found = []
