@@ -399,6 +399,33 @@ def test_a_shortlist_is_not_of_a_shard_that_was_replaced_by_one_of_its_size(tmp_
     assert graph.read_bytes() != before
 
 
+@pytest.mark.parametrize("around", [0.01, 0.8])  # of a still picture, and of one that changes
+@pytest.mark.parametrize("modality", ["audio", "visual"])
+def test_long_files_do_not_fill_the_shortlist(tmp_path, modality, around):
+    """Lectures of five minutes have more vectors near a query than are looked for at first."""
+    rng = np.random.default_rng(0)
+    centres = similarity.unit(rng.standard_normal((30, 64)))
+    index = made_up.synthetic_index(tmp_path / "index", 300, 64, centres)
+    writer, nothing = indexes.Writer(index), np.zeros(500, np.float32)
+
+    def near(count, noise):
+        rows = centres[0] + noise / 8 * rng.standard_normal((count, 64))
+        return similarity.unit(rows).astype(np.float32)
+
+    for name in ("lecture.mp4", "another.mp4"):
+        sides = near(500, around), near(500, around)
+        lecture = made_up.Embedded(0.625 * np.arange(500), *sides, nothing)
+        writer.add(name, indexes.Stat(1, 1), "video", [lecture])
+    writer.flush()
+    sides = {"audio": None, "visual": None, modality: near(16, 0.05)}
+    query = made_up.Embedded(0.625 * np.arange(16), **sides, padded=nothing[:16])
+    for top in (1, 10):
+        names = approximate.shortlist(index, query, top)
+        found = nearest.search(index, query, top, 1.0, among=names).clips
+        exact = nearest.search(index, query, top, 1.0).clips
+        assert len(found) == top and found[0].file == exact[0].file
+
+
 def test_the_page_plays_the_moments(built, model, media, tmp_path):
     odd = tmp_path / "a <b> & 'c'.wav"
     soundfile.write(odd, noise(2, seed=5), 16_000)

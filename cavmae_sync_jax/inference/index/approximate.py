@@ -27,11 +27,15 @@ FOLDER, MANIFEST = "approximate", "made_of.json"
 # With more of both, a search finds more and takes longer. benchmarks.inference.nearest measures it.
 KIND, EFFORT = "HNSW24_SQfp16", 256
 WIDTH = 40  # vectors that are looked for, per file that is wanted
+WIDER = (1, 4, 16, 64, 256)  # times as many, until they are of enough files
 BLOCK = 4096  # vectors that are added between two steps of the bar
 
 
 def shortlist(index: Index, query: Embedded, top: int) -> list[str]:
     """Files that are near a query in one way or another: a few dozen for each that is wanted.
+
+    They are fewer where long files have most of the nearest vectors. Then vectors are looked for
+    until they are of as many files as are wanted, as far as the graph leads to them.
 
     The graphs are built first if they are not there or the index has grown since.
 
@@ -56,13 +60,18 @@ def shortlist(index: Index, query: Embedded, top: int) -> list[str]:
         except RuntimeError as error:
             raise UserError(f"{place} is damaged: delete {folder} and search again") from error
         library.ParameterSpace().set_index_parameter(graph, "efSearch", EFFORT)
-        count = min(WIDTH * top, graph.ntotal)
         # The mean finds what fits on the whole, and each pair what fits at a moment.
         asked = np.concatenate([unit(vectors.mean(axis=0, keepdims=True)), vectors])
-        _, found = graph.search(asked.astype(np.float32), count)
-        keys = np.unique(found[found >= 0])
         names = pq.read_table(folder / f"{theirs}.parquet")["file"]
-        files |= dict.fromkeys(names.take(pa.array(keys)).unique().to_pylist())
+        near, wanted = [], min(top, len(names.unique()))
+        for wider in WIDER:  # a long file may have all of the nearest vectors
+            count = min(wider * WIDTH * top, graph.ntotal)
+            _, found = graph.search(asked.astype(np.float32), count)
+            keys = np.unique(found[found >= 0])
+            near = names.take(pa.array(keys)).unique().to_pylist()
+            if len(near) >= wanted:
+                break
+        files |= dict.fromkeys(near)
     return list(files)
 
 
