@@ -337,6 +337,26 @@ def test_percentiles_are_among_videos_where_most_files_are_pictures(tmp_path):
         assert hit.percentile == pytest.approx(place)
 
 
+@pytest.mark.parametrize("name", ["link.mp4", "folder/0000002.mp4", "hard.mp4"])
+def test_the_querys_file_by_another_name_is_no_other_clip(tmp_path, monkeypatch, name):
+    rng = np.random.default_rng(0)
+    index = made_up.synthetic_index(tmp_path / "index", 6, 8, rng.standard_normal((3, 8)))
+    monkeypatch.chdir(tmp_path)
+    sounds = index.vectors("audio")
+    for file in sounds.files:
+        (tmp_path / file).touch()
+    (tmp_path / "link.mp4").symlink_to(tmp_path / sounds.files[2])
+    (tmp_path / "folder").symlink_to(tmp_path)
+    (tmp_path / "hard.mp4").hardlink_to(tmp_path / sounds.files[2])
+    query = sounds.vectors[sounds.rows(2)]
+    asked = made_up.Embedded(np.arange(len(query)), query, None, np.zeros(len(query), np.float32))
+    with_it, without, linked = (
+        nearest.search(index, asked, 6, 1.0, own=own).clips
+        for own in (None, sounds.files[2], str(tmp_path / name))
+    )
+    assert linked == without != with_it
+
+
 @pytest.mark.parametrize("kind", ["sound", "video"])
 def test_an_approximate_search_compares_its_shortlist_exactly(built, model, media, kind):
     sound, video = media / "deeper" / "sound.wav", media / "2.mp4"

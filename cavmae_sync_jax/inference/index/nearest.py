@@ -4,7 +4,9 @@ Sounds are compared with pictures, as the model was trained, and never with soun
 compared both ways, and the mean of both is used.
 """
 
+import contextlib
 import itertools
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -63,7 +65,7 @@ def search(
       top: how many of each.
       apart: seconds that moments of one file are apart at least.
       among: the files to look at; None is all. Percentiles are taken among these.
-      own: the query's file, which is no other clip even if the index holds it.
+      own: the query's file, which is no other clip even if the index holds it by any name.
 
     Raises:
       UserError: if the index holds nothing that the query could be compared with.
@@ -84,7 +86,8 @@ def search(
         raise UserError(f"{index.directory} holds no videos, which a video is compared with")
     # Of the files that are found, only videos could have asked.
     facts = zip(side.files, side.kinds, known, strict=True)
-    chosen = _chosen([n for n, kind, there in facts if there and kind == "video" and n != own])
+    videos = [n for n, kind, there in facts if there and kind == "video" and n != own]
+    chosen = [name for name in _chosen(videos) if own is None or not _is_same(name, own)]
     others = {m: read(m, chosen) for m in asked}
     places = {m: {name: i for i, name in enumerate(one.files)} for m, one in sides.items()}
     hits = []
@@ -161,6 +164,13 @@ def _chosen(files: Sequence[str]) -> list[str]:
     if not files:
         return []
     return [files[i] for i in np.unique(np.linspace(0, len(files) - 1, OTHERS).astype(int))]
+
+
+def _is_same(file: str, own: str) -> bool:
+    """Whether two names are of one file, such as by way of a link."""
+    with contextlib.suppress(OSError):  # one of them is gone
+        return os.path.samefile(file, own)
+    return False
 
 
 def _of_others(
