@@ -119,7 +119,8 @@ def run(
     }
     folder = pathlib.Path(cli.make_folder(output))
     (folder / "search.json").write_text(json.dumps(result, indent=2) + "\n")
-    (folder / "search.html").write_text(_page(kind, file, found, window_of(model), folder))
+    page = _page(kind, file, found, window_of(model), folder)
+    (folder / "search.html").write_text(page, encoding="utf-8")  # as it says of itself
     return result
 
 

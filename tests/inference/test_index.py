@@ -2,6 +2,7 @@
 
 import errno
 import json
+import locale
 import os
 import shutil
 import signal
@@ -461,6 +462,20 @@ def test_the_page_plays_the_moments(built, model, media, tmp_path):
     assert "percentile" in search.format_table(result).splitlines()[0]
     result["clips"][0] |= {"time": 59.97}
     assert "  1:00.0  " in search.format_table(result).splitlines()[1]
+
+
+def test_the_page_is_utf_8_in_any_locale(built, model, media, tmp_path):
+    """A locale such as en_US of ISO 8859-1 lacks some of the page's signs."""
+    named = tmp_path / "h\u00f6rt \u266a.wav"
+    shutil.copy(media / "deeper" / "sound.wav", named)
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        search.run(model, built, "sound", str(named), tmp_path / "out", top=3)
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    page = (tmp_path / "out" / "search.html").read_bytes().decode("utf-8")
+    assert '<meta charset="utf-8">' in page and "<h1>Nearest to h\u00f6rt \u266a.wav</h1>" in page
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
