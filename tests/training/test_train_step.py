@@ -81,11 +81,13 @@ def test_noise_and_time_shift_are_drawn_anew_and_only_if_asked_for(samples):
 @pytest.fixture(scope="module")
 def step():
     """A model in float32, its parameters, and the loss of a batch's step 3 with its gradients."""
-    config = tiny.config(model__depth=1, loss__contrast_weight=0.5, loss__reconstruction_weight=3.0)
+    weights = {"loss__contrast_weight": 0.5, "loss__reconstruction_weight": 3.0}
+    sizes = {"model__depth": 1, "model__decoder_depth": 1, "model__remat": "none"}
+    config = tiny.config(mask__ratios=(0.75,), **sizes, **weights)
     module = cavmae_sync.from_config(config.model)
     rng = np.random.default_rng(0)
     batch = {
-        AUDIO: jnp.asarray(rng.normal(-5, 4, (8, *module.raw_shape(AUDIO))), jnp.float32),
+        AUDIO: jnp.asarray(rng.normal(-5, 4, (8, *module.raw_shape(AUDIO))), jnp.float16),
         VISUAL: jnp.asarray(rng.integers(0, 256, (8, *module.raw_shape(VISUAL)), np.uint8)),
     }
 
@@ -126,6 +128,27 @@ def test_microbatches_change_neither_loss_nor_gradient(step):
     assert others == pytest.approx({k: float(v) for k, v in scalars.items()}, rel=1e-5)
     for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_compiled_step_descends_the_gradient(step):
+    config, module, params, batch, run = step
+    with config.unlocked():
+        config.microbatches = 1
+    mesh, optimizer = sharding.make_mesh(devices=jax.devices()[:1]), optax.sgd(1.0)
+    # The state is given away, so it holds copies.
+    state = jax.tree.map(jnp.copy, train_step.init_state(module, optimizer, jax.random.key(1)))
+    assert int(state.step) == 0 and jax.tree.structure(state.params) == jax.tree.structure(params)
+    state = state.replace(step=jnp.int32(3), params=jax.tree.map(jnp.copy, params))
+    state = jax.device_put(state, sharding.state_shardings(state, mesh))
+    program = train_step.lowered(module, optimizer, config, mesh).compile()
+    after, found = program(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
+    assert jax.tree.leaves(state.params)[0].is_deleted() and int(after.step) == 4
+    scalars, grads = run(params, 1)
+    expected = {name: float(value) for name, value in scalars.items()}
+    norm = float(optax.global_norm(grads))
+    assert found == pytest.approx(expected | {"grad_norm": norm, "update_norm": norm}, rel=1e-4)
+    for old, new, grad in zip(*map(jax.tree.leaves, (params, after.params, grads)), strict=True):
+        np.testing.assert_allclose(old - new, grad, rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_reconstructed_is_masked_and_what_is_seen_is_kept(step, monkeypatch):
