@@ -6,6 +6,7 @@ dataset says what sounds, its pixels are tinted, and a bar above the log-mel nam
 """
 
 import bisect
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -267,6 +269,12 @@ def _decode(data: bytes, kind: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data), formats=[kind]))
 
 
+@functools.cache
+def _renderer(dpi: float) -> RendererAgg:
+    """What measures texts. Without one, each text gets one of the page's size, which stays."""
+    return RendererAgg(1, 1, dpi)
+
+
 def _fit(written: Text, text: str, inches: float, *, tail: bool = False) -> None:
     """Writes text on one line; what is too wide loses its end, or with `tail` its middle."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)
@@ -276,7 +284,7 @@ def _fit(written: Text, text: str, inches: float, *, tail: bool = False) -> None
         head = (kept + 1) // 2 if tail else kept
         cut = "" if kept == len(text) else _CUT
         written.set_text(text[:head] + cut + text[len(text) - kept + head :])
-        return written.get_window_extent().width / dpi
+        return written.get_window_extent(_renderer(float(dpi))).width / dpi
 
     if width(len(text)) > inches:
         most = bisect.bisect_right(range(len(text)), inches, key=width) - 1
