@@ -243,7 +243,7 @@ class Ablation:
         result |= {"failed": self.failed, "version": cli.version()}
         text, picture = rendering.markdown(result), rendering.picture(result)
         command = f"python -m cavmae_sync_jax.ablate {shlex.join(sys.argv[1:])}"
-        html = page.page(self.plan, self.workdir, result, picture, command)
+        html = page.page(self.sources, result, picture, command)
         stem = f"table_{result['table']}"
         atomic.write(self.workdir / f"{stem}.json", json.dumps(result, indent=2) + "\n")
         atomic.write(self.workdir / f"{stem}.md", text)

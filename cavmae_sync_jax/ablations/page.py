@@ -9,6 +9,7 @@ from cavmae_sync_jax.ablations import rendering
 from cavmae_sync_jax.ablations import scores as ablation_scores
 from cavmae_sync_jax.ablations.folders import Folder
 from cavmae_sync_jax.ablations.plan import Plan
+from cavmae_sync_jax.ablations.scores import Sources
 from cavmae_sync_jax.evals.report import curves, markup
 from cavmae_sync_jax.evals.report.markup import Node, node
 
@@ -17,8 +18,7 @@ DRAWN = ("retrieval", "segmentation", "probe", "tokens", "temporal", "reconstruc
 
 
 def page(
-    plan: Plan,
-    workdir: epath.PathLike,
+    sources: Sources,
     result: Mapping[str, Any],
     picture: bytes | None,
     command: str,
@@ -26,12 +26,12 @@ def page(
     """The page, which needs no other file.
 
     Args:
-      plan: of the table.
-      workdir: of the ablation.
+      sources: of the table's scores and pictures.
       result: of `scores.collect`.
       picture: of `rendering.picture`.
       command: the command line that it comes from.
     """
+    plan, workdir = sources.plan, sources.workdir
     sections: dict[str, tuple[str, list[Node]]] = {
         "table": ("Scores", [_scores(result), *map(_note, rendering.notes(result))])
     }
@@ -46,7 +46,7 @@ def page(
         sections["claims"] = ("Claims", [markup.table(rendering.CLAIMS_HEAD, rows)])
     if found := _curves(plan, workdir):
         sections["curves"] = ("Training curves of all rows", found)
-    for name, nodes in _pictures(plan, workdir):
+    for name, nodes in _pictures(sources):
         sections[f"pictures-{name}"] = (f"Side by side: {name}", nodes)
     sections["runs"] = ("Trainings", _trainings(plan, workdir, command))
     return markup.document(f"CAV-MAE Sync: {result['title']}", sections)
@@ -111,16 +111,20 @@ def _names_so_far(plan: Plan, row_name: str) -> Iterator[list[str]]:
         yield [plan.of_row[row.name, seed] for seed in plan.seeds]
 
 
-def _pictures(plan: Plan, workdir: epath.PathLike) -> Iterator[tuple[str, list[Node]]]:
-    seed = plan.seeds[0]
+def _pictures(sources: Sources) -> Iterator[tuple[str, list[Node]]]:
+    """The pictures of the evaluations that count; others may lie in the same folders."""
+    plan, seed = sources.plan, sources.plan.seeds[0]
     for name in DRAWN:
         figures: dict[str, Node] = {}
         for row in plan.table.rows:
-            folder = Folder(workdir, plan.of_row[row.name, seed])
+            training = plan.trainings[plan.of_row[row.name, seed]]
+            folder = Folder(sources.workdir, training.name)
             for column in plan.table.columns:
                 spec = plan.evaluation_of(row, column)
                 path = folder.output(spec) / f"{folder.stem(spec)}.png"
                 if spec.evaluation != name or str(path) in figures or not path.exists():
+                    continue
+                if not sources.counts(training, spec):
                     continue
                 title = f"{row.title}, seed {seed}, {spec.folder}"
                 shown = [(title, path.read_bytes())]

@@ -144,10 +144,27 @@ def test_a_probe_of_one_stream_has_files_of_its_own_name(tmp_path, dataset_dir, 
     (spec,) = ablation.plan.trainings["unchanged-seed0"].evaluations
     assert folder.stem(spec) == (file or "probe_visual")
     assert folder.result(spec) == made.get(file)
-    found = dict(page._pictures(ablation.plan, ablation.workdir)).values()
+    found = dict(page._pictures(ablation.sources)).values()
     pictures = "".join(ElementTree.tostring(one, "unicode") for nodes in found for one in nodes)
     shown = {name: base64.b64encode(HEAD_OF_PNG + name.encode()).decode() for name in made}
     assert [name for name in made if shown[name] in pictures] == [file] * (file is not None)
+
+
+@pytest.mark.parametrize(
+    ("column", "settings", "row"),
+    [
+        ("retrieval/visual_to_audio/R1", {"retrieval": {"strategies": ["mean"]}}, "demo"),
+        ("probe/mAP", {}, "demo,cached,audio"),
+    ],
+)
+def test_pictures_of_other_settings_are_not_shown(tmp_path, dataset_dir, column, settings, row):
+    text = f"ROWS = {{'a': {{}}}}\nCOLUMNS = [{column!r}]\nSETTINGS = "
+    before = ablation_of(tmp_path, f"{text} {{}}", dataset_dir)
+    finish(before, {"retrieval": {}, "probe": {}, "probe_audio": {}})
+    now = ablation_of(tmp_path, f"{text} {settings}", dataset_dir, probe=f"configs/probe.py:{row}")
+    shown = [dict(page._pictures(ablation.sources)) for ablation in (before, now)]
+    assert [list(pictures) for pictures in shown] == [[column.split("/")[0]], []]
+    assert scores.missing(now.sources) == ["unchanged-seed0"]
 
 
 @pytest.mark.parametrize("title", ["w/o registers", "a|b", "gs://x", "λ/2 | 4"])
@@ -157,7 +174,7 @@ def test_a_rows_title_is_whole_wherever_it_stands(tmp_path, dataset_dir, title):
     ablation = ablation_of(tmp_path, f"{text}\nCLAIMS = [{claim}]", dataset_dir)
     found = {"scores": {"diagonal_mean": {"visual_to_audio": {"R1": 0.75}}}}
     finish(ablation, {"retrieval": found})
-    ((_, (beside,)),) = page._pictures(ablation.plan, ablation.workdir)
+    ((_, (beside,)),) = page._pictures(ablation.sources)
     (caption,) = beside.iter("figcaption")
     assert caption.text == f"{title}, seed 0, retrieval: what the evaluation drew."
     lines = rendering.markdown(scores.collect(ablation.sources, {}, {}, [])).splitlines()
