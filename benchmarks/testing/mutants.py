@@ -31,6 +31,7 @@ MODULES = {
     "training/losses": ("tests/training/test_losses.py",),
     "training/optim": ("tests/training/test_optim.py",),
     "training/train_step": ("tests/training/test_train_step.py",),
+    "training/probing": ("tests/evals/test_probe.py",),
     "models/masking": ("tests/models/test_masking.py",),
     "media/audio": ("tests/media/test_audio.py",),
     "data/pair_spec": (PREPARED,),
