@@ -151,6 +151,16 @@ def test_a_compiled_step_descends_the_gradient(step):
         np.testing.assert_allclose(old - new, grad, rtol=1e-3, atol=1e-4)
 
 
+def test_a_batch_comes_split_over_the_devices(step):
+    _, module, _, _, _ = step
+    mesh = sharding.make_mesh(4, 2)
+    batch = train_step.abstract_batch(module, 16, mesh)
+    expected = {AUDIO: ((16, 96, 128), jnp.float16), VISUAL: ((16, 32, 32, 3), jnp.uint8)}
+    assert {m: (x.shape, x.dtype) for m, x in batch.items()} == expected
+    assert all(x.sharding == sharding.batch_sharding(mesh) for x in batch.values())
+    assert batch[VISUAL].sharding.shard_shape(batch[VISUAL].shape) == (2, 32, 32, 3)
+
+
 def test_what_is_reconstructed_is_masked_and_what_is_seen_is_kept(step, monkeypatch):
     config, module, params, batch, _ = step
     samples = train_step._samples(module, config, batch, jnp.int32(3), 0.75)
